@@ -1,0 +1,20 @@
+//! Operations of the MiniMax-M1 family, each in a folder of its own: what it computes (`mod.rs`), plain f64
+//! loops that say so exactly (`reference.rs`), the CPU form (`cpu.rs`) and tests that hold the two together.
+//!
+//! [`device::cpu::Cpu`] is what operations run on. Instruction sets are chosen at run time; results do not
+//! depend on how rows are batched, how sequences are split into steps, or how many threads there are.
+//!
+//! This crate knows tensors and nothing of models, files or requests. It is the only crate but for the file
+//! mapping of checkpoints that contains `unsafe` code.
+
+pub mod device;
+pub mod embed;
+pub mod lightning;
+pub mod matmul;
+pub mod moe;
+pub mod norm;
+pub mod rope;
+pub mod sample;
+pub mod softmax_attention;
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,65 @@
+//! bf16 products with AVX-512's `vdpbf16ps`.
+#![cfg(target_arch = "x86_64")]
+
+use std::arch::x86_64::*;
+
+use super::PANEL;
+use super::cpu::{Product, Task, Tile};
+use crate::device::cpu::simd::Avx512;
+
+/// Runs one task.
+///
+/// # Safety
+/// The machine has avx512bf16; rows are packed as pairs and weights are bf16, both of one width.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn run(task: &Task<'_>) {
+    // SAFETY: by the caller's promise.
+    unsafe { task.for_tiles::<Avx512>(&PairProduct { pairs: task.matrix.k_padded() / 2 }) }
+}
+
+struct PairProduct {
+    pairs: usize,
+}
+
+impl Product for PairProduct {
+    #[inline(always)]
+    unsafe fn tile(&self, block: &[u32], m: usize, panel: *const u8, tile: &mut Tile) {
+        let a = block.as_ptr().cast::<i32>();
+        macro_rules! tile {
+            ($($m:literal),*) => {
+                match m {
+                    // SAFETY: the block holds [pairs, m] pairs, the panel [pairs, 32] of them.
+                    $($m => unsafe { product::<$m>(self.pairs, a, panel, tile) },)*
+                    _ => unreachable!("blocks of {m} rows"),
+                }
+            };
+        }
+        tile!(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12);
+    }
+}
+
+/// `tile[M, 32] = a[pairs, M] · b[pairs, 32]`, each product that of two bf16 pairs.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn product<const M: usize>(pairs: usize, a: *const i32, b: *const u8, tile: &mut Tile) {
+    let mut sums = [[_mm512_setzero_ps(); 2]; M];
+    // SAFETY: the caller gives blocks of these sizes; vectors of 32-bit pairs and of bf16 are the same bits.
+    unsafe {
+        let (mut a, mut b) = (a, b.cast::<i32>());
+        for _ in 0..pairs {
+            let b0 = std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.cast()));
+            let b1 = std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.add(16).cast()));
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let x = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(a.add(r).read()));
+                *sum = [_mm512_dpbf16_ps(sum[0], b0, x), _mm512_dpbf16_ps(sum[1], b1, x)];
+            }
+            a = a.add(M);
+            b = b.add(PANEL);
+        }
+        for (r, [left, right]) in sums.iter().enumerate() {
+            let out = tile.0.as_mut_ptr().add(r * PANEL);
+            _mm512_storeu_ps(out, *left);
+            _mm512_storeu_ps(out.add(16), *right);
+        }
+    }
+}

@@ -1,0 +1,406 @@
+//! Layouts of packed weights and packed rows.
+
+use half::f16;
+
+use super::{Compute, K_STEP, PANEL};
+use crate::device::cpu::simd::{bf16_to_f32, f32_to_bf16};
+use crate::device::cpu::{AlignedBuffer, Cpu, Isa, SharedMut};
+
+/// Number format of packed weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Element {
+    /// 4 bytes.
+    F32,
+    /// 2 bytes.
+    Bf16,
+}
+
+/// Number format of weights as they lie in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// IEEE single precision.
+    F32,
+    /// The upper half of an f32.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl Stored {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+
+    /// Element `i` of little-endian `data`, widened to f32.
+    #[inline]
+    pub fn read(self, data: &[u8], i: usize) -> f32 {
+        let half = || u16::from_le_bytes([data[2 * i], data[2 * i + 1]]);
+        match self {
+            Self::F32 => f32::from_le_bytes([data[4 * i], data[4 * i + 1], data[4 * i + 2], data[4 * i + 3]]),
+            Self::Bf16 => bf16_to_f32(half()),
+            Self::F16 => f16::from_bits(half()).to_f32(),
+        }
+    }
+}
+
+/// A row-major matrix as it lies in a file: little endian, of any alignment.
+#[derive(Clone, Copy)]
+pub struct RowMajor<'a> {
+    /// Format of its elements.
+    pub stored: Stored,
+    /// Rows, which are outputs of a product.
+    pub rows: usize,
+    /// Columns, which are inputs.
+    pub cols: usize,
+    /// `rows * cols` elements.
+    pub data: &'a [u8],
+}
+
+enum Data {
+    F32(AlignedBuffer<f32>),
+    Bf16(AlignedBuffer<u16>),
+}
+
+/// Weights in panels of [`PANEL`] outputs: f32 as `[panel, K, 32]`, bf16 as `[panel, K / 2, 32, 2]`.
+pub struct PackedMatrix {
+    outputs: usize,
+    k: usize,
+    data: Data,
+}
+
+impl PackedMatrix {
+    /// A matrix of zeros, `[outputs, k]`.
+    pub fn zeroed(outputs: usize, k: usize, element: Element) -> Self {
+        let len = outputs.div_ceil(PANEL) * PANEL * k.next_multiple_of(K_STEP);
+        let data = match element {
+            Element::F32 => Data::F32(AlignedBuffer::zeroed(len)),
+            Element::Bf16 => Data::Bf16(AlignedBuffer::zeroed(len)),
+        };
+        Self { outputs, k, data }
+    }
+
+    /// Packs a whole matrix.
+    pub fn pack(cpu: &Cpu, source: RowMajor<'_>, element: Element) -> Self {
+        let mut packed = Self::zeroed(source.rows, source.cols, element);
+        packed.fill(cpu, source, |row| row);
+        packed
+    }
+
+    /// A matrix for [`super::Output::GateUp`]: panels of the gate and of the up projection in turn.
+    pub fn pack_gate_up(cpu: &Cpu, gate: RowMajor<'_>, up: RowMajor<'_>, element: Element) -> Self {
+        let mut packed = Self::zeroed(2 * gate.rows.next_multiple_of(PANEL), gate.cols, element);
+        packed.fill(cpu, gate, |row| row / PANEL * (2 * PANEL) + row % PANEL);
+        packed.fill(cpu, up, |row| row / PANEL * (2 * PANEL) + PANEL + row % PANEL);
+        packed
+    }
+
+    /// Copies the rows of `source` to the outputs that `place` gives them; `place` maps no two rows to one.
+    ///
+    /// # Panics
+    /// When an output is out of range, or the width is another.
+    pub fn fill(&mut self, cpu: &Cpu, source: RowMajor<'_>, place: impl Fn(usize) -> usize + Sync) {
+        assert_eq!(source.cols, self.k, "width of the source");
+        assert_eq!(
+            source.data.len(),
+            source.rows * source.cols * source.stored.bytes(),
+            "size of the source"
+        );
+        let (k, k_padded, outputs) = (self.k, self.k_padded(), self.outputs);
+        let row_bytes = k * source.stored.bytes();
+        let position = |row: usize| {
+            let output = place(row);
+            assert!(output < outputs, "output {output} of {outputs}");
+            (output / PANEL * PANEL * k_padded, output % PANEL)
+        };
+        let (stored, data) = (source.stored, source.data);
+        // SAFETY (both writes below): every row has its own column of its own panel, so that no element is
+        // written twice, and indices stay below the panel's `PANEL * k_padded` elements.
+        match &mut self.data {
+            Data::F32(packed) => {
+                let packed = SharedMut::new(packed);
+                cpu.for_rows(source.rows, PANEL, |rows| {
+                    for row in rows {
+                        let (panel, column) = position(row);
+                        let bytes = &data[row * row_bytes..][..row_bytes];
+                        for i in 0..k {
+                            let at = panel + i * PANEL + column;
+                            debug_assert!(at < packed.len());
+                            // SAFETY: see above.
+                            unsafe { *packed.as_mut_ptr().add(at) = stored.read(bytes, i) };
+                        }
+                    }
+                });
+            }
+            Data::Bf16(packed) => {
+                let packed = SharedMut::new(packed);
+                cpu.for_rows(source.rows, PANEL, |rows| {
+                    for row in rows {
+                        let (panel, column) = position(row);
+                        let bytes = &data[row * row_bytes..][..row_bytes];
+                        for i in 0..k {
+                            let at = panel + (i / 2 * PANEL + column) * 2 + i % 2;
+                            debug_assert!(at < packed.len());
+                            let value = match stored {
+                                Stored::Bf16 => u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]),
+                                _ => f32_to_bf16(stored.read(bytes, i)),
+                            };
+                            // SAFETY: see above.
+                            unsafe { *packed.as_mut_ptr().add(at) = value };
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    /// Outputs, `N`.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Inputs, `K`.
+    pub fn inputs(&self) -> usize {
+        self.k
+    }
+
+    /// Number format.
+    pub fn element(&self) -> Element {
+        match self.data {
+            Data::F32(_) => Element::F32,
+            Data::Bf16(_) => Element::Bf16,
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match &self.data {
+            Data::F32(data) => data.bytes(),
+            Data::Bf16(data) => data.bytes(),
+        }
+    }
+
+    pub(super) fn k_padded(&self) -> usize {
+        self.k.next_multiple_of(K_STEP)
+    }
+
+    pub(super) fn panels(&self) -> usize {
+        self.outputs.div_ceil(PANEL)
+    }
+
+    /// Bytes from one panel to the next.
+    pub(super) fn panel_bytes(&self) -> usize {
+        let size = match self.element() {
+            Element::F32 => 4,
+            Element::Bf16 => 2,
+        };
+        PANEL * self.k_padded() * size
+    }
+
+    pub(super) fn panel(&self, panel: usize) -> *const u8 {
+        assert!(panel < self.panels());
+        let start = match &self.data {
+            Data::F32(data) => data.as_ptr().cast::<u8>(),
+            Data::Bf16(data) => data.as_ptr().cast::<u8>(),
+        };
+        // SAFETY: the buffer holds `panels` panels of that size.
+        unsafe { start.add(panel * self.panel_bytes()) }
+    }
+}
+
+/// How the rows of one block (at most [`Format::block_rows`] of them, `m` here) lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// f32, `[K, m]`.
+    F32,
+    /// Rounded to bf16 and widened again, `[K, m]`: bf16 products for machines without them.
+    RoundedF32,
+    /// Pairs of bf16, `[K / 2, m, 2]`.
+    Pairs,
+    /// AMX tiles of bf16, `[K / 32, m, 32]`.
+    Tiles,
+}
+
+impl Format {
+    pub(super) fn of(compute: Compute, isa: Isa) -> Self {
+        match (compute, isa) {
+            (Compute::F32, _) => Self::F32,
+            (Compute::Bf16, Isa::Amx) => Self::Tiles,
+            (Compute::Bf16, Isa::Avx512Bf16) => Self::Pairs,
+            (Compute::Bf16, _) => Self::RoundedF32,
+        }
+    }
+
+    /// Rows in a block, the unit of the inner kernels. The last block of a segment may have fewer.
+    pub(super) fn block_rows(self, isa: Isa) -> usize {
+        match self {
+            Self::Tiles => 16,
+            _ if isa >= Isa::Avx512 => 12,
+            _ => 4,
+        }
+    }
+
+    /// 32-bit words that a row takes.
+    fn row_words(self, k_padded: usize) -> usize {
+        match self {
+            Self::F32 | Self::RoundedF32 => k_padded,
+            Self::Pairs | Self::Tiles => k_padded / 2,
+        }
+    }
+}
+
+/// Activation rows, packed for products. Holds up to a fixed number of words; its width changes with each use.
+pub struct PackedRows {
+    pub(super) format: Format,
+    pub(super) isa: Isa,
+    pub(super) k: usize,
+    data: AlignedBuffer<u32>,
+}
+
+impl PackedRows {
+    /// Room for `rows` rows of up to `k` values for products in `compute`.
+    pub fn new(cpu: &Cpu, compute: Compute, rows: usize, k: usize) -> Self {
+        let format = Format::of(compute, cpu.isa());
+        let words = rows * format.row_words(k.next_multiple_of(K_STEP));
+        Self { format, isa: cpu.isa(), k, data: AlignedBuffer::zeroed(words) }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.data.bytes()
+    }
+
+    /// Packs rows of `x[_, k]`. Packed row `i` is row `source(i)` of `x`. Each segment starts a block of its own.
+    ///
+    /// # Panics
+    /// When the rows do not fit.
+    pub fn pack(
+        &mut self,
+        cpu: &Cpu,
+        x: &[f32],
+        k: usize,
+        segments: &[super::Segment],
+        source: impl Fn(usize) -> usize + Sync,
+    ) {
+        self.set_width(k, segments);
+        let (format, isa) = (self.format, self.isa);
+        let k_padded = k.next_multiple_of(K_STEP);
+        let block_rows = format.block_rows(isa);
+        let row_words = format.row_words(k_padded);
+        let data = SharedMut::new(&mut self.data);
+        for segment in segments {
+            cpu.for_rows(segment.rows, block_rows, |rows| {
+                let m = rows.len();
+                let first = segment.first + rows.start;
+                // SAFETY: blocks do not overlap.
+                let block = unsafe { data.slice(first * row_words, m * row_words) };
+                for r in 0..m {
+                    let row = &x[source(first + r) * k..][..k];
+                    format.pack_row(row, block, m, r);
+                }
+            });
+        }
+    }
+
+    /// Prepares for rows of width `k` that cover `segments`, without writing them.
+    pub(super) fn set_width(&mut self, k: usize, segments: &[super::Segment]) {
+        self.k = k;
+        let end = segments.iter().map(|segment| segment.first + segment.rows).max().unwrap_or(0);
+        assert!(
+            end * self.format.row_words(k.next_multiple_of(K_STEP)) <= self.data.len(),
+            "{end} rows of {k} values do not fit"
+        );
+    }
+
+    pub(super) fn block_rows(&self) -> usize {
+        self.format.block_rows(self.isa)
+    }
+
+    /// Words per packed row at the present width.
+    pub(super) fn row_words(&self) -> usize {
+        self.format.row_words(self.k.next_multiple_of(K_STEP))
+    }
+
+    /// The words of `m` rows from packed row `first` on.
+    pub(super) fn block(&self, first: usize, m: usize) -> &[u32] {
+        &self.data[first * self.row_words()..][..m * self.row_words()]
+    }
+
+    pub(super) fn shared(&mut self) -> SharedMut<'_, u32> {
+        SharedMut::new(&mut self.data)
+    }
+}
+
+impl Format {
+    /// Writes row `r` of the `m` rows of a block and zeros its padding.
+    fn pack_row(self, row: &[f32], block: &mut [u32], m: usize, r: usize) {
+        let padded = row.len().next_multiple_of(K_STEP);
+        match self {
+            Self::F32 => {
+                let zeros = std::iter::repeat_n(0.0, padded - row.len());
+                for (slot, value) in block[r..].iter_mut().step_by(m).zip(row.iter().copied().chain(zeros)) {
+                    *slot = value.to_bits();
+                }
+            }
+            Self::RoundedF32 => {
+                let zeros = std::iter::repeat_n(0.0, padded - row.len());
+                for (slot, value) in block[r..].iter_mut().step_by(m).zip(row.iter().copied().chain(zeros)) {
+                    *slot = u32::from(f32_to_bf16(value)) << 16;
+                }
+            }
+            Self::Pairs | Self::Tiles => {
+                for step in 0..padded / K_STEP {
+                    let start = step * K_STEP;
+                    let mut values = [0.0f32; K_STEP];
+                    let len = row.len().saturating_sub(start).min(K_STEP);
+                    values[..len].copy_from_slice(&row[start..start + len]);
+                    self.store_step(&values, block, m, r, step);
+                }
+            }
+        }
+    }
+
+    /// Writes values `32 * step..` of row `r` of a block of `m` rows.
+    #[inline(always)]
+    pub(super) fn store_step(
+        self,
+        values: &[f32; K_STEP],
+        block: &mut [u32],
+        m: usize,
+        r: usize,
+        step: usize,
+    ) {
+        match self {
+            Self::F32 => {
+                for (i, value) in values.iter().enumerate() {
+                    block[(step * K_STEP + i) * m + r] = value.to_bits();
+                }
+            }
+            Self::RoundedF32 => {
+                for (i, value) in values.iter().enumerate() {
+                    block[(step * K_STEP + i) * m + r] = u32::from(f32_to_bf16(*value)) << 16;
+                }
+            }
+            Self::Pairs => {
+                let pairs = to_pairs(values);
+                for (i, pair) in pairs.iter().enumerate() {
+                    block[(step * (K_STEP / 2) + i) * m + r] = *pair;
+                }
+            }
+            Self::Tiles => {
+                let at = (step * m + r) * (K_STEP / 2);
+                block[at..at + K_STEP / 2].copy_from_slice(&to_pairs(values));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn to_pairs(values: &[f32; K_STEP]) -> [u32; K_STEP / 2] {
+    std::array::from_fn(|i| {
+        u32::from(f32_to_bf16(values[2 * i])) | u32::from(f32_to_bf16(values[2 * i + 1])) << 16
+    })
+}

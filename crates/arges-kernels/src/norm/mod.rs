@@ -1,0 +1,11 @@
+//! RMS norms and the residual sums around them, row by row in f32.
+//!
+//! `rms_norm(x)_i = x_i / sqrt(mean(x^2) + eps) * weight_i`. Lightning attention's output is also multiplied by
+//! the sigmoid of a gate.
+
+mod cpu;
+pub mod reference;
+#[cfg(test)]
+mod tests;
+
+pub use cpu::{gated_rms_norm, residual, rms_norm};

@@ -1,0 +1,117 @@
+//! Rotary position embedding on the first channels of a head, in rotate-half pairs `(i, i + rotary_dim / 2)`:
+//! `(x_i, x_j) -> (x_i cos a - x_j sin a, x_j cos a + x_i sin a)` with `a = position * theta^(-2i / rotary_dim)`.
+//!
+//! Frequencies and angles are rounded to f32, as the official code's tables are: at long contexts the rounding
+//! of the angle is part of what a model was trained with.
+
+pub mod reference;
+
+use crate::device::cpu::{Cpu, SharedMut};
+
+/// Rotation frequencies of one model.
+pub struct Frequencies(Vec<f32>);
+
+impl Frequencies {
+    /// `theta^(-2i / rotary_dim)` for every pair `i`.
+    pub fn new(theta: f64, rotary_dim: usize) -> Self {
+        Self(
+            (0..rotary_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / rotary_dim as f64) as f32).collect(),
+        )
+    }
+}
+
+/// Cosines and sines for the rows of one step.
+pub struct Angles {
+    /// For each row, `[cos, sin]` of every pair.
+    table: Vec<f32>,
+    row_len: usize,
+}
+
+impl Angles {
+    /// Room for `rows` rows.
+    pub fn new(rows: usize, rotary_dim: usize) -> Self {
+        Self { table: vec![0.0; rows * rotary_dim], row_len: rotary_dim }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.table)
+    }
+
+    /// Computes the angles of `rows` rows; row `r` is at `position(r)`.
+    pub fn fill(
+        &mut self,
+        cpu: &Cpu,
+        frequencies: &Frequencies,
+        rows: usize,
+        position: impl Fn(usize) -> usize + Sync,
+    ) {
+        let row_len = self.row_len;
+        assert_eq!(2 * frequencies.0.len(), row_len, "rotated channels");
+        let table = SharedMut::new(&mut self.table);
+        cpu.for_rows(rows, 32, |rows| {
+            for row in rows {
+                // SAFETY: rows do not overlap.
+                let (cos, sin) = unsafe { table.slice(row * row_len, row_len) }.split_at_mut(row_len / 2);
+                for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&frequencies.0) {
+                    let angle = f64::from(position(row) as f32 * frequency);
+                    (*sin, *cos) = (angle.sin() as f32, angle.cos() as f32);
+                }
+            }
+        });
+    }
+
+    /// Cosines and sines of a row, `[cos, sin]`.
+    pub(crate) fn row(&self, row: usize) -> &[f32] {
+        &self.table[row * self.row_len..][..self.row_len]
+    }
+}
+
+/// Rotates one head and hands every channel to `put(channel, value)`.
+#[inline(always)]
+pub(crate) fn rotate(x: &[f32], angles: &[f32], mut put: impl FnMut(usize, f32)) {
+    let half = angles.len() / 2;
+    let (cos, sin) = angles.split_at(half);
+    for i in 0..half {
+        let (a, b) = (x[i], x[i + half]);
+        put(i, a * cos[i] - b * sin[i]);
+        put(i + half, b * cos[i] + a * sin[i]);
+    }
+    for (i, x) in x.iter().enumerate().skip(2 * half) {
+        put(i, *x);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::cpu::CpuOptions;
+    use crate::testing::{Random, widen};
+
+    #[test]
+    fn rotation_agrees_with_the_reference_and_leaves_the_other_channels_alone() {
+        let cpu = Cpu::new(CpuOptions::default()).unwrap();
+        let mut angles = Angles::new(3, 12);
+        let positions = [0, 1, 777];
+        angles.fill(&cpu, &Frequencies::new(1e7, 12), 3, |row| positions[row]);
+        let x = Random::new(1).normal(20);
+        for (row, position) in positions.into_iter().enumerate() {
+            let mut got = vec![0.0; 20];
+            rotate(&x, angles.row(row), |c, value| got[c] = value);
+            for (got, expected) in got.iter().zip(reference::rotate(&widen(&x), position, 1e7, 12)) {
+                assert!((f64::from(*got) - expected).abs() < 1e-4, "position {position}");
+            }
+            assert_eq!(got[12..], x[12..]);
+        }
+    }
+
+    #[test]
+    fn angles_are_products_rounded_to_f32_as_in_the_official_tables() {
+        let cpu = Cpu::new(CpuOptions::default()).unwrap();
+        let mut angles = Angles::new(1, 4);
+        angles.fill(&cpu, &Frequencies::new(1e7, 4), 1, |_| 1_000_003);
+        let frequency = (1e7f64).powf(-0.5) as f32;
+        let expected = f64::from(1_000_003.0f32 * frequency).cos() as f32;
+        assert_eq!(angles.row(0)[1], expected);
+    }
+}

@@ -1,0 +1,41 @@
+//! What the tests of several operations need.
+
+use crate::device::cpu::simd::{bf16_to_f32, f32_to_bf16};
+
+/// A small generator of test data (SplitMix64).
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn uniform(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Values of mean 0 and standard deviation 1 (the sum of 12 uniform ones).
+    pub fn normal(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| ((0..12).map(|_| self.uniform()).sum::<f64>() - 6.0) as f32).collect()
+    }
+}
+
+pub fn widen(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(*x)).collect()
+}
+
+pub fn bytes_of(x: &[f32]) -> Vec<u8> {
+    x.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+pub fn bf16_round(x: &[f32]) -> Vec<f32> {
+    x.iter().map(|x| bf16_to_f32(f32_to_bf16(*x))).collect()
+}
