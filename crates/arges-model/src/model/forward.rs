@@ -1,0 +1,341 @@
+//! The forward pass: one function for prefill, pieces of it, decode, scoring and mixtures.
+
+use std::slice::from_ref;
+
+use arges_kernels::lightning::{self, lightning_attention};
+use arges_kernels::matmul::{Output, PackedRows, Segment, matmul};
+use arges_kernels::moe::{combine, mix_shared};
+use arges_kernels::norm::{gated_rms_norm, residual, rms_norm};
+use arges_kernels::softmax_attention::{self, softmax_attention};
+
+use super::workspace::ExpertBuffers;
+use super::{Attention, Layer, Model, SharedMlp, Workspace};
+use crate::batch::Batch;
+use crate::cache::{Cache, lightning_shape, softmax_shape};
+use crate::config::{AttentionKind, LIGHTNING_NORM_EPS, ResidualScale};
+
+/// A batch that cannot be run. Nothing has changed then.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ForwardError {
+    /// More tokens than the workspace was made for.
+    #[error("a step of {tokens} tokens is over the planned {planned}")]
+    TooManyTokens {
+        /// Tokens of the batch.
+        tokens: usize,
+        /// Tokens planned.
+        planned: usize,
+    },
+    /// More logits than the workspace was made for.
+    #[error("a step with logits for {rows} rows is over the planned {planned}")]
+    TooManyLogitRows {
+        /// Rows of the batch.
+        rows: usize,
+        /// Rows planned.
+        planned: usize,
+    },
+    /// A token id beyond the vocabulary.
+    #[error("token {token} is not in the vocabulary of {vocab_size}")]
+    UnknownToken {
+        /// The id.
+        token: u32,
+        /// Rows of the embedding.
+        vocab_size: usize,
+    },
+    /// The spans do not cover the tokens one after the other.
+    #[error("span {span} does not follow the one before it")]
+    BrokenSpans {
+        /// Its place in the batch.
+        span: usize,
+    },
+    /// A sequence that is closed, or twice in the batch.
+    #[error("the sequence of span {span} is closed or in the batch twice")]
+    BadSequence {
+        /// Its place in the batch.
+        span: usize,
+    },
+    /// Pages were not reserved.
+    #[error("the sequence of span {span} needs {length} tokens of cache and has {reserved}")]
+    NotReserved {
+        /// Its place in the batch.
+        span: usize,
+        /// Length after the step.
+        length: usize,
+        /// Tokens its pages hold.
+        reserved: usize,
+    },
+    /// A logit row that is no row of the batch, or out of order.
+    #[error("logit row {row} is out of range or out of order")]
+    BadLogitRow {
+        /// The row.
+        row: u32,
+    },
+}
+
+/// A point of the forward pass at which values can be observed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Input of a layer, `[tokens, hidden]`.
+    LayerInput(usize),
+    /// Output of the final norm, `[logit rows, hidden]`.
+    FinalNorm,
+}
+
+impl Model {
+    /// Runs one step. Afterwards every span's sequence is longer by its tokens.
+    /// Returns logits `[logit rows, vocab_size]`.
+    ///
+    /// # Errors
+    /// When the batch is malformed, does not fit, or a sequence lacks pages; then nothing has changed.
+    pub fn forward<'w>(
+        &self,
+        batch: &Batch,
+        cache: &mut Cache,
+        workspace: &'w mut Workspace,
+    ) -> Result<&'w mut [f32], ForwardError> {
+        self.forward_observed(batch, cache, workspace, &mut |_, _| {})
+    }
+
+    /// As [`Model::forward`], and shows `observe` what passes.
+    ///
+    /// # Errors
+    /// As for [`Model::forward`].
+    pub fn forward_observed<'w>(
+        &self,
+        batch: &Batch,
+        cache: &mut Cache,
+        workspace: &'w mut Workspace,
+        observe: &mut dyn FnMut(Stage, &[f32]),
+    ) -> Result<&'w mut [f32], ForwardError> {
+        self.check(batch, cache, workspace)?;
+        let (tokens, hidden) = (batch.len(), self.config.hidden_size);
+        workspace.set_spans(batch, cache);
+        self.embedding.lookup(&batch.tokens, &mut workspace.x[..tokens * hidden]);
+        if self.config.attention.contains(&AttentionKind::Softmax) {
+            let spans = &workspace.lightning_spans;
+            workspace.angles.fill(&self.cpu, &self.frequencies, tokens, |row| {
+                let span = spans.partition_point(|span| span.first <= row) - 1;
+                spans[span].position + row - spans[span].first
+            });
+        }
+        for (index, layer) in self.layers.iter().enumerate() {
+            observe(Stage::LayerInput(index), &workspace.x[..tokens * hidden]);
+            self.attention_block(layer, tokens, cache, workspace);
+            self.expert_block(layer, tokens, workspace);
+        }
+        for span in &workspace.lightning_spans {
+            cache.advance(span.slot, span.rows);
+        }
+        Ok(self.head(batch, workspace, observe))
+    }
+
+    fn check(&self, batch: &Batch, cache: &Cache, workspace: &Workspace) -> Result<(), ForwardError> {
+        let (plan, vocab_size) = (workspace.plan, self.config.vocab_size);
+        let (tokens, rows) = (batch.len(), batch.logit_rows.len());
+        if tokens > plan.max_tokens {
+            return Err(ForwardError::TooManyTokens { tokens, planned: plan.max_tokens });
+        }
+        if rows > plan.max_logit_rows {
+            return Err(ForwardError::TooManyLogitRows { rows, planned: plan.max_logit_rows });
+        }
+        if let Some(&token) = batch.tokens.iter().find(|token| **token as usize >= vocab_size) {
+            return Err(ForwardError::UnknownToken { token, vocab_size });
+        }
+        let mut end = 0;
+        for (i, span) in batch.spans.iter().enumerate() {
+            if span.tokens.start != end || span.tokens.is_empty() {
+                return Err(ForwardError::BrokenSpans { span: i });
+            }
+            end = span.tokens.end;
+            let twice = batch.spans[..i].iter().any(|other| other.sequence == span.sequence);
+            let Some(slot) = cache.slot_index(span.sequence).filter(|_| !twice) else {
+                return Err(ForwardError::BadSequence { span: i });
+            };
+            let length = cache.length_of(slot) + span.tokens.len();
+            let reserved = cache.page_capacity(slot);
+            if length > reserved {
+                return Err(ForwardError::NotReserved { span: i, length, reserved });
+            }
+        }
+        if end != tokens {
+            return Err(ForwardError::BrokenSpans { span: batch.spans.len() });
+        }
+        let mut last = None;
+        for &row in &batch.logit_rows {
+            if row as usize >= tokens || last.is_some_and(|last| last >= row) {
+                return Err(ForwardError::BadLogitRow { row });
+            }
+            last = Some(row);
+        }
+        Ok(())
+    }
+
+    /// `x = alpha * base + beta * attention(norm(x))`; the base is the normed value with `postnorm`.
+    fn attention_block(&self, layer: &Layer, tokens: usize, cache: &mut Cache, workspace: &mut Workspace) {
+        let (cpu, config) = (&*self.cpu, &self.config);
+        let (hidden, width) = (config.hidden_size, config.query_width());
+        let ws = workspace;
+        let rows = Segment::all(tokens);
+        let (x, normed) = (&mut ws.x[..tokens * hidden], &mut ws.normed[..tokens * hidden]);
+        let (attended, branch) = (&mut ws.attended[..tokens * width], &mut ws.branch[..tokens * hidden]);
+        rms_norm(cpu, x, &layer.input_norm, config.rms_norm_eps as f32, normed);
+        ws.packed.pack(cpu, normed, hidden, &rows, |row| row);
+        let (out, scale) = match &layer.attention {
+            Attention::Lightning { index, decays, qkv_gate, norm, out } => {
+                let stride = qkv_gate.outputs();
+                let projected = &mut ws.projected[..tokens * stride];
+                matmul(cpu, &ws.packed, &rows, from_ref(qkv_gate), Output::Rows(projected));
+                lightning_attention(
+                    cpu,
+                    lightning_shape(config),
+                    decays,
+                    projected,
+                    stride,
+                    &ws.lightning_spans,
+                    &mut cache.states[*index],
+                    attended,
+                    &mut ws.scratch,
+                );
+                let gate = &projected[3 * width..];
+                gated_rms_norm(cpu, attended, gate, stride, norm, LIGHTNING_NORM_EPS as f32);
+                (out, config.lightning)
+            }
+            Attention::Softmax { index, qkv, out } => {
+                let projected = &mut ws.projected[..tokens * qkv.outputs()];
+                matmul(cpu, &ws.packed, &rows, from_ref(qkv), Output::Rows(projected));
+                let (pages, tables) = cache.pages_and_tables(*index);
+                let spans = ws.lightning_spans.iter().map(|span| softmax_attention::Span {
+                    first: span.first,
+                    rows: span.rows,
+                    position: span.position,
+                    pages: tables.of(span.slot),
+                });
+                softmax_attention(
+                    cpu,
+                    softmax_shape(config),
+                    projected,
+                    &ws.angles,
+                    spans,
+                    pages,
+                    attended,
+                    &mut ws.scratch,
+                );
+                (out, config.softmax)
+            }
+        };
+        ws.packed.pack(cpu, attended, width, &rows, |row| row);
+        matmul(cpu, &ws.packed, &rows, from_ref(out), Output::Rows(branch));
+        self.join(x, normed, branch, scale);
+    }
+
+    fn join(&self, x: &mut [f32], normed: &[f32], branch: &[f32], scale: ResidualScale) {
+        let base = self.config.postnorm.then_some(normed);
+        residual(&self.cpu, x, base, scale.alpha, branch, scale.beta);
+    }
+
+    /// `x = alpha * base + beta * experts(norm(x))`.
+    fn expert_block(&self, layer: &Layer, tokens: usize, workspace: &mut Workspace) {
+        let (cpu, config) = (&*self.cpu, &self.config);
+        let hidden = config.hidden_size;
+        let ws = workspace;
+        let (x, normed) = (&mut ws.x[..tokens * hidden], &mut ws.normed[..tokens * hidden]);
+        let branch = &mut ws.branch[..tokens * hidden];
+        rms_norm(cpu, x, &layer.post_attention_norm, config.rms_norm_eps as f32, normed);
+        self.mixture(layer, normed, branch, &mut ws.packed_f32, &mut ws.experts);
+        if let Some(shared) = &layer.shared {
+            self.shared_mlp(shared, normed, branch, &mut ws.packed_f32, &mut ws.experts);
+        }
+        self.join(x, normed, branch, config.mlp);
+    }
+
+    fn mixture(
+        &self,
+        layer: &Layer,
+        normed: &[f32],
+        out: &mut [f32],
+        packed_f32: &mut PackedRows,
+        buffers: &mut ExpertBuffers,
+    ) {
+        let (cpu, config) = (&*self.cpu, &self.config);
+        let hidden = config.hidden_size;
+        let tokens = normed.len() / hidden;
+        let logits = &mut buffers.router_logits[..tokens * config.num_experts];
+        match &layer.experts.router {
+            Some(router) => {
+                let rows = Segment::all(tokens);
+                packed_f32.pack(cpu, normed, hidden, &rows, |row| row);
+                matmul(cpu, packed_f32, &rows, from_ref(router), Output::Rows(logits));
+            }
+            None => logits.fill(0.0),
+        }
+        buffers.routing.route(logits);
+        let (routing, segments) = (&buffers.routing, buffers.routing.segments());
+        buffers.inputs.pack(cpu, normed, hidden, segments, |row| routing.source(row));
+        let inner = Output::GateUp(&mut buffers.inner, config.intermediate_size);
+        matmul(cpu, &buffers.inputs, segments, &layer.experts.gate_up, inner);
+        let outputs = &mut buffers.outputs[..tokens * config.experts_per_token * hidden];
+        matmul(cpu, &buffers.inner, segments, &layer.experts.down, Output::Rows(outputs));
+        combine(cpu, routing, outputs, out, hidden);
+    }
+
+    /// `out = out * (1 - c) + shared(x) * c` with `c = sigmoid(x · coefficient)` in f32.
+    fn shared_mlp(
+        &self,
+        shared: &SharedMlp,
+        normed: &[f32],
+        out: &mut [f32],
+        packed_f32: &mut PackedRows,
+        buffers: &mut ExpertBuffers,
+    ) {
+        let (cpu, hidden) = (&*self.cpu, self.config.hidden_size);
+        let tokens = normed.len() / hidden;
+        let rows = Segment::all(tokens);
+        packed_f32.pack(cpu, normed, hidden, &rows, |row| row);
+        let coefficients = &mut buffers.coefficients[..tokens];
+        matmul(cpu, packed_f32, &rows, from_ref(&shared.coefficient), Output::Rows(coefficients));
+        buffers.inputs.pack(cpu, normed, hidden, &rows, |row| row);
+        let inner = Output::GateUp(&mut buffers.inner, self.config.shared_intermediate_size);
+        matmul(cpu, &buffers.inputs, &rows, from_ref(&shared.gate_up), inner);
+        let outputs = &mut buffers.outputs[..tokens * hidden];
+        matmul(cpu, &buffers.inner, &rows, from_ref(&shared.down), Output::Rows(outputs));
+        mix_shared(cpu, out, outputs, coefficients);
+    }
+
+    /// Final norm and logits of the rows that need them, from f32 activations.
+    fn head<'w>(
+        &self,
+        batch: &Batch,
+        workspace: &'w mut Workspace,
+        observe: &mut dyn FnMut(Stage, &[f32]),
+    ) -> &'w mut [f32] {
+        let (cpu, config) = (&*self.cpu, &self.config);
+        let (hidden, count) = (config.hidden_size, batch.logit_rows.len());
+        let ws = workspace;
+        let (gathered, normed) = (&mut ws.head_rows[..count * hidden], &mut ws.branch);
+        for (row, target) in batch.logit_rows.iter().zip(gathered.chunks_exact_mut(hidden)) {
+            target.copy_from_slice(&ws.x[*row as usize * hidden..][..hidden]);
+        }
+        let normed = &mut normed[..count * hidden];
+        rms_norm(cpu, gathered, &self.final_norm, config.rms_norm_eps as f32, normed);
+        observe(Stage::FinalNorm, normed);
+        let rows = Segment::all(count);
+        ws.packed_f32.pack(cpu, normed, hidden, &rows, |row| row);
+        let logits = &mut ws.logits[..count * config.vocab_size];
+        matmul(cpu, &ws.packed_f32, &rows, from_ref(&self.head), Output::Rows(logits));
+        logits
+    }
+}
+
+impl Workspace {
+    fn set_spans(&mut self, batch: &Batch, cache: &Cache) {
+        self.lightning_spans.clear();
+        self.lightning_spans.extend(batch.spans.iter().map(|span| {
+            let slot = cache.slot_index(span.sequence).expect("checked before");
+            lightning::Span {
+                first: span.tokens.start,
+                rows: span.tokens.len(),
+                position: cache.length_of(slot),
+                slot,
+            }
+        }));
+    }
+}

@@ -1,0 +1,125 @@
+//! The model: weights packed for the device, and the forward pass over a batch.
+
+mod forward;
+mod load;
+mod workspace;
+
+use std::sync::Arc;
+
+use arges_kernels::device::cpu::Cpu;
+use arges_kernels::embed::Embedding;
+use arges_kernels::lightning::Decays;
+use arges_kernels::matmul::{Compute, PackedMatrix};
+use arges_kernels::rope::Frequencies;
+
+use crate::config::Config;
+
+pub use forward::{ForwardError, Stage};
+pub use load::{LoadOptions, LoadProgress, ModelError};
+pub use workspace::{Workspace, WorkspacePlan};
+
+/// A model whose weights are in memory, packed for the CPU.
+pub struct Model {
+    config: Config,
+    cpu: Arc<Cpu>,
+    compute: Compute,
+    embedding: Embedding,
+    layers: Vec<Layer>,
+    final_norm: Vec<f32>,
+    head: PackedMatrix,
+    frequencies: Frequencies,
+}
+
+struct Layer {
+    input_norm: Vec<f32>,
+    attention: Attention,
+    post_attention_norm: Vec<f32>,
+    experts: Experts,
+    shared: Option<SharedMlp>,
+}
+
+enum Attention {
+    Lightning {
+        /// Place among the lightning layers.
+        index: usize,
+        decays: Decays,
+        /// `[3 W + W, hidden]`: query, key and value of each head, then the gate.
+        qkv_gate: PackedMatrix,
+        norm: Vec<f32>,
+        out: PackedMatrix,
+    },
+    Softmax {
+        /// Place among the softmax layers.
+        index: usize,
+        /// `[W + 2 K, hidden]`.
+        qkv: PackedMatrix,
+        out: PackedMatrix,
+    },
+}
+
+struct Experts {
+    /// `None` for a plain MLP, which is expert 0 for every token.
+    router: Option<PackedMatrix>,
+    gate_up: Vec<PackedMatrix>,
+    down: Vec<PackedMatrix>,
+}
+
+struct SharedMlp {
+    gate_up: PackedMatrix,
+    down: PackedMatrix,
+    /// Weight of the shared MLP against the experts, before the sigmoid, `[hidden]`.
+    coefficient: PackedMatrix,
+}
+
+impl Model {
+    /// Its configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// In what precision it computes.
+    pub fn compute(&self) -> Compute {
+        self.compute
+    }
+
+    /// What it runs on.
+    pub fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+
+    /// Bytes of its weights in memory.
+    pub fn weight_bytes(&self) -> usize {
+        let layers: usize = self.layers.iter().map(Layer::bytes).sum();
+        self.embedding.bytes() + self.head.bytes() + size_of_val(&*self.final_norm) + layers
+    }
+
+    /// Decays of lightning layer `index`, counted among its kind.
+    pub(crate) fn decays(&self, index: usize) -> &Decays {
+        self.layers
+            .iter()
+            .filter_map(|layer| match &layer.attention {
+                Attention::Lightning { decays, .. } => Some(decays),
+                Attention::Softmax { .. } => None,
+            })
+            .nth(index)
+            .expect("the model has that lightning layer")
+    }
+}
+
+impl Layer {
+    fn bytes(&self) -> usize {
+        let attention = match &self.attention {
+            Attention::Lightning { qkv_gate, norm, out, .. } => {
+                qkv_gate.bytes() + size_of_val(&**norm) + out.bytes()
+            }
+            Attention::Softmax { qkv, out, .. } => qkv.bytes() + out.bytes(),
+        };
+        let experts = &self.experts;
+        let matrices = experts.router.iter().chain(&experts.gate_up).chain(&experts.down);
+        let shared = self.shared.iter().flat_map(|s| [&s.gate_up, &s.down, &s.coefficient]);
+        attention
+            + matrices.chain(shared).map(PackedMatrix::bytes).sum::<usize>()
+            + size_of_val(&*self.input_norm)
+            + size_of_val(&*self.post_attention_norm)
+    }
+}

@@ -1,0 +1,130 @@
+//! Memory that a step works in, taken once.
+
+use arges_kernels::device::cpu::{AlignedBuffer, Scratch};
+use arges_kernels::matmul::{Compute, PackedRows};
+use arges_kernels::moe::Routing;
+use arges_kernels::rope::Angles;
+use arges_kernels::{lightning, softmax_attention};
+
+use super::Model;
+use crate::cache::{lightning_shape, softmax_shape};
+
+/// The largest step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkspacePlan {
+    /// Tokens of a batch.
+    pub max_tokens: usize,
+    /// Rows of a batch that get logits.
+    pub max_logit_rows: usize,
+}
+
+/// Buffers for one step at a time.
+pub struct Workspace {
+    pub(super) plan: WorkspacePlan,
+    /// Residual stream, `[tokens, hidden]`.
+    pub(super) x: AlignedBuffer<f32>,
+    /// Normed residual stream, `[tokens, hidden]`.
+    pub(super) normed: AlignedBuffer<f32>,
+    /// Queries, keys, values and gates.
+    pub(super) projected: AlignedBuffer<f32>,
+    /// What attention gives, `[tokens, heads * head_dim]`.
+    pub(super) attended: AlignedBuffer<f32>,
+    /// Output of a block before it joins the residual stream, `[tokens, hidden]`.
+    pub(super) branch: AlignedBuffer<f32>,
+    /// Input of the projections.
+    pub(super) packed: PackedRows,
+    /// Input of products that are always f32: router and head.
+    pub(super) packed_f32: PackedRows,
+    pub(super) angles: Angles,
+    pub(super) scratch: Scratch,
+    pub(super) experts: ExpertBuffers,
+    /// Rows that get logits, `[logit rows, hidden]`.
+    pub(super) head_rows: AlignedBuffer<f32>,
+    /// `[logit rows, vocab]`.
+    pub(super) logits: AlignedBuffer<f32>,
+    pub(super) lightning_spans: Vec<lightning::Span>,
+}
+
+/// What the experts of one layer work in.
+pub(super) struct ExpertBuffers {
+    pub(super) routing: Routing,
+    /// Router logits, `[tokens, experts]`.
+    pub(super) router_logits: AlignedBuffer<f32>,
+    /// Inputs of the experts, one row a choice.
+    pub(super) inputs: PackedRows,
+    /// Their inner activations.
+    pub(super) inner: PackedRows,
+    /// Their outputs, `[tokens * k, hidden]`.
+    pub(super) outputs: AlignedBuffer<f32>,
+    /// The shared MLP's weight before the sigmoid, `[tokens]`.
+    pub(super) coefficients: AlignedBuffer<f32>,
+}
+
+impl Workspace {
+    /// Buffers for steps of `model` up to `plan`.
+    pub fn new(model: &Model, plan: WorkspacePlan) -> Self {
+        let (cpu, config, compute) = (model.cpu(), model.config(), model.compute());
+        let tokens = plan.max_tokens.max(1);
+        let rows = plan.max_logit_rows.max(1);
+        let plan = WorkspacePlan { max_tokens: tokens, max_logit_rows: rows };
+        let (hidden, width) = (config.hidden_size, config.query_width());
+        let projected = (4 * width).max(width + 2 * config.kv_width());
+        let scratch = lightning::scratch_len(lightning_shape(config))
+            .max(softmax_attention::scratch_len(softmax_shape(config)));
+        let choices = tokens * config.experts_per_token;
+        let inner = config.intermediate_size;
+        let inner_rows = (choices * inner).max(tokens * config.shared_intermediate_size).div_ceil(inner);
+        Self {
+            plan,
+            x: AlignedBuffer::zeroed(tokens * hidden),
+            normed: AlignedBuffer::zeroed(tokens * hidden),
+            projected: AlignedBuffer::zeroed(tokens * projected),
+            attended: AlignedBuffer::zeroed(tokens * width),
+            branch: AlignedBuffer::zeroed(tokens * hidden),
+            packed: PackedRows::new(cpu, compute, tokens, hidden.max(width)),
+            packed_f32: PackedRows::new(cpu, Compute::F32, tokens.max(rows), hidden),
+            angles: Angles::new(tokens, config.rotary_dim),
+            scratch: Scratch::new(cpu, scratch),
+            experts: ExpertBuffers {
+                routing: Routing::new(tokens, config.num_experts, config.experts_per_token),
+                router_logits: AlignedBuffer::zeroed(tokens * config.num_experts),
+                inputs: PackedRows::new(cpu, compute, choices, hidden),
+                // 32 more columns: each width is padded, the shared one's perhaps more.
+                inner: PackedRows::new(cpu, compute, inner_rows, inner + 32),
+                outputs: AlignedBuffer::zeroed(choices * hidden),
+                coefficients: AlignedBuffer::zeroed(tokens),
+            },
+            head_rows: AlignedBuffer::zeroed(rows * hidden),
+            logits: AlignedBuffer::zeroed(rows * config.vocab_size),
+            lightning_spans: Vec::new(),
+        }
+    }
+
+    /// The largest step it has room for.
+    pub fn plan(&self) -> WorkspacePlan {
+        self.plan
+    }
+
+    /// Bytes planned.
+    pub fn bytes(&self) -> usize {
+        let experts = &self.experts;
+        let floats = [
+            &self.x,
+            &self.normed,
+            &self.projected,
+            &self.attended,
+            &self.branch,
+            &self.head_rows,
+            &self.logits,
+            &experts.router_logits,
+            &experts.outputs,
+            &experts.coefficients,
+        ];
+        let packed = [&self.packed, &self.packed_f32, &experts.inputs, &experts.inner];
+        floats.into_iter().map(AlignedBuffer::bytes).sum::<usize>()
+            + packed.into_iter().map(PackedRows::bytes).sum::<usize>()
+            + self.angles.bytes()
+            + self.scratch.bytes()
+            + experts.routing.bytes()
+    }
+}
