@@ -1,4 +1,12 @@
-//! arges-model
+//! Models of the MiniMax-M1 family: configuration, checkpoints, caches and the forward pass.
+//!
+//! A [`Checkpoint`] is a directory in Hugging Face layout; a [`Model`] is its weights packed for the device. A
+//! [`Batch`] of flat tokens, with a span per sequence, goes through [`Model::forward`] together with the
+//! sequences' [`Cache`]; prefill, pieces of it, decode and scoring are all that one function.
+//!
+//! This crate knows files and tensors, and nothing of text, requests or sampling. It may touch
+//! `arges-kernels` only. Its one `unsafe` place is the mapping of checkpoint files into memory.
+#![deny(unsafe_code)]
 
 pub mod accounting;
 pub mod batch;

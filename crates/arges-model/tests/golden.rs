@@ -127,7 +127,10 @@ fn caches_after_a_prefill_equal_the_f64_ones() {
             } else {
                 softmax += 1;
                 let keys = runner.cache.keys(sequence, softmax - 1);
-                (format!("layer{layer}.k"), heads_first(&keys, tokens.len(), runner.model.config().num_kv_heads))
+                (
+                    format!("layer{layer}.k"),
+                    heads_first(&keys, tokens.len(), runner.model.config().num_kv_heads),
+                )
             };
             let expected = golden.f32(&key);
             let scale = expected.iter().map(|x| x.abs()).fold(1.0, f32::max);

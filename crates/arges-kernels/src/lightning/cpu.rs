@@ -20,7 +20,7 @@ pub struct Span {
 
 /// f32 values of scratch that a thread needs.
 pub fn scratch_len(shape: Shape) -> usize {
-    CHUNK * (shape.head_dim + CHUNK + 2 * shape.padded_dim())
+    shape.padded_dim() + CHUNK * (CHUNK + 3 * shape.padded_dim())
 }
 
 /// Attends and moves every span's sequence on.
@@ -112,7 +112,8 @@ unsafe fn attend<S: Simd>(
     }
     let (state, rest) = cache.split_at_mut(d * padded);
     let (keys, values) = rest.split_at_mut(d * CHUNK);
-    let (queries, rest) = scratch.split_at_mut(CHUNK * d);
+    let (key, rest) = scratch.split_at_mut(padded);
+    let (queries, rest) = rest.split_at_mut(CHUNK * padded);
     let (weights, rest) = rest.split_at_mut(CHUNK * CHUNK);
     let (sums, rest) = rest.split_at_mut(CHUNK * padded);
     let decayed_values = &mut rest[..CHUNK * padded];
@@ -127,18 +128,16 @@ unsafe fn attend<S: Simd>(
         // CHUNK, and S is the instruction set we run on.
         unsafe {
             for r in 0..count {
-                let source = qkv.add((row + r) * stride);
-                for c in 0..d {
-                    *queries.get_unchecked_mut(r * d + c) = *source.add(c);
-                    *keys.get_unchecked_mut(c * CHUNK + place + r) = *source.add(d + c);
-                    *values.get_unchecked_mut((place + r) * padded + c) = *source.add(2 * d + c);
+                let source = std::slice::from_raw_parts(qkv.add((row + r) * stride), 3 * d);
+                silu_row::<S>(&source[..d], &mut queries[r * padded..][..padded]);
+                silu_row::<S>(&source[d..2 * d], key);
+                silu_row::<S>(&source[2 * d..], &mut values[(place + r) * padded..][..padded]);
+                for (key, keys) in key[..d].iter().zip(keys.chunks_exact_mut(CHUNK)) {
+                    keys[place + r] = *key;
                 }
             }
-            silu_in_place::<S>(&mut queries[..count * d]);
-            silu_columns::<S>(keys, place, count);
-            silu_in_place::<S>(&mut values[place * padded..seen * padded]);
 
-            let q = Block { start: queries.as_ptr(), stride: d };
+            let q = Block { start: queries.as_ptr(), stride: padded };
             let o = Block { start: sums.as_mut_ptr(), stride: padded };
             let p = Block { start: weights.as_mut_ptr(), stride: CHUNK };
             let k = Block { start: keys.as_ptr(), stride: CHUNK };
@@ -160,9 +159,8 @@ unsafe fn attend<S: Simd>(
             if seen == CHUNK {
                 let mask = head.decays.mask(head.head, CHUNK - 1);
                 for (j, decay) in mask.iter().enumerate() {
-                    let target = &mut decayed_values[j * padded..][..padded];
-                    target.copy_from_slice(&values[j * padded..][..padded]);
-                    target.iter_mut().for_each(|x| *x *= decay);
+                    let target = decayed_values[j * padded..][..padded].iter_mut();
+                    target.zip(&values[j * padded..]).for_each(|(target, x)| *target = x * decay);
                 }
                 let v = Block { start: decayed_values.as_ptr(), stride: padded };
                 let s = Block { start: state.as_mut_ptr(), stride: padded };
@@ -174,31 +172,24 @@ unsafe fn attend<S: Simd>(
     }
 }
 
-/// SiLU of a slice; its last, partial vector goes through a buffer.
+/// `out = silu(x)`, with zeros after it up to whole vectors.
 #[inline(always)]
-unsafe fn silu_in_place<S: Simd>(x: &mut [f32]) {
+unsafe fn silu_row<S: Simd>(x: &[f32], out: &mut [f32]) {
     let whole = x.len() / S::LANES * S::LANES;
-    let (vectors, rest) = x.split_at_mut(whole);
     // SAFETY: every chunk and the buffer hold LANES values.
     unsafe {
-        for x in vectors.chunks_exact_mut(S::LANES) {
-            S::store(x.as_mut_ptr(), silu::<S>(S::load(x.as_ptr())));
+        for (x, out) in x.chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
+            S::store(out.as_mut_ptr(), silu::<S>(S::load(x.as_ptr())));
         }
-        if !rest.is_empty() {
+        if whole < x.len() {
+            // SiLU of 0 is 0.
             let mut buffer = [0.0f32; 16];
-            buffer[..rest.len()].copy_from_slice(rest);
+            buffer[..x.len() - whole].copy_from_slice(&x[whole..]);
+            let out = &mut out[whole..];
+            out.fill(0.0);
             S::store(buffer.as_mut_ptr(), silu::<S>(S::load(buffer.as_ptr())));
-            rest.copy_from_slice(&buffer[..rest.len()]);
+            out[..S::LANES].copy_from_slice(&buffer[..S::LANES]);
         }
-    }
-}
-
-/// SiLU of columns `first..first + count` of `keys [head_dim, CHUNK]`.
-#[inline(always)]
-unsafe fn silu_columns<S: Simd>(keys: &mut [f32], first: usize, count: usize) {
-    for row in keys.chunks_exact_mut(CHUNK) {
-        // SAFETY: S is the instruction set we run on.
-        unsafe { silu_in_place::<S>(&mut row[first..first + count]) };
     }
 }
 

@@ -47,14 +47,8 @@ fn expected(shape: Shape, qkv: &[f32]) -> (Vec<f64>, Vec<Vec<f64>>) {
                 .collect()
         };
         let mut state = vec![0.0; head_dim * head_dim];
-        let o = reference::lightning_attention(
-            &part(0),
-            &part(1),
-            &part(2),
-            head_dim,
-            SLOPES[head],
-            &mut state,
-        );
+        let o =
+            reference::lightning_attention(&part(0), &part(1), &part(2), head_dim, SLOPES[head], &mut state);
         for (t, o) in o.chunks(head_dim).enumerate() {
             out[(t * heads + head) * head_dim..][..head_dim].copy_from_slice(o);
         }
@@ -119,7 +113,8 @@ fn any_split_of_a_ragged_batch_gives_the_same_bits() {
                 }
                 let out = run.step(&cpu, &qkv, &spans);
                 for span in spans {
-                    together[span.slot].extend_from_slice(&out[span.first * width / 3..][..span.rows * width / 3]);
+                    together[span.slot]
+                        .extend_from_slice(&out[span.first * width / 3..][..span.rows * width / 3]);
                 }
             }
             assert!(together == alone, "{} in pieces of {piece}", cpu.isa());

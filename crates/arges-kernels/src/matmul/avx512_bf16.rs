@@ -4,8 +4,8 @@
 use std::arch::x86_64::*;
 
 use super::PANEL;
-use super::cpu::{Product, Task, Tile};
-use crate::device::cpu::simd::Avx512;
+use super::cpu::{AHEAD, Product, Task, Tile};
+use crate::device::cpu::simd::{Avx512, Simd};
 
 /// Runs one task.
 ///
@@ -49,6 +49,7 @@ unsafe fn product<const M: usize>(pairs: usize, a: *const i32, b: *const u8, til
         for _ in 0..pairs {
             let b0 = std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.cast()));
             let b1 = std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.add(16).cast()));
+            Avx512::prefetch(b.cast(), AHEAD);
             for (r, sum) in sums.iter_mut().enumerate() {
                 let x = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(a.add(r).read()));
                 *sum = [_mm512_dpbf16_ps(sum[0], b0, x), _mm512_dpbf16_ps(sum[1], b1, x)];

@@ -11,6 +11,9 @@ use crate::device::cpu::{Cpu, Isa, SharedMut};
 const TASK_BLOCKS: usize = 16;
 /// Panels of one task, at most. Even, as [`Output::GateUp`] takes panels in twos.
 const TASK_PANELS: usize = 8;
+/// Bytes of weights to fetch ahead of their use. Small blocks wait for weights from memory; the fetch reaches
+/// into the next panel, which is used next.
+pub(super) const AHEAD: usize = 4096;
 /// The most rows of a block over all formats.
 const MAX_BLOCK: usize = 16;
 
@@ -186,7 +189,15 @@ impl Task<'_> {
                 for r in 0..m {
                     // SAFETY: this task alone writes these columns of these rows.
                     let row = unsafe { out.slice((first + r) * outputs + panel * PANEL, width) };
-                    row.copy_from_slice(&tiles[0].0[r * PANEL..][..width]);
+                    let tile = &tiles[0].0[r * PANEL..][..PANEL];
+                    if width == PANEL {
+                        for i in (0..PANEL).step_by(S::LANES) {
+                            // SAFETY: both hold PANEL values; S is the instruction set we run on.
+                            unsafe { S::store(row.as_mut_ptr().add(i), S::load(tile.as_ptr().add(i))) };
+                        }
+                    } else {
+                        row.copy_from_slice(&tile[..width]);
+                    }
                 }
             }
             Sink::GateUp { out, format, row_words } => {
@@ -201,8 +212,10 @@ impl Task<'_> {
                         }
                     }
                     // SAFETY: tasks write disjoint elements of the block; the slice is not kept.
-                    let block = unsafe { out.slice(first * row_words, m * row_words) };
-                    format.store_step(&values, block, m, r, panel / 2);
+                    unsafe {
+                        let block = out.slice(first * row_words, m * row_words);
+                        format.store_step::<S>(&values, block, m, r, panel / 2);
+                    }
                 }
             }
         }
@@ -264,6 +277,7 @@ unsafe fn tile_f32<S: Simd, const M: usize>(k: usize, a: *const f32, b: *const f
             let mut sums = [[S::splat(0.0); 2]; M];
             let (mut a, mut b) = (a, b.add(column));
             for _ in 0..k {
+                S::prefetch(b.cast(), AHEAD);
                 let (b0, b1) = (S::load(b), S::load(b.add(S::LANES)));
                 for (r, sum) in sums.iter_mut().enumerate() {
                     let x = S::splat(*a.add(r));
@@ -286,6 +300,7 @@ unsafe fn tile_bf16<S: Simd, const M: usize>(k: usize, a: *const f32, b: *const 
             let mut sums = [[S::splat(0.0); 2]; M];
             let (mut a, mut b) = (a, b.add(2 * column));
             for _ in 0..k / 2 {
+                S::prefetch(b.cast(), AHEAD);
                 let (even0, odd0) = S::load_bf16_pairs(b);
                 let (even1, odd1) = S::load_bf16_pairs(b.add(2 * S::LANES));
                 for (r, sum) in sums.iter_mut().enumerate() {

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::{Compute, K_STEP, PANEL};
-use crate::device::cpu::simd::{bf16_to_f32, f32_to_bf16};
+use crate::device::cpu::simd::{Simd, bf16_to_f32, f32_to_bf16, simd_dispatch};
 use crate::device::cpu::{AlignedBuffer, Cpu, Isa, SharedMut};
 
 /// Number format of packed weights.
@@ -299,7 +299,8 @@ impl PackedRows {
                 let block = unsafe { data.slice(first * row_words, m * row_words) };
                 for r in 0..m {
                     let row = &x[source(first + r) * k..][..k];
-                    format.pack_row(row, block, m, r);
+                    // SAFETY: the block holds `m` rows of this width.
+                    unsafe { pack_row_on(isa, format, row, block, m, r) };
                 }
             });
         }
@@ -334,38 +335,34 @@ impl PackedRows {
     }
 }
 
-impl Format {
-    /// Writes row `r` of the `m` rows of a block and zeros its padding.
-    fn pack_row(self, row: &[f32], block: &mut [u32], m: usize, r: usize) {
-        let padded = row.len().next_multiple_of(K_STEP);
-        match self {
-            Self::F32 => {
-                let zeros = std::iter::repeat_n(0.0, padded - row.len());
-                for (slot, value) in block[r..].iter_mut().step_by(m).zip(row.iter().copied().chain(zeros)) {
-                    *slot = value.to_bits();
-                }
-            }
-            Self::RoundedF32 => {
-                let zeros = std::iter::repeat_n(0.0, padded - row.len());
-                for (slot, value) in block[r..].iter_mut().step_by(m).zip(row.iter().copied().chain(zeros)) {
-                    *slot = u32::from(f32_to_bf16(value)) << 16;
-                }
-            }
-            Self::Pairs | Self::Tiles => {
-                for step in 0..padded / K_STEP {
-                    let start = step * K_STEP;
-                    let mut values = [0.0f32; K_STEP];
-                    let len = row.len().saturating_sub(start).min(K_STEP);
-                    values[..len].copy_from_slice(&row[start..start + len]);
-                    self.store_step(&values, block, m, r, step);
-                }
-            }
-        }
-    }
+simd_dispatch!(
+    fn pack_row_on(format: Format, row: &[f32], block: &mut [u32], m: usize, r: usize) => pack_row
+);
 
+/// Writes row `r` of the `m` rows of a block and zeros its padding.
+#[inline(always)]
+unsafe fn pack_row<S: Simd>(format: Format, row: &[f32], block: &mut [u32], m: usize, r: usize) {
+    for (step, values) in row.chunks(K_STEP).enumerate() {
+        let mut padded = [0.0f32; K_STEP];
+        let values = match values.try_into() {
+            Ok(values) => values,
+            Err(_) => {
+                padded[..values.len()].copy_from_slice(values);
+                &padded
+            }
+        };
+        // SAFETY: the caller's promise.
+        unsafe { format.store_step::<S>(values, block, m, r, step) };
+    }
+}
+
+impl Format {
     /// Writes values `32 * step..` of row `r` of a block of `m` rows.
+    ///
+    /// # Safety
+    /// The machine has the instruction set of `S`.
     #[inline(always)]
-    pub(super) fn store_step(
+    pub(super) unsafe fn store_step<S: Simd>(
         self,
         values: &[f32; K_STEP],
         block: &mut [u32],
@@ -375,32 +372,30 @@ impl Format {
     ) {
         match self {
             Self::F32 => {
-                for (i, value) in values.iter().enumerate() {
-                    block[(step * K_STEP + i) * m + r] = value.to_bits();
+                let block = &mut block[step * K_STEP * m..][..K_STEP * m];
+                for (value, slots) in values.iter().zip(block.chunks_exact_mut(m)) {
+                    slots[r] = value.to_bits();
                 }
             }
             Self::RoundedF32 => {
-                for (i, value) in values.iter().enumerate() {
-                    block[(step * K_STEP + i) * m + r] = u32::from(f32_to_bf16(*value)) << 16;
+                let block = &mut block[step * K_STEP * m..][..K_STEP * m];
+                for (value, slots) in values.iter().zip(block.chunks_exact_mut(m)) {
+                    slots[r] = u32::from(f32_to_bf16(*value)) << 16;
                 }
             }
-            Self::Pairs => {
-                let pairs = to_pairs(values);
-                for (i, pair) in pairs.iter().enumerate() {
-                    block[(step * (K_STEP / 2) + i) * m + r] = *pair;
+            Self::Pairs | Self::Tiles => {
+                const PAIRS: usize = K_STEP / 2;
+                let block = &mut block[step * PAIRS * m..][..PAIRS * m];
+                let (first, stride) = if self == Self::Pairs { (r, m) } else { (r * PAIRS, 1) };
+                assert!(r < m);
+                for i in (0..PAIRS).step_by(S::LANES) {
+                    // SAFETY: places `first + i * stride` for i below 16 lie within the block of 16 * m words.
+                    unsafe {
+                        let out = block.as_mut_ptr().add(first + i * stride);
+                        S::store_bf16_pairs(values.as_ptr().add(2 * i), out, stride);
+                    }
                 }
-            }
-            Self::Tiles => {
-                let at = (step * m + r) * (K_STEP / 2);
-                block[at..at + K_STEP / 2].copy_from_slice(&to_pairs(values));
             }
         }
     }
-}
-
-#[inline(always)]
-fn to_pairs(values: &[f32; K_STEP]) -> [u32; K_STEP / 2] {
-    std::array::from_fn(|i| {
-        u32::from(f32_to_bf16(values[2 * i])) | u32::from(f32_to_bf16(values[2 * i + 1])) << 16
-    })
 }

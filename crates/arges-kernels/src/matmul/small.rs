@@ -66,7 +66,9 @@ pub(crate) unsafe fn small_product<S: Simd, B: Operand>(
             let out = Block { start: out.start.add(row * out.stride), ..out };
             let start = match start {
                 Start::Zero => Start::Zero,
-                Start::Scaled { scales, stride } => Start::Scaled { scales: scales.add(row * stride), stride },
+                Start::Scaled { scales, stride } => {
+                    Start::Scaled { scales: scales.add(row * stride), stride }
+                }
             };
             match rows {
                 1 => strip::<S, B, 1>(n, k, a, b, out, start),

@@ -1,5 +1,6 @@
 //! Routing and combination on the CPU.
 
+use crate::device::cpu::simd::{Simd, simd_dispatch};
 use crate::device::cpu::{Cpu, SharedMut};
 use crate::matmul::Segment;
 
@@ -125,6 +126,15 @@ fn choose(logits: &[f32], experts: &mut [u32], weights: &mut [f32]) {
     weights.iter_mut().for_each(|weight| *weight /= total);
 }
 
+simd_dispatch!(fn add_scaled_on(out: &mut [f32], weight: f32, row: &[f32]) => add_scaled);
+
+#[inline(always)]
+unsafe fn add_scaled<S: Simd>(out: &mut [f32], weight: f32, row: &[f32]) {
+    for (out, x) in out.iter_mut().zip(row) {
+        *out += weight * x;
+    }
+}
+
 /// `out[t] = sum_slot weight * expert_rows[place]`, both `[_, n]`.
 ///
 /// # Panics
@@ -141,9 +151,8 @@ pub fn combine(cpu: &Cpu, routing: &Routing, expert_rows: &[f32], out: &mut [f32
             for slot in t * k..(t + 1) * k {
                 let weight = routing.weights[slot];
                 let row = &expert_rows[routing.places[slot] as usize * n..][..n];
-                for (out, x) in out.iter_mut().zip(row) {
-                    *out += weight * x;
-                }
+                // SAFETY: both are `n` long.
+                unsafe { add_scaled_on(cpu.isa(), out, weight, row) };
             }
         }
     });
@@ -210,8 +219,9 @@ mod tests {
         routing.route(&random.normal(tokens * experts));
         let mut seen = vec![false; tokens * k];
         for segment in routing.segments() {
-            for row in segment.first..segment.first + segment.rows {
-                assert!(!std::mem::replace(&mut seen[row], true));
+            let rows = segment.first..segment.first + segment.rows;
+            for (row, seen) in rows.clone().zip(&mut seen[rows]) {
+                assert!(!std::mem::replace(seen, true));
                 let chosen = &routing.experts()[routing.source(row) * k..][..k];
                 assert!(chosen.contains(&(segment.matrix as u32)));
             }

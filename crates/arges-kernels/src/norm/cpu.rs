@@ -56,23 +56,32 @@ pub fn residual(cpu: &Cpu, x: &mut [f32], base: Option<&[f32]>, alpha: f32, y: &
         // SAFETY: ranges do not overlap.
         let x = unsafe { x.slice(range.start, range.len()) };
         let y = &y[range.clone()];
-        match base {
-            Some(base) => {
-                for ((x, base), y) in x.iter_mut().zip(&base[range]).zip(y) {
-                    *x = alpha * base + beta * y;
-                }
-            }
-            None => {
-                for (x, y) in x.iter_mut().zip(y) {
-                    *x = alpha * *x + beta * y;
-                }
-            }
-        }
+        let base = base.map(|base| &base[range]);
+        // SAFETY: the slices are equally long.
+        unsafe { residual_on(cpu.isa(), x, base, alpha, y, beta) };
     });
 }
 
+simd_dispatch!(fn residual_on(x: &mut [f32], base: Option<&[f32]>, alpha: f32, y: &[f32], beta: f32) => residual_piece);
 simd_dispatch!(fn norm_on(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) => norm_row);
 simd_dispatch!(fn gated_norm_on(x: &mut [f32], gate: &[f32], weight: &[f32], eps: f32) => gated_norm_row);
+
+/// Plain loops, which the compiler turns into vectors of the instruction set they are inlined for.
+#[inline(always)]
+unsafe fn residual_piece<S: Simd>(x: &mut [f32], base: Option<&[f32]>, alpha: f32, y: &[f32], beta: f32) {
+    match base {
+        Some(base) => {
+            for ((x, base), y) in x.iter_mut().zip(base).zip(y) {
+                *x = alpha * base + beta * y;
+            }
+        }
+        None => {
+            for (x, y) in x.iter_mut().zip(y) {
+                *x = alpha * *x + beta * y;
+            }
+        }
+    }
+}
 
 /// 1 / sqrt(mean(x^2) + eps).
 #[inline(always)]

@@ -14,9 +14,7 @@ pub struct Frequencies(Vec<f32>);
 impl Frequencies {
     /// `theta^(-2i / rotary_dim)` for every pair `i`.
     pub fn new(theta: f64, rotary_dim: usize) -> Self {
-        Self(
-            (0..rotary_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / rotary_dim as f64) as f32).collect(),
-        )
+        Self((0..rotary_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / rotary_dim as f64) as f32).collect())
     }
 }
 
@@ -96,7 +94,7 @@ mod tests {
         angles.fill(&cpu, &Frequencies::new(1e7, 12), 3, |row| positions[row]);
         let x = Random::new(1).normal(20);
         for (row, position) in positions.into_iter().enumerate() {
-            let mut got = vec![0.0; 20];
+            let mut got = [0.0; 20];
             rotate(&x, angles.row(row), |c, value| got[c] = value);
             for (got, expected) in got.iter().zip(reference::rotate(&widen(&x), position, 1e7, 12)) {
                 assert!((f64::from(*got) - expected).abs() < 1e-4, "position {position}");

@@ -38,7 +38,7 @@ pub struct SampleScratch {
 }
 
 impl SampleScratch {
-    /// Buffers for rows of `vocab_size` logits: 12 bytes each.
+    /// Buffers for rows of `vocab_size` logits: a little over 12 bytes each.
     pub fn new(vocab_size: usize) -> Self {
         Self {
             logits: vec![0.0; vocab_size],
@@ -47,6 +47,15 @@ impl SampleScratch {
             maxima: vec![0.0; vocab_size.div_ceil(GROUP)],
             selection: Selection::new(vocab_size),
         }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.logits)
+            + size_of_val(&*self.weights)
+            + size_of_val(&*self.block_sums)
+            + size_of_val(&*self.maxima)
+            + self.selection.bytes()
     }
 }
 
@@ -139,7 +148,7 @@ impl Sampler {
         }
         if top_p < 1.0 {
             let mass: f64 = block_sums.iter().sum();
-            // Tokens this unlikely have less than the mass that top-p cuts off all together, so that it cannot
+            // All tokens this unlikely have together less than the mass that top-p cuts off, so it cannot
             // reach them. Half of the bound leaves room for rounding.
             let unlikely = (0.5 * (1.0 - f64::from(top_p)) * mass / len as f64) as f32;
             let likely = |id: u32| weights[id as usize] >= unlikely;

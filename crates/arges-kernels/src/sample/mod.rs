@@ -17,7 +17,7 @@
 //!
 //! Equal logits are ordered by id throughout. The one random number of a draw is a function of the seed and
 //! the token's position (Philox, Salmon et al. 2011), so a sequence gets the same tokens whatever runs beside
-//! it. Log-probabilities given out are of the raw distribution, before any of these steps, over the whole row.
+//! it. Log-probabilities given out are of the raw distribution over the whole row, before any of these steps.
 
 mod cpu;
 mod logprob;

@@ -2,8 +2,8 @@
 
 use super::SamplingParams;
 
-/// The distribution a token is drawn from: probabilities of all ids, `[vocab]`, zero for those cut off. Greedy
-/// sampling is a distribution with a single one.
+/// The distribution a token is drawn from: probabilities of all ids, `[vocab]`, zero for those cut off.
+/// Greedy sampling is a distribution with a single one.
 ///
 /// `prompt` and `answer` are the tokens so far; `may_sample` says which ids the constraints leave. `None` if
 /// they leave none.

@@ -51,6 +51,10 @@ impl Selection {
         Self { amounts: vec![0.0; BUCKETS], ids: vec![0; len] }
     }
 
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.amounts) + size_of_val(&*self.ids)
+    }
+
     /// The cut after the shortest prefix of the candidates, by descending logit and ascending id, whose
     /// amounts reach `target`; behind all candidates if they never do.
     pub fn cut(

@@ -94,9 +94,8 @@ fn penalties_and_biases_change_the_distribution_as_their_formulas_say() {
         ..SamplingParams::default()
     };
     let (prompt, answer) = ([0u32, 1], [4u32, 4, 2]);
-    let expected =
-        [2.0 / 1.3, -1.3 + 3.0, 0.5 / 1.3 - 0.4 - 0.3, 1.0 - 1.0, 3.0 / 1.3 - 2.0 * 0.4 - 0.3f64]
-            .map(f64::exp);
+    let expected = [2.0 / 1.3, -1.3 + 3.0, 0.5 / 1.3 - 0.4 - 0.3, 1.0 - 1.0, 3.0 / 1.3 - 2.0 * 0.4 - 0.3f64]
+        .map(f64::exp);
     let mass: f64 = expected.iter().sum();
     let reference = reference::distribution(&logits, &params, &prompt, &answer, unconstrained).unwrap();
     for (weight, probability) in expected.iter().zip(&reference) {

@@ -56,7 +56,10 @@ pub(super) fn any_above(logits: &[f32], threshold: f32) -> bool {
 /// Defines a function that runs its body compiled for the widest vectors at hand. The arithmetic is the same
 /// in each (Rust contracts nothing), so the bits are too.
 macro_rules! widest {
-    ($($(#[$doc:meta])* $visibility:vis fn $name:ident($($arg:ident: $type:ty),*) -> $result:ty $body:block)*) => {$(
+    ($(
+        $(#[$doc:meta])*
+        $visibility:vis fn $name:ident($($arg:ident: $type:ty),*) -> $result:ty $body:block
+    )*) => {$(
         $(#[$doc])*
         $visibility fn $name($($arg: $type),*) -> $result {
             #[inline(always)]

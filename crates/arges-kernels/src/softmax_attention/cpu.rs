@@ -205,7 +205,8 @@ fn store_keys_values<'a, E: PageElement>(
         let kv_head = task % kv_heads;
         for r in 0..span.rows {
             let position = span.position + r;
-            let at = span.pages[position / PAGE] as usize * shape.page_len() + kv_head * shape.head_page_len();
+            let at =
+                span.pages[position / PAGE] as usize * shape.page_len() + kv_head * shape.head_page_len();
             // SAFETY: a sequence's pages are its own while it is written, and a task has a head of its own.
             let page = unsafe { data.slice(at, shape.head_page_len()) };
             let (keys, values) = page.split_at_mut(head_dim * PAGE);

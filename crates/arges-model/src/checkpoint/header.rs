@@ -19,24 +19,34 @@ const MAX_HEADER: usize = 100_000_000;
 /// What is wrong with the header of a safetensors file.
 #[derive(Debug, thiserror::Error)]
 pub enum HeaderError {
+    /// The file ends within the header's length.
     #[error("the file has {found} bytes, less than the {LENGTH_BYTES} of the header's length")]
     NoLength { found: usize },
+    /// The header is longer than any real one.
     #[error("the header should have {length} bytes, more than the {MAX_HEADER} that are read")]
     TooLong { length: u64 },
+    /// The file ends within the header.
     #[error("the file is cut short: its header has {length} bytes, the file only {file_length}")]
     Truncated { length: usize, file_length: usize },
+    /// The header is no JSON of the expected form.
     #[error("the header is not what safetensors defines: {0}")]
     Malformed(#[from] serde_json::Error),
+    /// Type and shape of a tensor do not give the number of its bytes.
     #[error("tensor `{tensor}` of type {dtype} and shape {shape:?} does not fill its {bytes} bytes")]
     Size { tensor: String, dtype: Dtype, shape: Vec<usize>, bytes: usize },
+    /// The data of a tensor end before they begin.
     #[error("the data of tensor `{tensor}` end at {end} before they begin at {start}")]
     Backwards { tensor: String, start: usize, end: usize },
+    /// Two tensors share bytes.
     #[error("the data of tensors `{first}` and `{second}` overlap")]
     Overlap { first: String, second: String },
+    /// Bytes between two tensors belong to none.
     #[error("{bytes} bytes before the data of tensor `{tensor}` belong to no tensor")]
     Gap { tensor: String, bytes: usize },
+    /// The file ends within a tensor, or before it.
     #[error("the file is cut short: tensor `{tensor}` ends at byte {end}, the file at {file_length}")]
     TruncatedTensor { tensor: String, end: usize, file_length: usize },
+    /// Bytes behind the last tensor belong to none.
     #[error("{bytes} bytes behind the last tensor belong to none")]
     Trailing { bytes: usize },
 }

@@ -22,8 +22,9 @@ impl Mapping {
         if !file.metadata()?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
         }
-        // SAFETY: the mapping is private to this struct and only read as bytes, for which every bit
-        // pattern is valid. That nobody writes to the file meanwhile is the caller's contract above.
+        // SAFETY: the mapping is owned by this struct, lives as long as every slice it gives out, and
+        // is only read as bytes, for which every bit pattern is valid. That the file is not changed
+        // meanwhile is the contract stated above and at `Checkpoint::open`.
         let map = unsafe { Mmap::map(&file)? };
         Ok(Mapping { map })
     }

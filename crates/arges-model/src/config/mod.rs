@@ -96,25 +96,26 @@ pub struct ResidualScale {
     pub beta: f32,
 }
 
-/// A model's configuration. Field names in brackets are those of the file where they differ.
+/// A model's configuration. Field names in parentheses are those of the file where they differ.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// The code the configuration was written for (`model_type`).
     pub dialect: Dialect,
     /// Rows of the embedding and the head.
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Number of layers [`num_hidden_layers`].
+    /// Number of layers (`num_hidden_layers`).
     pub num_layers: usize,
-    /// Attention of each layer, `[num_layers]` [`attn_type_list`, `layer_types`].
+    /// Attention of each layer, `[num_layers]` (`attn_type_list`, `layer_types`).
     pub attention: Vec<AttentionKind>,
-    /// Query heads; lightning attention has as many key and value heads [`num_attention_heads`].
+    /// Query heads; lightning attention has as many key and value heads (`num_attention_heads`).
     pub num_heads: usize,
-    /// Key and value heads of softmax attention [`num_key_value_heads`].
+    /// Key and value heads of softmax attention (`num_key_value_heads`).
     pub num_kv_heads: usize,
     /// Channels of a head. `num_heads * head_dim` may differ from `hidden_size`.
     pub head_dim: usize,
-    /// Leading channels of a head that rope rotates; even [`rotary_dim`, `partial_rotary_factor`].
+    /// Leading channels of a head that rope rotates; even (`rotary_dim`, `partial_rotary_factor`).
     pub rotary_dim: usize,
     /// Base of the rope frequencies.
     pub rope_theta: f64,
@@ -128,9 +129,9 @@ pub struct Config {
     pub softmax: ResidualScale,
     /// Residual around the experts.
     pub mlp: ResidualScale,
-    /// Routed experts of a layer; 1 means a plain MLP [`num_local_experts`].
+    /// Routed experts of a layer; 1 means a plain MLP (`num_local_experts`).
     pub num_experts: usize,
-    /// Experts that see one token [`num_experts_per_tok`].
+    /// Experts that see one token (`num_experts_per_tok`).
     pub experts_per_token: usize,
     /// Inner width of one expert.
     pub intermediate_size: usize,
@@ -141,10 +142,11 @@ pub struct Config {
     pub max_position_embeddings: usize,
     /// Whether the head uses the embedding's weights.
     pub tie_word_embeddings: bool,
+    /// Token that begins a sequence; often none.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a sequence, from `config.json` and `generation_config.json`; often none.
     pub eos_token_ids: Vec<u32>,
-    /// Storage type the file declares [`torch_dtype`, `dtype`]; the tensors' own types count.
+    /// Storage type the file declares (`torch_dtype`, `dtype`); the tensors' own types count.
     pub stored_dtype: Option<DType>,
     /// Standard deviation of a fresh model's weights; 0.02 where the file says nothing.
     pub initializer_range: f64,

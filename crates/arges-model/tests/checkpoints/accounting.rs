@@ -99,3 +99,33 @@ fn absurd_contexts_do_not_overflow() {
     assert_eq!(accounting.memory.total, u64::MAX);
     assert!(accounting.to_string().contains("PiB"));
 }
+
+#[test]
+fn the_largest_configuration_that_is_accepted_does_not_overflow() {
+    let shape = SynthShape {
+        hidden: 1 << 17,
+        layers: 1 << 10,
+        heads: 1 << 12,
+        kv_heads: 1 << 12,
+        head_dim: 1 << 12,
+        rotary_dim: 1 << 12,
+        softmax_every: 2,
+        experts: 1 << 12,
+        experts_per_token: 1 << 12,
+        intermediate: 1 << 18,
+        shared_intermediate: 1 << 18,
+        vocab: 1 << 24,
+        max_positions: 1 << 40,
+        ..SynthShape::default()
+    };
+    let accounting = Accounting::of(&shape.config().unwrap(), 1, 1, DType::F32, DType::F32);
+    assert!(accounting.memory.total < 1 << 63);
+    assert!(accounting.parameters.active < accounting.parameters.total);
+    for shape in [
+        SynthShape { hidden: (1 << 17) + 1, ..shape.clone() },
+        SynthShape { experts: (1 << 12) + 1, ..shape.clone() },
+        SynthShape { layers: (1 << 10) + 1, ..shape },
+    ] {
+        assert!(shape.config().is_err());
+    }
+}

@@ -3,6 +3,7 @@ use std::path::Path;
 
 use arges_model::config::ResidualScale;
 use arges_model::{AttentionKind, Config, DType, Dialect};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::support::{GOLDEN, golden, json as read_json, m1_file, small_config};
@@ -342,5 +343,48 @@ fn a_file_that_is_absent_or_no_json_object_is_named() {
     for text in ["", "{", "[1]", "{\"a\": NaN}"] {
         fs::write(directory.path().join("config.json"), text).unwrap();
         assert!(message().contains("config.json is not a JSON object"), "{}", message());
+    }
+}
+
+fn any_value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        (0u64..600).prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        ".{0,8}".prop_map(Value::from),
+        prop::collection::vec(0u64..3, 0..10).prop_map(Value::from),
+        Just(json!({ "rope_theta": 1e4, "type": "default" })),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_value_in_any_fields_is_refused_or_read_into_what_writes_back(
+        transformers_dialect in any::<bool>(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any_value()), 1..4),
+    ) {
+        let mut value = if transformers_dialect { transformers() } else { official() };
+        let fields: Vec<String> = value.as_object().unwrap().keys().cloned().collect();
+        for (field, change) in changes {
+            value[fields[field.index(fields.len())].as_str()] = change;
+        }
+        if let Ok(config) = read(&value) {
+            prop_assert!(config.lightning_slopes(config.num_layers - 1).iter().all(|s| s.is_finite()));
+            prop_assert_eq!(read(&config.to_json()), Ok(config));
+        }
+    }
+
+    #[test]
+    fn mutated_text_never_panics(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        let mut text = official().to_string().into_bytes();
+        let at = at.index(text.len());
+        text[at] = byte;
+        let outcome = Config::from_json(&String::from_utf8_lossy(&text), Path::new("c"));
+        prop_assert!(outcome.is_ok() || !outcome.unwrap_err().to_string().is_empty());
     }
 }

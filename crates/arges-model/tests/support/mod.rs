@@ -58,7 +58,10 @@ pub fn greedy_cases(model: &str, file: &str) -> Vec<GreedyCase> {
     let text = std::fs::read_to_string(data(model).join(format!("{file}.json"))).unwrap();
     let cases: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
     let ids = |value: &serde_json::Value| serde_json::from_value(value.clone()).unwrap();
-    cases.iter().map(|case| GreedyCase { prompt: ids(&case["prompt"]), tokens: ids(&case["tokens"]) }).collect()
+    cases
+        .iter()
+        .map(|case| GreedyCase { prompt: ids(&case["prompt"]), tokens: ids(&case["tokens"]) })
+        .collect()
 }
 
 /// A loaded model with room for a few sequences.

@@ -199,10 +199,12 @@ impl Shared {
                 *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
             }
             let done = self.done.fetch_add(1, Ordering::SeqCst) + 1;
-            if done == tasks && thread != 0 && self.caller_sleeps.load(Ordering::SeqCst) {
-                if let Some(caller) = &*self.caller.lock().unwrap_or_else(PoisonError::into_inner) {
-                    caller.unpark();
-                }
+            if done == tasks
+                && thread != 0
+                && self.caller_sleeps.load(Ordering::SeqCst)
+                && let Some(caller) = &*self.caller.lock().unwrap_or_else(PoisonError::into_inner)
+            {
+                caller.unpark();
             }
         }
     }

@@ -25,6 +25,20 @@ pub(crate) trait Simd: Copy {
     unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// `2 * LANES` bf16 values as (those at even places, those at odd places).
     unsafe fn load_bf16_pairs(p: *const u16) -> (Self::F, Self::F);
+    /// `2 * LANES` values from `p`, each two rounded to a pair of bf16 (the first in the low half), to
+    /// `out[i * stride]`.
+    unsafe fn store_bf16_pairs(p: *const f32, out: *mut u32, stride: usize);
+    /// Asks for the two vectors that lie `ahead` bytes after `p`, an address that need not be valid.
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8, ahead: usize) {
+        #[cfg(target_arch = "x86_64")]
+        for offset in (0..8 * Self::LANES).step_by(64) {
+            // SAFETY: a prefetch reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead + offset).cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (p, ahead);
+    }
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
@@ -159,6 +173,16 @@ impl Simd for Plain {
         (pairs.map(|x| f32::from_bits(x << 16)), pairs.map(|x| f32::from_bits(x & 0xffff_0000)))
     }
     #[inline(always)]
+    unsafe fn store_bf16_pairs(p: *const f32, out: *mut u32, stride: usize) {
+        for i in 0..Self::LANES {
+            // SAFETY: the caller gives 2 * LANES values and LANES places.
+            unsafe {
+                let (low, high) = (f32_to_bf16(*p.add(2 * i)), f32_to_bf16(*p.add(2 * i + 1)));
+                *out.add(i * stride) = u32::from(low) | u32::from(high) << 16;
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn add(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
         std::array::from_fn(|i| a[i] + b[i])
     }
@@ -234,6 +258,15 @@ impl Simd for Avx2 {
             let pairs = _mm256_loadu_si256(p.cast());
             let odd = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32.cast_signed()));
             (_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(odd))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16_pairs(p: *const f32, out: *mut u32, stride: usize) {
+        for i in 0..Self::LANES {
+            unsafe {
+                let (low, high) = (f32_to_bf16(*p.add(2 * i)), f32_to_bf16(*p.add(2 * i + 1)));
+                *out.add(i * stride) = u32::from(low) | u32::from(high) << 16;
+            }
         }
     }
     #[inline(always)]
@@ -315,6 +348,34 @@ impl Simd for Avx512 {
             let pairs = _mm512_loadu_si512(p.cast());
             let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
             (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(odd))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16_pairs(p: *const f32, out: *mut u32, stride: usize) {
+        unsafe {
+            let round = |x: __m512| {
+                let bits = _mm512_castps_si512(x);
+                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                let sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+                let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+                _mm512_mask_mov_epi32(sum, nan, _mm512_set1_epi32(0x7fc0_0000))
+            };
+            let (first, second) = (round(_mm512_loadu_ps(p)), round(_mm512_loadu_ps(p.add(16))));
+            // The upper halves of both, in order.
+            let halves = _mm512_set_epi16(
+                63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19,
+                17, 15, 13, 11, 9, 7, 5, 3, 1,
+            );
+            let pairs = _mm512_permutex2var_epi16(first, halves, second);
+            if stride == 1 {
+                _mm512_storeu_si512(out.cast(), pairs);
+            } else {
+                let mut words = [0u32; 16];
+                _mm512_storeu_si512(words.as_mut_ptr().cast(), pairs);
+                for (i, word) in words.into_iter().enumerate() {
+                    *out.add(i * stride) = word;
+                }
+            }
         }
     }
     #[inline(always)]
