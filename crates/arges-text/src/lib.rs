@@ -1,0 +1,27 @@
+//! Text on its way into and out of a model: tokenizer, chat template, incremental handling.
+//!
+//! - [`Tokenizer`]: byte-level BPE, from `tokenizer.json` or from `vocab.json` + `merges.txt`.
+//! - [`Detokenizer`]: token ids to text one at a time; never half a UTF-8 character.
+//! - [`StopStrings`]: finds stop strings in a stream, whatever pieces it arrives in.
+//! - [`ChatTemplate`]: messages and tools to prompt text by a checkpoint's own Jinja template.
+//! - [`synthetic`]: tokenizer files for random checkpoints of any vocabulary size.
+//!
+//! The crate knows nothing of models, requests or HTTP. It depends on none of the workspace's
+//! other crates, and it reads and writes only the tokenizer files of a checkpoint directory.
+#![forbid(unsafe_code)]
+
+mod byte_level;
+mod chat;
+mod detokenizer;
+mod error;
+mod load;
+mod python_json;
+mod stop;
+pub mod synthetic;
+mod tokenizer;
+
+pub use chat::ChatTemplate;
+pub use detokenizer::Detokenizer;
+pub use error::TextError;
+pub use stop::{StopOutput, StopStrings};
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,170 @@
+//! MiniMax-M1's own tokenizer and chat template against figures of the official code.
+
+mod common;
+
+use std::fmt::Write;
+
+use arges_text::{ChatTemplate, Detokenizer, Tokenizer};
+use common::{data, m1_dir};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+#[derive(Deserialize)]
+struct Sample {
+    text: String,
+    ids: Vec<u32>,
+    ids_gpt2_regex: Option<Vec<u32>>,
+}
+
+#[derive(Deserialize)]
+struct Conversation {
+    name: String,
+    messages: Vec<Value>,
+    tools: Option<Vec<Value>>,
+    add_generation_prompt: bool,
+    expected_text: String,
+    expected_ids: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct ExternalVector {
+    m1_text: Option<String>,
+    ids: Vec<u32>,
+}
+
+#[test]
+fn every_sample_encodes_to_its_ids_and_decodes_back() {
+    let Some(dir) = m1_dir() else { return };
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    let samples: Vec<Sample> = data("samples.json");
+    assert_eq!(samples.len(), 200);
+    for Sample { text, ids, .. } in samples {
+        assert_eq!(tokenizer.encode(&text).unwrap(), ids, "{text:?}");
+        assert_eq!(tokenizer.decode(&ids), text);
+        let mut detokenizer = Detokenizer::new(tokenizer.clone());
+        let mut pieces: String = ids.iter().map(|id| detokenizer.push(*id)).collect();
+        pieces += &detokenizer.finish();
+        assert_eq!(pieces, text);
+    }
+}
+
+#[test]
+fn published_vectors_of_the_same_vocabulary_agree() {
+    let Some(dir) = m1_dir() else { return };
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    let vectors: Vec<ExternalVector> = data("external_m2_vectors.json");
+    assert_eq!(vectors.len(), 5);
+    for ExternalVector { m1_text, ids } in vectors {
+        let text = m1_text.unwrap();
+        assert_eq!(tokenizer.encode(&text).unwrap(), ids, "{text:?}");
+    }
+}
+
+#[test]
+fn every_conversation_renders_to_the_official_text_and_ids() {
+    let Some(dir) = m1_dir() else { return };
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    let template = ChatTemplate::from_dir(&dir).unwrap().unwrap();
+    let conversations: Vec<Conversation> = data("chat_template.json");
+    assert_eq!(conversations.len(), 12);
+    for c in conversations {
+        let text = template.render(&c.messages, c.tools.as_deref(), c.add_generation_prompt).unwrap();
+        assert_eq!(text, c.expected_text, "{}", c.name);
+        assert_eq!(tokenizer.encode(&text).unwrap(), c.expected_ids, "{}", c.name);
+    }
+}
+
+#[test]
+fn openai_messages_render_to_the_same_text_as_messages_in_the_templates_own_shape() {
+    let Some(dir) = m1_dir() else { return };
+    let template = ChatTemplate::from_dir(&dir).unwrap().unwrap();
+    let conversations: Vec<Conversation> = data("chat_template.json");
+    let official = conversations.iter().find(|c| c.name == "conv06").unwrap();
+    let call = |id: &str, name: &str, arguments: &str| json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
+    let messages = [
+        json!({"role": "developer", "content": "S."}),
+        json!({"role": "user", "content": "Where and weather?"}),
+        json!({"role": "assistant", "content": "Let me check.", "tool_calls": [
+            call("b", "get_weather", r#"{"city":"Paris"}"#),
+        ]}),
+        json!({"role": "tool", "name": "get_location", "content": "Paris"}),
+        json!({"role": "tool", "tool_call_id": "b", "content": "雨 ☔\n2 lines"}),
+        json!({"role": "assistant", "content": "It rains."}),
+        json!({"role": "user", "content": "Thanks"}),
+    ];
+    let tools: Vec<Value> =
+        official.tools.iter().flatten().map(|tool| json!({"type": "function", "function": tool})).collect();
+    let text = template.render(&messages, Some(&tools), official.add_generation_prompt).unwrap();
+    assert_eq!(text, official.expected_text);
+}
+
+#[test]
+fn every_id_of_the_layout_has_its_text() {
+    let Some(dir) = m1_dir() else { return };
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    assert_eq!(tokenizer.vocab_size(), 200_035);
+    for byte in 0..=255u8 {
+        assert_eq!(tokenizer.token_bytes(u32::from(byte)), Some(vec![byte]));
+    }
+    assert_eq!(tokenizer.id_of("<end_of_sentence>"), Some(200_020));
+    assert!(tokenizer.is_special(200_020) && !tokenizer.is_special(1_000));
+    assert_eq!(tokenizer.token_bytes(200_025), Some(b"]<]image[>[".to_vec()));
+    assert_eq!(tokenizer.token_bytes(200_035), None);
+    assert_eq!(tokenizer.decode(&[200_020, 200_063, 72]), "<end_of_sentence>H");
+    assert_eq!(tokenizer.decode_skip_special(&[200_020, 72]), "H");
+}
+
+#[test]
+fn vocab_json_and_merges_txt_tokenize_as_transformers_does_from_them() {
+    let Some(m1) = m1_dir() else { return };
+    let text = std::fs::read_to_string(m1.join("tokenizer.json")).unwrap();
+    let tokenizer_json: Value = serde_json::from_str(&text).unwrap();
+    let model = &tokenizer_json["model"];
+    let mut merges = String::from("#version: 0.2\n");
+    for merge in model["merges"].as_array().unwrap() {
+        writeln!(merges, "{}", merge.as_str().unwrap()).unwrap();
+    }
+    let added: Map<String, Value> = tokenizer_json["added_tokens"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|token| (token["content"].as_str().unwrap().to_owned(), token["id"].clone()))
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("vocab.json"), model["vocab"].to_string()).unwrap();
+    std::fs::write(dir.path().join("merges.txt"), merges).unwrap();
+    std::fs::write(dir.path().join("added_tokens.json"), Value::Object(added).to_string()).unwrap();
+    std::fs::copy(m1.join("tokenizer_config.json"), dir.path().join("tokenizer_config.json")).unwrap();
+
+    let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+    let samples: Vec<Sample> = data("samples.json");
+    let mut compared = 0;
+    for Sample { text, ids_gpt2_regex, .. } in samples {
+        if let Some(ids) = ids_gpt2_regex {
+            assert_eq!(tokenizer.encode(&text).unwrap(), ids, "{text:?}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 100, "only {compared} samples have ids of this pre-tokenizer");
+    assert_eq!(tokenizer.id_of("<end_of_sentence>"), Some(200_020));
+    assert!(tokenizer.is_special(200_020));
+}
+
+#[test]
+fn white_space_longer_than_the_regex_engine_can_match_gives_the_reference_ids() {
+    let Some(dir) = m1_dir() else { return };
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    // Count and last ids by the same tokenizer.json in Hugging Face's tokenizers 0.23.3 (Python,
+    // Oniguruma).
+    let reference = [
+        (" ", 300_001, 2_347, [35_015, 159_004, 1_905, 53_343, 2_035]),
+        (" ", 1_200_000, 9_379, [9_774, 101_036, 1_905, 53_343, 2_035]),
+        ("\u{3000}", 1_200_000, 300_004, [196_555, 3_466, 120, 53_343, 2_035]),
+    ];
+    for (space, count, ids_count, last) in reference {
+        let text = space.repeat(count) + "x hello world";
+        let ids = tokenizer.encode(&text).unwrap();
+        assert_eq!((ids.len(), &ids[ids.len() - 5..]), (ids_count, &last[..]), "{space:?} {count}");
+        assert_eq!(tokenizer.decode(&ids), text);
+    }
+}
