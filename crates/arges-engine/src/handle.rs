@@ -1,0 +1,282 @@
+//! The handle through which everything else talks to the engine's thread.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
+
+use tokio::sync::{mpsc as events, watch};
+
+use crate::request::{
+    EngineStats, Event, GenerateRequest, Generation, MAX_TOP_LOGPROBS, MemoryPlan, SubmitError,
+};
+
+/// What the thread is told.
+pub(crate) enum Message {
+    Submit(Box<Submission>),
+    /// Finish what is queued and running, then end.
+    Drain,
+    /// End now; what is queued and running fails.
+    Shutdown,
+}
+
+/// A validated request on its way to the thread.
+pub(crate) struct Submission {
+    pub request: GenerateRequest,
+    /// Seed of the sampler: the request's, or drawn at random.
+    pub seed: u64,
+    /// Tokens to generate at most, cut to what the context allows.
+    pub max_tokens: usize,
+    pub events: events::UnboundedSender<Event>,
+    pub queue_place: QueuePlace,
+}
+
+impl Submission {
+    /// Answers a request that came too late.
+    pub fn refuse(self) {
+        // An error means that the generation was dropped already.
+        let _ = self.events.send(Event::Failed(SubmitError::ShutDown.to_string()));
+    }
+}
+
+/// A place in the queue, given back when dropped.
+pub(crate) struct QueuePlace(Arc<Shared>);
+
+impl QueuePlace {
+    /// Takes a place if one is free.
+    fn take(shared: &Arc<Shared>) -> Result<Self, SubmitError> {
+        let max = shared.limits.max_queue;
+        let one_more = |queued| (queued < max).then_some(queued + 1);
+        match shared.queued.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more) {
+            Ok(_) => Ok(Self(Arc::clone(shared))),
+            Err(_) => Err(SubmitError::QueueFull { max }),
+        }
+    }
+}
+
+impl Drop for QueuePlace {
+    fn drop(&mut self) {
+        self.0.queued.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What a request is held against before it is queued.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub vocab_size: usize,
+    /// Longest prompt and answer together: the smaller of `max_context` and the caches.
+    pub context: usize,
+    pub max_queue: usize,
+    pub has_tokenizer: bool,
+}
+
+/// State both sides see.
+pub(crate) struct Shared {
+    pub limits: Limits,
+    pub memory: MemoryPlan,
+    /// Set once no more requests are taken.
+    pub closed: AtomicBool,
+    /// Requests sent and not yet admitted for the first time.
+    queued: AtomicUsize,
+    stats: Mutex<EngineStats>,
+}
+
+impl Shared {
+    pub fn new(limits: Limits, memory: MemoryPlan) -> Self {
+        Self {
+            limits,
+            memory,
+            closed: AtomicBool::new(false),
+            queued: AtomicUsize::new(0),
+            stats: Mutex::new(EngineStats::default()),
+        }
+    }
+
+    pub fn stats(&self) -> MutexGuard<'_, EngineStats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A handle to an engine; clones are handles to the same one. The thread ends, after what is queued and
+/// running, when the last handle is dropped.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    messages: mpsc::Sender<Message>,
+    stopped: watch::Receiver<bool>,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+impl Engine {
+    pub(crate) fn from_parts(
+        shared: Arc<Shared>,
+        messages: mpsc::Sender<Message>,
+        stopped: watch::Receiver<bool>,
+        thread: JoinHandle<()>,
+    ) -> Self {
+        Self { shared, messages, stopped, thread: Arc::new(Mutex::new(Some(thread))) }
+    }
+
+    /// Queues a request. Its events come from the returned [`Generation`].
+    ///
+    /// # Errors
+    /// A request that is malformed, can never fit, or finds the queue full or the engine closed.
+    pub fn submit(&self, request: GenerateRequest) -> Result<Generation, SubmitError> {
+        let max_tokens = check(&request, &self.shared.limits)?;
+        if self.shared.closed.load(Ordering::Acquire) {
+            return Err(SubmitError::ShutDown);
+        }
+        let queue_place = QueuePlace::take(&self.shared)?;
+        let (sender, receiver) = events::unbounded_channel();
+        let seed = request.sampling.seed.unwrap_or_else(random_seed);
+        let submission = Box::new(Submission { request, seed, max_tokens, events: sender, queue_place });
+        self.messages.send(Message::Submit(submission)).map_err(|_| SubmitError::ShutDown)?;
+        Ok(Generation::new(receiver))
+    }
+
+    /// Counters as of the last step.
+    pub fn stats(&self) -> EngineStats {
+        *self.shared.stats()
+    }
+
+    /// Memory fixed at start.
+    pub fn memory(&self) -> MemoryPlan {
+        self.shared.memory
+    }
+
+    /// Longest prompt and answer together that one request may have, in tokens.
+    pub fn max_context(&self) -> usize {
+        self.shared.limits.context
+    }
+
+    /// Refuses new requests and waits until those queued and running have ended.
+    pub async fn drain(&self) {
+        self.close(Message::Drain);
+        let mut stopped = self.stopped.clone();
+        // An error means that the thread is gone, which is what is waited for.
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+    }
+
+    /// Refuses new requests, fails those queued and running, and waits for the thread to end.
+    pub fn shutdown(&self) {
+        self.close(Message::Shutdown);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // The thread catches its panics; one that got out has already been reported by the runtime.
+            let _ = thread.join();
+        }
+    }
+
+    fn close(&self, how: Message) {
+        self.shared.closed.store(true, Ordering::Release);
+        // An error means that the thread has ended already.
+        let _ = self.messages.send(how);
+    }
+}
+
+/// A seed from the operating system's randomness, by way of the standard library's hasher keys.
+fn random_seed() -> u64 {
+    RandomState::new().hash_one(0u64)
+}
+
+/// Holds a request against the limits; gives the number of tokens to generate at most.
+fn check(request: &GenerateRequest, limits: &Limits) -> Result<usize, SubmitError> {
+    let prompt = request.prompt.len();
+    if prompt == 0 {
+        return Err(SubmitError::EmptyPrompt);
+    }
+    let scores_only = request.max_tokens == Some(0);
+    let max = if scores_only { limits.context } else { limits.context.saturating_sub(1) };
+    if prompt > max {
+        return Err(SubmitError::TooLong { prompt, max });
+    }
+    let biased = request.sampling.logit_bias.iter().map(|&(id, _)| id);
+    let vocab_size = limits.vocab_size;
+    for id in request.prompt.iter().copied().chain(request.stop.tokens.iter().copied()).chain(biased) {
+        if id as usize >= vocab_size {
+            return Err(SubmitError::UnknownToken { id, vocab_size });
+        }
+    }
+    let invalid = |name, reason: String| Err(SubmitError::InvalidParameter { name, reason });
+    if let Err(error) = request.sampling.validate() {
+        return invalid(error.name, error.reason);
+    }
+    for (name, top) in [("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs)] {
+        if top.is_some_and(|top| top > MAX_TOP_LOGPROBS) {
+            return invalid(name, format!("must be at most {MAX_TOP_LOGPROBS}"));
+        }
+    }
+    let strings = &request.stop.strings;
+    if !strings.is_empty() && !limits.has_tokenizer {
+        return invalid("stop", "strings need a tokenizer, and this model has none".to_owned());
+    }
+    if strings.iter().any(String::is_empty) {
+        return invalid("stop", "must not hold an empty string".to_owned());
+    }
+    let room = limits.context - prompt;
+    Ok(request.max_tokens.map_or(room, |max_tokens| max_tokens.min(room)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{SamplingParams, StopConditions};
+
+    const LIMITS: Limits = Limits { vocab_size: 100, context: 16, max_queue: 4, has_tokenizer: true };
+
+    fn request(prompt: usize) -> GenerateRequest {
+        GenerateRequest { prompt: vec![7; prompt], ..GenerateRequest::default() }
+    }
+
+    #[test]
+    fn an_empty_prompt_is_refused() {
+        assert_eq!(check(&request(0), &LIMITS), Err(SubmitError::EmptyPrompt));
+    }
+
+    #[test]
+    fn a_prompt_that_leaves_no_room_is_refused_unless_it_is_only_scored() {
+        assert_eq!(check(&request(16), &LIMITS), Err(SubmitError::TooLong { prompt: 16, max: 15 }));
+        let scored = |prompt| GenerateRequest { max_tokens: Some(0), ..request(prompt) };
+        assert_eq!(check(&scored(16), &LIMITS), Ok(0));
+        assert_eq!(check(&scored(17), &LIMITS), Err(SubmitError::TooLong { prompt: 17, max: 16 }));
+    }
+
+    #[test]
+    fn the_token_limit_is_cut_to_the_context() {
+        assert_eq!(check(&request(10), &LIMITS), Ok(6));
+        assert_eq!(check(&GenerateRequest { max_tokens: Some(3), ..request(10) }, &LIMITS), Ok(3));
+        assert_eq!(check(&GenerateRequest { max_tokens: Some(usize::MAX), ..request(10) }, &LIMITS), Ok(6));
+    }
+
+    #[test]
+    fn ids_outside_the_vocabulary_are_refused_wherever_they_stand() {
+        let unknown = Err(SubmitError::UnknownToken { id: 100, vocab_size: 100 });
+        let prompt = GenerateRequest { prompt: vec![1, 100], ..request(1) };
+        let stop = StopConditions { tokens: vec![100], ..StopConditions::default() };
+        let stop = GenerateRequest { stop, ..request(1) };
+        let sampling = SamplingParams { logit_bias: vec![(100, 1.0)], ..SamplingParams::default() };
+        let bias = GenerateRequest { sampling, ..request(1) };
+        for bad in [prompt, stop, bias] {
+            assert_eq!(check(&bad, &LIMITS), unknown);
+        }
+    }
+
+    #[test]
+    fn a_bad_parameter_is_refused_by_name() {
+        let name = |request: GenerateRequest, limits: &Limits| match check(&request, limits) {
+            Err(SubmitError::InvalidParameter { name, .. }) => name,
+            other => panic!("{other:?}"),
+        };
+        let sampling = SamplingParams { top_p: 0.0, ..SamplingParams::default() };
+        assert_eq!(name(GenerateRequest { sampling, ..request(1) }, &LIMITS), "top_p");
+        let sampling = SamplingParams { temperature: f32::NAN, ..SamplingParams::default() };
+        assert_eq!(name(GenerateRequest { sampling, ..request(1) }, &LIMITS), "temperature");
+        let logprobs = Some(MAX_TOP_LOGPROBS + 1);
+        assert_eq!(name(GenerateRequest { logprobs, ..request(1) }, &LIMITS), "logprobs");
+        let stop =
+            |text: &str| StopConditions { strings: vec![text.to_owned()], ..StopConditions::default() };
+        assert_eq!(name(GenerateRequest { stop: stop(""), ..request(1) }, &LIMITS), "stop");
+        let no_tokenizer = Limits { has_tokenizer: false, ..LIMITS };
+        assert_eq!(name(GenerateRequest { stop: stop("x"), ..request(1) }, &no_tokenizer), "stop");
+    }
+}

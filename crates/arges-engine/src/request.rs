@@ -1,0 +1,306 @@
+//! What goes into the engine and what comes out of it: requests, events, options, errors.
+
+use std::fmt;
+
+pub use arges_kernels::sample::SamplingParams;
+use tokio::sync::mpsc;
+
+/// Most alternatives a request may ask for beside each token ([`GenerateRequest::logprobs`]).
+pub const MAX_TOP_LOGPROBS: usize = 128;
+
+/// Sizes fixed when the engine starts; all memory follows from them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Sequences that may run at once (state slots).
+    pub max_sequences: usize,
+    /// Tokens of all running sequences together (KV pages).
+    pub max_tokens: usize,
+    /// Tokens of one step: one per decoding sequence, the rest for pieces of prompts. At least
+    /// `max_sequences`.
+    pub step_tokens: usize,
+    /// Requests that may wait; more are refused with [`SubmitError::QueueFull`].
+    pub max_queue: usize,
+    /// Longest prompt and answer together of one request.
+    pub max_context: usize,
+    /// Rows of logits of one step; bounds the memory prompt log-probabilities take. At least
+    /// `max_sequences`.
+    pub max_logit_rows: usize,
+}
+
+/// When a generation ends, beside its length.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StopConditions {
+    /// Ends before the first of these texts; the text itself is not given out. Needs a tokenizer.
+    pub strings: Vec<String>,
+    /// Ends after one of these tokens; its text is not given out.
+    pub tokens: Vec<u32>,
+    /// Generate past the model's own end tokens.
+    pub ignore_eos: bool,
+    /// End and stop tokens cannot be sampled, and stop strings are not looked for, before this many tokens.
+    pub min_tokens: usize,
+}
+
+/// One prompt and how to go on from it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GenerateRequest {
+    /// Token ids; at least one.
+    pub prompt: Vec<u32>,
+    /// Tokens to generate at most; `None` is as many as the context allows. More than the context allows is
+    /// cut to that. 0 only computes the prompt (scoring).
+    pub max_tokens: Option<usize>,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// When to end.
+    pub stop: StopConditions,
+    /// Give this many of the most likely tokens beside each generated one.
+    pub logprobs: Option<usize>,
+    /// Give log-probabilities of the prompt's tokens, with this many alternatives each.
+    pub prompt_logprobs: Option<usize>,
+    /// Higher goes first; equal ones in order of arrival.
+    pub priority: i32,
+}
+
+/// A token of the prompt under the model's raw distribution.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob {
+    /// The token.
+    pub id: u32,
+    /// Its natural log-probability given the tokens before it.
+    pub logprob: f32,
+    /// The most likely tokens at this place and their log-probabilities, descending.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// A generated token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenEvent {
+    /// The token. An end or stop token that ended the generation is given too, with no text.
+    pub id: u32,
+    /// Text that is now certain; may be empty (half a character, a possible start of a stop string, or an
+    /// engine without a tokenizer).
+    pub text: String,
+    /// Natural log-probability under the model's raw distribution (before temperature, penalties, masks).
+    pub logprob: f32,
+    /// The most likely tokens at this place in the raw distribution, descending; empty unless
+    /// [`GenerateRequest::logprobs`] asked for them.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// An end token, a stop token or a stop string: see [`StopCause`].
+    Stop,
+    /// The token limit or the end of the context.
+    Length,
+}
+
+/// What a generation stopped on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopCause {
+    /// The model's own end token.
+    EndToken(u32),
+    /// One of [`StopConditions::tokens`].
+    Token(u32),
+    /// [`StopConditions::strings`] at this index.
+    Text(usize),
+}
+
+/// Tokens a request took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Length of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated, an end token included.
+    pub completion_tokens: usize,
+    /// Tokens of the prompt that were already in a cache.
+    pub cached_tokens: usize,
+}
+
+/// The end of a generation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finished {
+    /// Why it ended.
+    pub reason: FinishReason,
+    /// On what, when the reason is [`FinishReason::Stop`].
+    pub stop: Option<StopCause>,
+    /// Text held back so far that belongs to the answer after all.
+    pub text: String,
+    /// Tokens taken.
+    pub usage: Usage,
+}
+
+/// What a generation gives, in order: at most one `Prompt`, any number of `Token`, then one `Finished` or one
+/// `Failed`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The prompt was computed; sent when [`GenerateRequest::prompt_logprobs`] asked for it.
+    Prompt {
+        /// One per token of the prompt; the first has none.
+        logprobs: Vec<Option<TokenLogprob>>,
+        /// Tokens of the prompt that were already in a cache.
+        cached_tokens: usize,
+    },
+    /// A token was generated.
+    Token(TokenEvent),
+    /// The generation ended.
+    Finished(Finished),
+    /// The generation failed; the message says why.
+    Failed(String),
+}
+
+/// The events of one request. Dropping it cancels the request within one step and frees its memory.
+/// Events that are not read wait here, never the engine; there are no more than the request's tokens and two.
+#[derive(Debug)]
+pub struct Generation {
+    events: mpsc::UnboundedReceiver<Event>,
+    ended: bool,
+}
+
+impl Generation {
+    pub(crate) fn new(events: mpsc::UnboundedReceiver<Event>) -> Self {
+        Self { events, ended: false }
+    }
+
+    /// The next event; `None` after the last.
+    pub async fn next(&mut self) -> Option<Event> {
+        let event = self.events.recv().await;
+        self.end_once(event)
+    }
+
+    /// The next event, waiting on the calling thread; `None` after the last. Not for async contexts, where it
+    /// panics.
+    pub fn blocking_next(&mut self) -> Option<Event> {
+        let event = self.events.blocking_recv();
+        self.end_once(event)
+    }
+
+    /// Makes sure that the last event is a `Finished` or `Failed`, even if the engine went away.
+    fn end_once(&mut self, event: Option<Event>) -> Option<Event> {
+        if self.ended {
+            return None;
+        }
+        let event = event.unwrap_or_else(|| Event::Failed("the engine stopped".to_owned()));
+        self.ended = matches!(event, Event::Finished(_) | Event::Failed(_));
+        Some(event)
+    }
+}
+
+/// Why a request was refused. Nothing was queued.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// A prompt without tokens.
+    #[error("the prompt is empty: at least one token is needed")]
+    EmptyPrompt,
+    /// The prompt leaves no room.
+    #[error("the prompt has {prompt} tokens; at most {max} fit")]
+    TooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Longest prompt this engine takes for this kind of request.
+        max: usize,
+    },
+    /// A token id outside the vocabulary.
+    #[error("token id {id} is outside the vocabulary of {vocab_size}")]
+    UnknownToken {
+        /// The id.
+        id: u32,
+        /// Ids must be below this.
+        vocab_size: usize,
+    },
+    /// A parameter out of range.
+    #[error("{name} {reason}")]
+    InvalidParameter {
+        /// Field of the request.
+        name: &'static str,
+        /// What was wrong, as the end of a sentence that starts with the name.
+        reason: String,
+    },
+    /// Too many requests wait.
+    #[error("{max} requests are waiting already; try again later")]
+    QueueFull {
+        /// Longest queue.
+        max: usize,
+    },
+    /// The engine takes no more requests.
+    #[error("the engine is shutting down")]
+    ShutDown,
+}
+
+/// Why an engine could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// An option out of range.
+    #[error("engine option {name} {reason}")]
+    InvalidOption {
+        /// Field of [`EngineOptions`].
+        name: &'static str,
+        /// What was wrong, as the end of a sentence that starts with the name.
+        reason: String,
+    },
+    /// The caches could not be made.
+    #[error("cannot make the caches: {0}")]
+    Cache(String),
+    /// The thread could not be started.
+    #[error("cannot start the engine's thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Counters of an engine at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EngineStats {
+    /// Sequences in the caches.
+    pub running: usize,
+    /// Requests that wait for room, those that were set back included.
+    pub waiting: usize,
+    /// KV pages not in use.
+    pub free_pages: usize,
+    /// KV pages altogether.
+    pub total_pages: usize,
+    /// Steps run.
+    pub steps: u64,
+    /// Tokens put through the model, of prompts and answers, those computed again included.
+    pub computed_tokens: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Times a running sequence was set back for want of pages.
+    pub preemptions: u64,
+    /// Requests that ended by themselves.
+    pub finished: u64,
+    /// Requests whose generation was dropped.
+    pub cancelled: u64,
+    /// Requests that failed.
+    pub failed: u64,
+}
+
+/// Bytes an engine holds, fixed at start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Packed weights.
+    pub weights: usize,
+    /// KV pages and linear states.
+    pub cache: usize,
+    /// Activations, logits and sampling buffers of one step.
+    pub workspace: usize,
+}
+
+impl MemoryPlan {
+    /// All of it.
+    pub fn total(&self) -> usize {
+        self.weights + self.cache + self.workspace
+    }
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: usize| bytes as f64 / (1 << 20) as f64;
+        write!(
+            f,
+            "weights {:.1} MiB, caches {:.1} MiB, workspace {:.1} MiB, together {:.1} MiB",
+            mib(self.weights),
+            mib(self.cache),
+            mib(self.workspace),
+            mib(self.total())
+        )
+    }
+}
