@@ -269,6 +269,7 @@ impl Model {
         }
         buffers.routing.route(logits);
         let (routing, segments) = (&buffers.routing, buffers.routing.segments());
+        buffers.used += segments.len() as u64;
         buffers.inputs.pack(cpu, normed, hidden, segments, |row| routing.source(row));
         let inner = Output::GateUp(&mut buffers.inner, config.intermediate_size);
         matmul(cpu, &buffers.inputs, segments, &layer.experts.gate_up, inner);

@@ -93,6 +93,21 @@ impl Model {
         self.embedding.bytes() + self.head.bytes() + size_of_val(&*self.final_norm) + layers
     }
 
+    /// Bytes of one expert's weights in memory.
+    pub fn expert_bytes(&self) -> usize {
+        self.layers.first().map_or(0, |layer| {
+            let experts = &layer.experts;
+            experts.gate_up.iter().chain(&experts.down).map(PackedMatrix::bytes).sum::<usize>()
+                / experts.gate_up.len()
+        })
+    }
+
+    /// Bytes of the weights that every step reads, whatever its tokens: all but the embedding and the experts.
+    pub fn dense_bytes(&self) -> usize {
+        let experts = self.layers.len() * self.config.num_experts * self.expert_bytes();
+        self.weight_bytes() - self.embedding.bytes() - experts
+    }
+
     /// Decays of lightning layer `index`, counted among its kind.
     pub(crate) fn decays(&self, index: usize) -> &Decays {
         self.layers

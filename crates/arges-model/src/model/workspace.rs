@@ -50,6 +50,8 @@ pub(super) struct ExpertBuffers {
     pub(super) routing: Routing,
     /// Router logits, `[tokens, experts]`.
     pub(super) router_logits: AlignedBuffer<f32>,
+    /// Experts whose weights were read, over all layers and steps.
+    pub(super) used: u64,
     /// Inputs of the experts, one row a choice.
     pub(super) inputs: PackedRows,
     /// Their inner activations.
@@ -88,6 +90,7 @@ impl Workspace {
             experts: ExpertBuffers {
                 routing: Routing::new(tokens, config.num_experts, config.experts_per_token),
                 router_logits: AlignedBuffer::zeroed(tokens * config.num_experts),
+                used: 0,
                 inputs: PackedRows::new(cpu, compute, choices, hidden),
                 // 32 more columns: each width is padded, the shared one's perhaps more.
                 inner: PackedRows::new(cpu, compute, inner_rows, inner + 32),
@@ -103,6 +106,12 @@ impl Workspace {
     /// The largest step it has room for.
     pub fn plan(&self) -> WorkspacePlan {
         self.plan
+    }
+
+    /// Experts whose weights were read since the start: the sum over layers and steps of the distinct experts
+    /// that served a token.
+    pub fn experts_used(&self) -> u64 {
+        self.experts.used
     }
 
     /// Bytes planned.

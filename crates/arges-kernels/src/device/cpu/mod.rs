@@ -2,6 +2,7 @@
 
 mod buffer;
 mod isa;
+pub mod limits;
 mod pool;
 mod scratch;
 mod shared;
