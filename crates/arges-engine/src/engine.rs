@@ -35,7 +35,9 @@ impl Engine {
     ) -> Result<Self, EngineError> {
         check(&options)?;
         let vocab_size = model.config().vocab_size;
-        let end_tokens = model.config().eos_token_ids.clone();
+        let mut end_tokens = model.config().eos_token_ids.clone();
+        // MiniMax-M1's configuration names none; its tokenizer does.
+        end_tokens.extend(tokenizer.as_ref().and_then(Tokenizer::end_token));
         let runner = Runner::new(model, &options)?;
         let limits = Limits {
             vocab_size,

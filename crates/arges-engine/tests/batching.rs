@@ -83,7 +83,8 @@ fn preemption_changes_no_bit() {
     let engine = engine(EngineOptions { max_tokens: 512, max_context: 256, step_tokens: 24, ..options() });
     assert_eq!(together(&engine, &requests), expected);
     let stats = wait_for(&engine, nothing_held);
-    assert!(stats.preemptions >= 5, "{stats:?}");
+    // How many depends on when the requests arrive.
+    assert!(stats.preemptions > 0, "{stats:?}");
     assert_eq!(stats.finished, 16);
 }
 

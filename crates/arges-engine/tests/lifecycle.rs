@@ -137,6 +137,18 @@ fn the_models_end_token_ends_the_answer_unless_it_is_ignored() {
 }
 
 #[test]
+fn the_tokenizers_end_token_ends_the_answer_of_a_model_that_names_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let end = arges_text::synthetic::write_tokenizer(dir.path(), 512).unwrap().end_of_sentence;
+    let tokenizer = arges_text::Tokenizer::from_dir(dir.path()).unwrap();
+    let engine = Engine::start(load(&data().join("fp32")), Some(tokenizer), options()).unwrap();
+    let sampling = SamplingParams { logit_bias: vec![(end, 100.0)], ..SamplingParams::greedy() };
+    let answer = collect(engine.submit(GenerateRequest { sampling, ..greedy(prompt(7, 1), 30) }).unwrap());
+    assert_eq!(answer.ids(), [end]);
+    assert_eq!(answer.finished.stop, Some(StopCause::EndToken(end)));
+}
+
+#[test]
 fn a_request_that_spoils_its_numbers_fails_alone_and_its_memory_can_be_used_again() {
     const POISON: u32 = 11;
     let dir = tempfile::tempdir().unwrap();

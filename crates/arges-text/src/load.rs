@@ -35,6 +35,15 @@ pub(crate) fn from_dir(dir: &Path) -> Result<Loaded, TextError> {
     Err(TextError::NoTokenizer { dir: dir.to_owned() })
 }
 
+/// The `eos_token` that `tokenizer_config.json` names, where there is one.
+pub(crate) fn end_token(dir: &Path) -> Result<Option<String>, TextError> {
+    let config: Option<Map<String, Value>> = read_json(&dir.join("tokenizer_config.json"))?;
+    let config = config.unwrap_or_default();
+    let token =
+        named_tokens(&config).find(|(name, _)| *name == "eos_token").map(|(_, token)| token.to_owned());
+    Ok(token)
+}
+
 /// Reads a file as text.
 pub(crate) fn read(path: &Path) -> Result<String, TextError> {
     std::fs::read_to_string(path).map_err(|source| TextError::Read { path: path.to_owned(), source })

@@ -18,6 +18,7 @@ struct Shared {
     bytes: Vec<u8>,
     /// Per id: where its bytes lie and what it is; `None` for an id without a token.
     entries: Vec<Option<Entry>>,
+    end_token: Option<u32>,
 }
 
 #[derive(Clone, Copy)]
@@ -36,7 +37,14 @@ impl Tokenizer {
     /// No tokenizer in the directory, an unreadable or malformed file, a decoder that is not
     /// byte-level, or an added token whose id contradicts the vocabulary.
     pub fn from_dir(dir: &Path) -> Result<Self, TextError> {
-        load::from_dir(dir).map(Self::new)
+        let loaded = load::from_dir(dir)?;
+        let end_token = load::end_token(dir)?.and_then(|token| loaded.tokenizer.token_to_id(&token));
+        Ok(Self::new(loaded, end_token))
+    }
+
+    /// The token that ends an answer: `eos_token` of `tokenizer_config.json`. MiniMax-M1 names it nowhere else.
+    pub fn end_token(&self) -> Option<u32> {
+        self.shared.end_token
     }
 
     /// The ids of `text`. Special tokens written out in the text become their ids; nothing is
@@ -91,7 +99,7 @@ impl Tokenizer {
         self.shared.entry(id).map(|entry| &self.shared.bytes[entry.start..entry.end])
     }
 
-    fn new(loaded: load::Loaded) -> Self {
+    fn new(loaded: load::Loaded, end_token: Option<u32>) -> Self {
         let load::Loaded { tokenizer: inner, tokens } = loaded;
         let added = inner.get_added_tokens_decoder();
         let decoder = ByteDecoder::new();
@@ -107,7 +115,7 @@ impl Tokenizer {
             let special = added.is_some_and(|added| added.special);
             entries[*id as usize] = Some(Entry { start, end: bytes.len(), special });
         }
-        Self { shared: Arc::new(Shared { inner, bytes, entries }) }
+        Self { shared: Arc::new(Shared { inner, bytes, entries, end_token }) }
     }
 
     fn decode_where(&self, ids: &[u32], keep: impl Fn(&Entry) -> bool) -> String {

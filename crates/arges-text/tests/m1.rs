@@ -33,6 +33,13 @@ struct ExternalVector {
 }
 
 #[test]
+fn an_answer_ends_at_the_end_of_sentence() {
+    let Some(dir) = m1_dir() else { return };
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    assert_eq!(tokenizer.end_token(), Some(200_020));
+}
+
+#[test]
 fn every_sample_encodes_to_its_ids_and_decodes_back() {
     let Some(dir) = m1_dir() else { return };
     let tokenizer = Tokenizer::from_dir(&dir).unwrap();

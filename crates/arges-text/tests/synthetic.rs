@@ -35,6 +35,7 @@ fn the_special_ids_are_the_last_and_are_recognised_in_text() {
         assert_eq!(tokenizer.encode(marker).unwrap(), [id]);
         assert!(tokenizer.is_special(id));
     }
+    assert_eq!(tokenizer.end_token(), Some(ids.end_of_sentence));
     let turn = tokenizer.encode("hi<end_of_sentence>").unwrap();
     assert_eq!(turn.last(), Some(&ids.end_of_sentence));
     assert_eq!(tokenizer.decode_skip_special(&turn), "hi");

@@ -1,0 +1,180 @@
+//! `arges chat`: a conversation, or one answer.
+
+use std::io::{self, IsTerminal};
+
+use anyhow::{Context as _, Result};
+use arges_engine::{Engine, FinishReason, GenerateRequest, SamplingParams, StopConditions};
+use arges_text::{ChatTemplate, Tokenizer};
+use clap::Args;
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+use tokio::runtime::Runtime;
+
+use crate::answer::{Answer, OnToken};
+use crate::args::{EngineArgs, ModelArgs, SamplingArgs, StopArgs, at_least_1};
+use crate::conversation::{Conversation, HELP, Line};
+use crate::failure::{OutputClosed, usage};
+use crate::loading::Opened;
+use crate::output;
+use crate::plan::{Context, Needs};
+use crate::prompt::stdin_text;
+
+/// Longest conversation where neither a flag nor the model says less.
+const CONTEXT: usize = 32_768;
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ChatArgs {
+    /// Answer this alone; without it, or with -, a conversation at a terminal and else one answer to standard input
+    #[arg(value_name = "PROMPT")]
+    prompt: Option<String>,
+    /// System message
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Tokens of an answer at most
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 4096, value_parser = at_least_1)]
+    max_tokens: usize,
+    /// Divides the logits before a token is drawn; 0 always takes the most likely token (greedy)
+    #[arg(short, long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true)]
+    temperature: f32,
+    #[command(flatten)]
+    stop: StopArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    sizes: EngineArgs,
+}
+
+const EXAMPLES: &str = "\
+Messages go through the checkpoint's chat template, or one in M1's format where it has none. Sampling \
+follows M1's model card: temperature 1, top-p 0.95. In a conversation, /help lists the commands, Ctrl-C \
+stops an answer and Ctrl-D leaves.
+
+Examples:
+  arges chat --model DIR
+  arges chat --model DIR \"Why is the sky blue?\"
+  arges chat --model DIR --system \"Answer in one sentence.\" < question.txt";
+
+pub fn run(args: ChatArgs) -> Result<()> {
+    let sampling = args.sampling.params(args.temperature)?;
+    let prompt = match args.prompt.as_deref() {
+        None | Some("-") if io::stdin().is_terminal() => None,
+        None | Some("-") => Some(stdin_text()?),
+        Some(text) => Some(text.to_owned()),
+    };
+    if prompt.as_deref().is_some_and(|text| text.trim().is_empty()) {
+        return Err(usage("the prompt is empty: give a PROMPT, or none for a conversation"));
+    }
+    let opened = Opened::open(&args.model)?;
+    let tokenizer = opened.tokenizer()?;
+    let template = opened.chat_template()?;
+    let needs = Needs { context: Context::UpTo(CONTEXT), sequences: 1, step_tokens: 2048, logit_rows: 1 };
+    let mut chat = Chat {
+        engine: opened.start(&args.model, &args.sizes, needs)?,
+        tokenizer,
+        template,
+        sampling,
+        stop: args.stop.conditions(),
+        max_tokens: args.max_tokens,
+        conversation: Conversation::new(args.system),
+    };
+    match prompt {
+        Some(prompt) => chat.answer_once(&prompt),
+        None => chat.converse(),
+    }
+}
+
+struct Chat {
+    engine: Engine,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    sampling: SamplingParams,
+    stop: StopConditions,
+    max_tokens: usize,
+    conversation: Conversation,
+}
+
+impl Chat {
+    fn answer_once(&mut self, prompt: &str) -> Result<()> {
+        self.conversation.push_user(prompt);
+        let request = self.request()?;
+        let answer = Answer::of(&self.engine, request, &mut |_, text| output::answer(text))?;
+        output::line("")?;
+        self.tell_limit(&answer);
+        Ok(())
+    }
+
+    fn converse(&mut self) -> Result<()> {
+        let mut editor = DefaultEditor::new().context("cannot read from the terminal")?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot listen for Ctrl-C")?;
+        eprintln!("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.");
+        loop {
+            let line = match editor.readline("> ") {
+                Ok(line) => line,
+                Err(ReadlineError::Interrupted) => continue,
+                Err(ReadlineError::Eof) => return Ok(()),
+                Err(error) => return Err(error).context("cannot read from the terminal"),
+            };
+            // What fails is only that the line cannot be called up again.
+            let _ = editor.add_history_entry(line.trim());
+            match Line::parse(&line) {
+                Line::Empty => {}
+                Line::Message(text) => self.turn(&runtime, text)?,
+                Line::Reset => self.conversation.reset(),
+                Line::System(text) => self.conversation.set_system(text.map(str::to_owned)),
+                Line::Help => eprintln!("{HELP}"),
+                Line::Unknown(line) => eprintln!("{line} is no command; /help lists them"),
+                Line::Quit => return Ok(()),
+            }
+        }
+    }
+
+    /// One question and its answer. What goes wrong with it is told and the question forgotten.
+    fn turn(&mut self, runtime: &Runtime, text: &str) -> Result<()> {
+        self.conversation.push_user(text);
+        let on_token: OnToken = &mut |_, text| output::answer(text);
+        let answer = self
+            .request()
+            .and_then(|request| Answer::interruptible(runtime, &self.engine, request, on_token));
+        match answer {
+            Ok(answer) => {
+                output::line(if answer.end.is_some() { "" } else { " [stopped]" })?;
+                self.tell_limit(&answer);
+                self.conversation.push_assistant(&answer.text);
+                Ok(())
+            }
+            Err(error) if error.is::<OutputClosed>() => Err(error),
+            Err(error) => {
+                self.conversation.pop();
+                eprintln!("error: {error:#} (/reset begins a new conversation)");
+                Ok(())
+            }
+        }
+    }
+
+    fn request(&self) -> Result<GenerateRequest> {
+        let text = self.template.render(&self.conversation.messages(), None, true)?;
+        Ok(GenerateRequest {
+            prompt: self.tokenizer.encode(&text)?,
+            max_tokens: Some(self.max_tokens),
+            sampling: self.sampling.clone(),
+            stop: self.stop.clone(),
+            ..GenerateRequest::default()
+        })
+    }
+
+    /// Says so when an answer was cut off.
+    fn tell_limit(&self, answer: &Answer) {
+        let Some(end) = &answer.end else { return };
+        if end.reason == FinishReason::Length {
+            let tokens = end.usage.completion_tokens;
+            let flag = if tokens < self.max_tokens { "--context" } else { "--max-tokens" };
+            eprintln!("[cut off after {tokens} tokens; {flag} allows more]");
+        }
+    }
+}

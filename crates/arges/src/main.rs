@@ -1,0 +1,53 @@
+//! The `arges` command: reads arguments, joins the libraries and prints. What it computes is theirs.
+//!
+//! One file a subcommand. [`args`] holds the arguments they share, [`model_source`] finds the model (a directory
+//! or, through [`hub`], a Hugging Face id), [`loading`] opens it and starts an engine whose sizes [`plan`] works
+//! out from the model and the [`memory`] of the machine. Results go to standard output, all else to standard
+//! error; what goes wrong is one chain of reasons, and what to do about it, in [`failure`].
+#![forbid(unsafe_code)]
+
+mod answer;
+mod args;
+mod bench;
+mod chat;
+mod cli;
+mod conversation;
+mod failure;
+mod generate;
+#[cfg(feature = "hub")]
+mod hub;
+mod inspect;
+mod loading;
+mod memory;
+mod model_source;
+mod output;
+mod plan;
+mod progress;
+mod prompt;
+mod score;
+mod serve;
+mod synth;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt().with_max_level(cli.log.level()).with_writer(std::io::stderr).init();
+    let result = match cli.command {
+        Command::Chat(args) => chat::run(args),
+        Command::Serve(args) => serve::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Score(args) => score::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Synth(args) => synth::run(args),
+        Command::Bench(args) => bench::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error),
+    }
+}

@@ -1,0 +1,136 @@
+//! `arges serve`: OpenAI's API over HTTP.
+
+use std::future::Future;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+
+use anyhow::{Context as _, Result};
+use arges_server::{AppState, ServerOptions};
+use clap::Args;
+
+use crate::args::{EngineArgs, ModelArgs};
+use crate::failure::usage;
+use crate::loading::Opened;
+use crate::output;
+use crate::plan::{Context, Needs};
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ServeArgs {
+    /// Address to listen on; 0.0.0.0 is every one of this machine
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    host: String,
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 8000)]
+    port: u16,
+    /// Key that clients must send as `Authorization: Bearer KEY`
+    #[arg(long, value_name = "KEY", env = "ARGES_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+    /// Name of the model in the API [default: the directory's name or the Hugging Face id]
+    #[arg(long, value_name = "NAME")]
+    model_name: Option<String>,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    sizes: EngineArgs,
+}
+
+const EXAMPLES: &str = "\
+Serves /v1/chat/completions, /v1/completions, /v1/models and /health. When it is ready it prints its \
+address on standard output. Ctrl-C or SIGTERM let running requests finish; a second one does not wait for \
+them.
+
+Examples:
+  arges serve --model DIR
+  arges serve --model DIR --host 0.0.0.0 --port 80 --api-key \"$KEY\"
+  arges serve --model DIR --max-sequences 16 --context 65536
+
+  curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'";
+
+pub fn run(args: ServeArgs) -> Result<()> {
+    if args.api_key.as_deref() == Some("") {
+        return Err(usage("--api-key (or ARGES_API_KEY) is empty: give a key, or leave it out"));
+    }
+    // Before the weights are read, so that a port in use is known at once.
+    let listener = listen(&args.host, args.port)?;
+    let opened = Opened::open(&args.model)?;
+    let tokenizer = opened.tokenizer()?;
+    let template = opened.chat_template()?;
+    let needs = Needs { context: Context::Shared, sequences: 32, step_tokens: 1024, logit_rows: 64 };
+    let engine = opened.start(&args.model, &args.sizes, needs)?;
+    let name = args.model_name.unwrap_or_else(|| opened.source.name.clone());
+    let options = ServerOptions { api_key: args.api_key, ..ServerOptions::new(name) };
+    let state = AppState::new(engine, tokenizer, Some(template), options);
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let address = listener.local_addr()?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let stop = stop_signal()?;
+        output::line(&format!("listening on http://{address}"))?;
+        arges_server::serve(listener, state, stop).await.context("the server failed")
+    })
+}
+
+fn listen(host: &str, port: u16) -> Result<TcpListener> {
+    let addresses: Vec<SocketAddr> = (host, port)
+        .to_socket_addrs()
+        .with_context(|| format!("--host {host} is not an address of this machine"))?
+        .collect();
+    let listener = TcpListener::bind(&addresses[..]).with_context(|| {
+        format!("cannot listen on {host} port {port} (--host and --port choose another place)")
+    })?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Completes at the first interrupt or request to terminate. The second ends the process.
+fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
+    let mut signals = Signals::new().context("cannot listen for signals")?;
+    Ok(async move {
+        signals.next().await;
+        eprintln!("finishing running requests; once more ends them");
+        tokio::spawn(async move {
+            signals.next().await;
+            std::process::exit(130);
+        });
+    })
+}
+
+#[cfg(unix)]
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Signals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+#[cfg(windows)]
+struct Signals(tokio::signal::windows::CtrlC);
+
+#[cfg(windows)]
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals(tokio::signal::windows::ctrl_c()?))
+    }
+
+    async fn next(&mut self) {
+        self.0.recv().await;
+    }
+}
