@@ -32,18 +32,24 @@ fn f32_logits_equal_the_official_ones_at_every_length_on_every_instruction_set()
     for (name, official) in MODELS {
         let inputs = Golden::open(name, "inputs");
         let expected = [Golden::open(name, "logits_fp32_ref64"), Golden::open(name, official)];
+        let mut largest = [0.0; 2];
         for isa in Isa::available() {
             let mut runner = Runner::new(&data(name).join("fp32"), Compute::F32, Some(isa));
             for length in LENGTHS {
                 let key = format!("len{length}");
                 let logits = runner.logits(&inputs.tokens(&key));
-                for golden in &expected {
+                for (golden, largest) in expected.iter().zip(&mut largest) {
                     let expected = golden.f32(&key);
                     let difference = largest_difference(last_rows(&logits, &expected), &expected);
                     assert!(difference < LOGIT_TOLERANCE, "{name} {key} on {isa}: {difference:e}");
+                    *largest = difference.max(*largest);
                 }
             }
         }
+        println!(
+            "{name}: logits differ by up to {:.1e} from f64, {:.1e} from the official f32",
+            largest[0], largest[1]
+        );
     }
 }
 
@@ -59,6 +65,7 @@ fn a_bf16_checkpoint_computed_in_f32_equals_the_official_code_on_its_widened_wei
             let expected = golden.f32(&key);
             let difference = largest_difference(last_rows(&logits, &expected), &expected);
             assert!(difference < LOGIT_TOLERANCE, "{file} {key}: {difference:e}");
+            println!("{file} {key}: logits differ by up to {difference:.1e}");
         }
     }
 }
@@ -98,7 +105,7 @@ fn hidden_states_of_every_layer_equal_the_f64_ones() {
         let tokens = Golden::open(name, "inputs").tokens("len257");
         let hidden = Golden::open(name, "hidden_len257_ref64");
         let mut runner = Runner::new(&data(name).join("fp32"), Compute::F32, None);
-        let mut stages = 0;
+        let (mut stages, mut largest) = (0, 0.0);
         runner.observe(&tokens, |stage, values| {
             let key = match stage {
                 Stage::LayerInput(layer) => format!("layer{layer}_input"),
@@ -106,8 +113,10 @@ fn hidden_states_of_every_layer_equal_the_f64_ones() {
             };
             let difference = largest_difference(values, &hidden.f32(&key));
             assert!(difference < LOGIT_TOLERANCE, "{name} {key}: {difference:e}");
+            largest = difference.max(largest);
             stages += 1;
         });
+        println!("{name}: hidden states differ by up to {largest:.1e}");
         assert_eq!(stages, hidden.len());
     }
 }
@@ -136,6 +145,7 @@ fn caches_after_a_prefill_equal_the_f64_ones() {
             let scale = expected.iter().map(|x| x.abs()).fold(1.0, f32::max);
             let difference = largest_difference(&got, &expected);
             assert!(difference < LOGIT_TOLERANCE * scale, "{name} {key}: {difference:e} of {scale}");
+            println!("{name} {key}: differs by up to {:.1e} of its largest value", difference / scale);
         }
         assert_eq!(lightning + softmax, golden.len());
     }

@@ -92,7 +92,7 @@ struct ShapeArgs {
     /// Channels of a head
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_1)]
     head_dim: usize,
-    /// Channels of a head that rope rotates [default: half of them]
+    /// Channels of a head that rope rotates [default: half of them, all in dialect minimax, as transformers does]
     #[arg(long, value_name = "N", value_parser = at_least_1)]
     rotary_dim: Option<usize>,
     /// Every how many layers softmax attention stands; 0 is in none
@@ -123,6 +123,11 @@ struct ShapeArgs {
 
 impl ShapeArgs {
     fn shape(&self) -> SynthShape {
+        // transformers rotates whole heads in its own dialect, whatever the configuration says.
+        let rotated = match self.dialect {
+            Dialect::MiniMax => self.head_dim,
+            Dialect::MiniMaxM1 | Dialect::MiniMaxText01 => (self.head_dim / 4 * 2).max(2),
+        };
         let quarter = (1..=self.heads / 4).rev().find(|kv_heads| self.heads.is_multiple_of(*kv_heads));
         SynthShape {
             dialect: self.dialect,
@@ -131,7 +136,7 @@ impl ShapeArgs {
             heads: self.heads,
             kv_heads: self.kv_heads.or(quarter).unwrap_or(1),
             head_dim: self.head_dim,
-            rotary_dim: self.rotary_dim.unwrap_or((self.head_dim / 4 * 2).max(2)),
+            rotary_dim: self.rotary_dim.unwrap_or(rotated),
             softmax_every: self.softmax_every,
             experts: self.experts,
             experts_per_token: self.experts_per_token.unwrap_or(self.experts.min(2)),

@@ -1,8 +1,8 @@
 //! A thread pool for short parallel loops.
 //!
 //! A loop's tasks are handed out one by one from a shared counter, so that a slow core takes fewer. Workers
-//! that find nothing wait a few microseconds, because the next loop of a decode step follows at once, and then
-//! sleep: an idle model costs no CPU. Nothing is allocated by a loop.
+//! that find nothing wait a moment, because the next loop of a decode step follows at once, and then sleep: an
+//! idle model costs no CPU. Nothing is allocated by a loop.
 
 use std::any::Any;
 use std::hint::spin_loop;
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
-/// Turns of waiting before a thread sleeps: some tens of microseconds, about what waking it up costs.
+/// Turns of waiting before a thread sleeps: about a tenth of a millisecond, a few times what waking it costs.
 const SPINS: usize = 4_000;
 /// Low bits of `Shared::next` that hold the next task; those above hold the number of the loop.
 const TASK_BITS: u32 = 24;
