@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 
 use super::PANEL;
 use super::cpu::{AHEAD, Product, Task, Tile};
+use super::pack::VECTOR_BLOCK;
 use crate::device::cpu::simd::{Avx512, Simd};
 
 /// Runs one task.
@@ -14,16 +15,16 @@ use crate::device::cpu::simd::{Avx512, Simd};
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(super) unsafe fn run(task: &Task<'_>) {
     // SAFETY: by the caller's promise.
-    unsafe { task.for_tiles::<Avx512>(&PairProduct { pairs: task.matrix.k_padded() / 2 }) }
+    unsafe { task.for_tiles::<Avx512, VECTOR_BLOCK>(&mut PairProduct { pairs: task.matrix.k_padded() / 2 }) }
 }
 
 struct PairProduct {
     pairs: usize,
 }
 
-impl Product for PairProduct {
+impl Product<VECTOR_BLOCK> for PairProduct {
     #[inline(always)]
-    unsafe fn tile(&self, block: &[u32], m: usize, panel: *const u8, tile: &mut Tile) {
+    unsafe fn tile(&mut self, block: &[u32], m: usize, panel: *const u8, tile: &mut Tile<VECTOR_BLOCK>) {
         let a = block.as_ptr().cast::<i32>();
         macro_rules! tile {
             ($($m:literal),*) => {
@@ -41,7 +42,7 @@ impl Product for PairProduct {
 /// `tile[M, 32] = a[pairs, M] · b[pairs, 32]`, each product that of two bf16 pairs.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn product<const M: usize>(pairs: usize, a: *const i32, b: *const u8, tile: &mut Tile) {
+unsafe fn product<const M: usize>(pairs: usize, a: *const i32, b: *const u8, tile: &mut Tile<VECTOR_BLOCK>) {
     let mut sums = [[_mm512_setzero_ps(); 2]; M];
     // SAFETY: the caller gives blocks of these sizes; vectors of 32-bit pairs and of bf16 are the same bits.
     unsafe {
@@ -58,7 +59,7 @@ unsafe fn product<const M: usize>(pairs: usize, a: *const i32, b: *const u8, til
             b = b.add(PANEL);
         }
         for (r, [left, right]) in sums.iter().enumerate() {
-            let out = tile.0.as_mut_ptr().add(r * PANEL);
+            let out = tile.0[r].as_mut_ptr();
             _mm512_storeu_ps(out, *left);
             _mm512_storeu_ps(out.add(16), *right);
         }

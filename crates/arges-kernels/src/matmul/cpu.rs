@@ -2,20 +2,19 @@
 
 use std::marker::PhantomData;
 
-use super::pack::{Format, PackedMatrix, PackedRows};
+use super::pack::{Format, PackedMatrix, PackedRows, VECTOR_BLOCK};
 use super::{Element, K_STEP, PANEL, amx, avx512_bf16};
 use crate::device::cpu::simd::{Simd, silu, simd_dispatch};
 use crate::device::cpu::{Cpu, Isa, SharedMut};
 
-/// Rows of one task, in blocks: their packed form stays in the second-level cache.
+/// Rows of one task, in blocks and in rows, at most: their packed form stays in the second-level cache.
 const TASK_BLOCKS: usize = 16;
+const TASK_ROWS: usize = 256;
 /// Panels of one task, at most. Even, as [`Output::GateUp`] takes panels in twos.
 const TASK_PANELS: usize = 8;
 /// Bytes of weights to fetch ahead of their use. Small blocks wait for weights from memory; the fetch reaches
 /// into the next panel, which is used next.
 pub(super) const AHEAD: usize = 4096;
-/// The most rows of a block over all formats.
-const MAX_BLOCK: usize = 16;
 
 /// Rows that are multiplied with one matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +58,18 @@ pub fn matmul(
     matrices: &[PackedMatrix],
     output: Output<'_>,
 ) {
+    for_tasks(cpu, rows, segments, matrices, output, |task| task.run(cpu.isa()));
+}
+
+/// Divides products into tasks, and has the threads `run` them.
+pub(super) fn for_tasks(
+    cpu: &Cpu,
+    rows: &PackedRows,
+    segments: &[Segment],
+    matrices: &[PackedMatrix],
+    output: Output<'_>,
+    run: impl Fn(&Task<'_>) + Sync,
+) {
     let Some(matrix) = matrices.first() else { return };
     assert_eq!(rows.k, matrix.inputs(), "width of the rows");
     let sink = match output {
@@ -76,7 +87,7 @@ pub fn matmul(
     };
     let panels = matrix.panels();
     let block_rows = rows.block_rows();
-    let chunk = TASK_BLOCKS * block_rows;
+    let chunk = TASK_BLOCKS.min(TASK_ROWS / block_rows) * block_rows;
     let total: usize = segments.iter().map(|s| s.rows.div_ceil(chunk) * panels).sum();
     // Enough tasks for every thread to share evenly, each long enough to pay for its hand-over.
     let group = (total / (8 * cpu.pool().threads())).clamp(2, TASK_PANELS) & !1;
@@ -87,15 +98,14 @@ pub fn matmul(
         let chunks = segment.rows.div_ceil(chunk);
         let first_panel = task / chunks * group;
         let first_row = task % chunks * chunk;
-        let work = Task {
+        run(&Task {
             rows,
             matrix: &matrices[segment.matrix],
             panels: first_panel..(first_panel + group).min(panels),
             first: segment.first + first_row,
             count: (segment.rows - first_row).min(chunk),
             sink: &sink,
-        };
-        work.run(cpu.isa());
+        });
     });
 }
 
@@ -125,18 +135,18 @@ pub(super) struct Task<'a> {
     sink: &'a Sink<'a>,
 }
 
-/// Products of one block with one panel, `[block rows, 32]`.
+/// Products of one block of up to `BLOCK` rows with one panel.
 #[repr(align(64))]
-pub(super) struct Tile(pub(super) [f32; MAX_BLOCK * PANEL]);
+pub(super) struct Tile<const BLOCK: usize>(pub(super) [[f32; PANEL]; BLOCK]);
 
-/// The inner kernel of one format. A trait and not a closure, so that it is compiled with the instruction set
-/// of the function it is inlined into.
-pub(super) trait Product {
+/// The inner kernel of one format, for blocks of up to `BLOCK` rows. A trait and not a closure, so that it is
+/// compiled with the instruction set of the function it is inlined into.
+pub(super) trait Product<const BLOCK: usize> {
     /// `tile[m, 32] = block · panel`.
     ///
     /// # Safety
     /// The machine has the instruction set; `block` holds `m` packed rows and `panel` a panel, of one width.
-    unsafe fn tile(&self, block: &[u32], m: usize, panel: *const u8, tile: &mut Tile);
+    unsafe fn tile(&mut self, block: &[u32], m: usize, panel: *const u8, tile: &mut Tile<BLOCK>);
 }
 
 impl Task<'_> {
@@ -162,8 +172,9 @@ impl Task<'_> {
     /// # Safety
     /// The machine has the instruction sets of `S` and `product`.
     #[inline(always)]
-    pub(super) unsafe fn for_tiles<S: Simd>(&self, product: &impl Product) {
-        let mut tiles = [Tile([0.0; MAX_BLOCK * PANEL]), Tile([0.0; MAX_BLOCK * PANEL])];
+    pub(super) unsafe fn for_tiles<S: Simd, const BLOCK: usize>(&self, product: &mut impl Product<BLOCK>) {
+        assert!(self.rows.block_rows() <= BLOCK);
+        let mut tiles = [Tile([[0.0; PANEL]; BLOCK]), Tile([[0.0; PANEL]; BLOCK])];
         let step = if matches!(self.sink, Sink::GateUp { .. }) { 2 } else { 1 };
         for panel in self.panels.clone().step_by(step) {
             let mut done = 0;
@@ -175,21 +186,27 @@ impl Task<'_> {
                     // SAFETY: block and panel are of the width that the product was made for.
                     unsafe { product.tile(block, m, self.matrix.panel(panel + i), tile) };
                 }
-                self.store::<S>(&tiles, first, m, panel);
+                self.store::<S, BLOCK>(&tiles, first, m, panel);
                 done += m;
             }
         }
     }
 
     #[inline(always)]
-    fn store<S: Simd>(&self, tiles: &[Tile; 2], first: usize, m: usize, panel: usize) {
+    fn store<S: Simd, const BLOCK: usize>(
+        &self,
+        tiles: &[Tile<BLOCK>; 2],
+        first: usize,
+        m: usize,
+        panel: usize,
+    ) {
         match self.sink {
             Sink::Rows { out, outputs } => {
                 let width = (outputs - panel * PANEL).min(PANEL);
                 for r in 0..m {
                     // SAFETY: this task alone writes these columns of these rows.
                     let row = unsafe { out.slice((first + r) * outputs + panel * PANEL, width) };
-                    let tile = &tiles[0].0[r * PANEL..][..PANEL];
+                    let tile = &tiles[0].0[r];
                     if width == PANEL {
                         for i in (0..PANEL).step_by(S::LANES) {
                             // SAFETY: both hold PANEL values; S is the instruction set we run on.
@@ -202,12 +219,13 @@ impl Task<'_> {
             }
             Sink::GateUp { out, format, row_words } => {
                 for r in 0..m {
+                    let (gate, up) = (&tiles[0].0[r], &tiles[1].0[r]);
                     let mut values = [0.0f32; PANEL];
                     for i in (0..PANEL).step_by(S::LANES) {
                         // SAFETY: in bounds of the tiles' rows; S is the instruction set we run on.
                         unsafe {
-                            let gate = S::load(tiles[0].0.as_ptr().add(r * PANEL + i));
-                            let up = S::load(tiles[1].0.as_ptr().add(r * PANEL + i));
+                            let gate = S::load(gate.as_ptr().add(i));
+                            let up = S::load(up.as_ptr().add(i));
                             S::store(values.as_mut_ptr().add(i), S::mul(silu::<S>(gate), up));
                         }
                     }
@@ -226,13 +244,13 @@ simd_dispatch!(fn run_f32(task: &Task<'_>) => f32_task);
 
 #[inline(always)]
 unsafe fn f32_task<S: Simd>(task: &Task<'_>) {
-    let product = F32Product::<S> {
+    let mut product = F32Product::<S> {
         k: task.matrix.k_padded(),
         bf16: task.matrix.element() == Element::Bf16,
         simd: PhantomData,
     };
     // SAFETY: by the caller's promise.
-    unsafe { task.for_tiles::<S>(&product) }
+    unsafe { task.for_tiles::<S, VECTOR_BLOCK>(&mut product) }
 }
 
 struct F32Product<S> {
@@ -241,9 +259,9 @@ struct F32Product<S> {
     simd: PhantomData<S>,
 }
 
-impl<S: Simd> Product for F32Product<S> {
+impl<S: Simd> Product<VECTOR_BLOCK> for F32Product<S> {
     #[inline(always)]
-    unsafe fn tile(&self, block: &[u32], m: usize, panel: *const u8, tile: &mut Tile) {
+    unsafe fn tile(&mut self, block: &[u32], m: usize, panel: *const u8, tile: &mut Tile<VECTOR_BLOCK>) {
         let a = block.as_ptr().cast::<f32>();
         macro_rules! tile {
             ($($m:literal),*) => {
@@ -270,7 +288,12 @@ impl<S: Simd> Product for F32Product<S> {
 
 /// `tile[M, 32] = a[k, M]^T · b[k, 32]`, two vectors of columns at a time.
 #[inline(always)]
-unsafe fn tile_f32<S: Simd, const M: usize>(k: usize, a: *const f32, b: *const f32, tile: &mut Tile) {
+unsafe fn tile_f32<S: Simd, const M: usize>(
+    k: usize,
+    a: *const f32,
+    b: *const f32,
+    tile: &mut Tile<VECTOR_BLOCK>,
+) {
     // SAFETY: the caller gives blocks of these sizes.
     unsafe {
         for column in (0..PANEL).step_by(2 * S::LANES) {
@@ -293,7 +316,12 @@ unsafe fn tile_f32<S: Simd, const M: usize>(k: usize, a: *const f32, b: *const f
 
 /// As [`tile_f32`], with bf16 weights `[k / 2, 32, 2]`.
 #[inline(always)]
-unsafe fn tile_bf16<S: Simd, const M: usize>(k: usize, a: *const f32, b: *const u16, tile: &mut Tile) {
+unsafe fn tile_bf16<S: Simd, const M: usize>(
+    k: usize,
+    a: *const f32,
+    b: *const u16,
+    tile: &mut Tile<VECTOR_BLOCK>,
+) {
     // SAFETY: the caller gives blocks of these sizes.
     unsafe {
         for column in (0..PANEL).step_by(2 * S::LANES) {
@@ -319,11 +347,16 @@ unsafe fn tile_bf16<S: Simd, const M: usize>(k: usize, a: *const f32, b: *const 
 }
 
 #[inline(always)]
-unsafe fn store_sums<S: Simd, const M: usize>(sums: &[[S::F; 2]; M], column: usize, tile: &mut Tile) {
+unsafe fn store_sums<S: Simd, const M: usize>(
+    sums: &[[S::F; 2]; M],
+    column: usize,
+    tile: &mut Tile<VECTOR_BLOCK>,
+) {
     for (r, [left, right]) in sums.iter().enumerate() {
-        // SAFETY: M is at most MAX_BLOCK and the columns lie within the panel.
+        let row = &mut tile.0[r];
+        // SAFETY: the columns lie within the panel.
         unsafe {
-            let out = tile.0.as_mut_ptr().add(r * PANEL + column);
+            let out = row.as_mut_ptr().add(column);
             S::store(out, *left);
             S::store(out.add(S::LANES), *right);
         }

@@ -6,8 +6,8 @@
 //! product is one segment.
 //!
 //! Every output element is one chain of multiply-adds along `K` in ascending order, in one accumulator (with
-//! bf16 dot products: in pairs). How many rows come together, and how work is split among threads, therefore
-//! never changes a bit of the result.
+//! bf16 dot products in pairs, with AMX in steps of 32). How many rows come together, and how work is split
+//! among threads, therefore never changes a bit of the result.
 
 pub(crate) mod amx;
 mod avx512_bf16;

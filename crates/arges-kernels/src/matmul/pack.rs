@@ -211,6 +211,11 @@ impl PackedMatrix {
     }
 }
 
+/// The most rows of a block of vector instructions.
+pub(super) const VECTOR_BLOCK: usize = 12;
+/// Rows of a block of AMX tiles: two tiles, each of which is multiplied with all weights that are loaded.
+pub(super) const TILES_BLOCK: usize = 32;
+
 /// How the rows of one block (at most [`Format::block_rows`] of them, `m` here) lie in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
@@ -237,8 +242,8 @@ impl Format {
     /// Rows in a block, the unit of the inner kernels. The last block of a segment may have fewer.
     pub(super) fn block_rows(self, isa: Isa) -> usize {
         match self {
-            Self::Tiles => 16,
-            _ if isa >= Isa::Avx512 => 12,
+            Self::Tiles => TILES_BLOCK,
+            _ if isa >= Isa::Avx512 => VECTOR_BLOCK,
             _ => 4,
         }
     }
@@ -263,9 +268,13 @@ pub struct PackedRows {
 impl PackedRows {
     /// Room for `rows` rows of up to `k` values for products in `compute`.
     pub fn new(cpu: &Cpu, compute: Compute, rows: usize, k: usize) -> Self {
-        let format = Format::of(compute, cpu.isa());
+        Self::with_format(Format::of(compute, cpu.isa()), cpu.isa(), rows, k)
+    }
+
+    /// As [`PackedRows::new`], in a given format.
+    pub(super) fn with_format(format: Format, isa: Isa, rows: usize, k: usize) -> Self {
         let words = rows * format.row_words(k.next_multiple_of(K_STEP));
-        Self { format, isa: cpu.isa(), k, data: AlignedBuffer::zeroed(words) }
+        Self { format, isa, k, data: AlignedBuffer::zeroed(words) }
     }
 
     /// Bytes held.
