@@ -42,7 +42,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 3)]
     runs: usize,
     /// Most tokens of a prefill step
-    #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     step_tokens: usize,
 }
 

@@ -18,9 +18,12 @@ pub struct Span {
     pub slot: usize,
 }
 
+/// Rows that attend to the same keys of their chunk at once.
+const STRIP: usize = 12;
+
 /// f32 values of scratch that a thread needs.
 pub fn scratch_len(shape: Shape) -> usize {
-    shape.padded_dim() + CHUNK * (CHUNK + 3 * shape.padded_dim())
+    STRIP * CHUNK + (3 * CHUNK + 1) * shape.padded_dim()
 }
 
 /// Attends and moves every span's sequence on.
@@ -114,7 +117,7 @@ unsafe fn attend<S: Simd>(
     let (keys, values) = rest.split_at_mut(d * CHUNK);
     let (key, rest) = scratch.split_at_mut(padded);
     let (queries, rest) = rest.split_at_mut(CHUNK * padded);
-    let (weights, rest) = rest.split_at_mut(CHUNK * CHUNK);
+    let (weights, rest) = rest.split_at_mut(STRIP * CHUNK);
     let (sums, rest) = rest.split_at_mut(CHUNK * padded);
     let decayed_values = &mut rest[..CHUNK * padded];
     let powers = head.decays.powers(head.head);
@@ -139,19 +142,27 @@ unsafe fn attend<S: Simd>(
 
             let q = Block { start: queries.as_ptr(), stride: padded };
             let o = Block { start: sums.as_mut_ptr(), stride: padded };
-            let p = Block { start: weights.as_mut_ptr(), stride: CHUNK };
             let k = Block { start: keys.as_ptr(), stride: CHUNK };
             let v = Block { start: values.as_ptr(), stride: padded };
             let s = Block { start: state.as_ptr(), stride: padded };
-            let columns = seen.next_multiple_of(16);
-            small_product::<S, f32>([count, columns, d], q, k, p, Start::Zero);
-            for r in 0..count {
-                multiply::<S>(&mut weights[r * CHUNK..][..columns], head.decays.mask(head.head, place + r));
-            }
             small_product::<S, f32>([count, padded, d], q, s, o, Start::Zero);
-            let p = Block { start: weights.as_ptr(), stride: CHUNK };
-            let scaled = Start::Scaled { scales: powers[place + 1..].as_ptr(), stride: 1 };
-            small_product::<S, f32>([count, padded, seen], p, v, o, scaled);
+            for first in (0..count).step_by(STRIP) {
+                let rows = STRIP.min(count - first);
+                // Keys after the strip's last row weigh nothing.
+                let seen = place + first + rows;
+                let columns = seen.next_multiple_of(16);
+                let q = q.skip(first);
+                let p = Block { start: weights.as_mut_ptr(), stride: CHUNK };
+                small_product::<S, f32>([rows, columns, d], q, k, p, Start::Zero);
+                for r in 0..rows {
+                    let mask = head.decays.mask(head.head, place + first + r);
+                    multiply::<S>(&mut weights[r * CHUNK..][..columns], mask);
+                }
+                let p = Block { start: weights.as_ptr(), stride: CHUNK };
+                let o = Block { start: o.start.add(first * padded), stride: padded };
+                let scaled = Start::Scaled { scales: powers[place + first + 1..].as_ptr(), stride: 1 };
+                small_product::<S, f32>([rows, padded, seen], p, v, o, scaled);
+            }
             for r in 0..count {
                 let target = out.add((row + r) * head.shape.heads * d);
                 std::ptr::copy_nonoverlapping(sums.as_ptr().add(r * padded), target, d);

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::PANEL;
-use super::cpu::{AHEAD, Product, Task, Tile};
+use super::cpu::{Panel, Product, Task, Tile};
 use super::pack::VECTOR_BLOCK;
 use crate::device::cpu::simd::{Avx512, Simd};
 
@@ -24,7 +24,7 @@ struct PairProduct {
 
 impl Product<VECTOR_BLOCK> for PairProduct {
     #[inline(always)]
-    unsafe fn tile(&mut self, block: &[u32], m: usize, panel: *const u8, tile: &mut Tile<VECTOR_BLOCK>) {
+    unsafe fn tile(&mut self, block: &[u32], m: usize, panel: Panel, tile: &mut Tile<VECTOR_BLOCK>) {
         let a = block.as_ptr().cast::<i32>();
         macro_rules! tile {
             ($($m:literal),*) => {
@@ -39,18 +39,20 @@ impl Product<VECTOR_BLOCK> for PairProduct {
     }
 }
 
-/// `tile[M, 32] = a[pairs, M] · b[pairs, 32]`, each product that of two bf16 pairs.
+/// `tile[M, 32] = a[pairs, M] · panel[pairs, 32]`, each product that of two bf16 pairs.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn product<const M: usize>(pairs: usize, a: *const i32, b: *const u8, tile: &mut Tile<VECTOR_BLOCK>) {
+unsafe fn product<const M: usize>(pairs: usize, a: *const i32, panel: Panel, tile: &mut Tile<VECTOR_BLOCK>) {
     let mut sums = [[_mm512_setzero_ps(); 2]; M];
     // SAFETY: the caller gives blocks of these sizes; vectors of 32-bit pairs and of bf16 are the same bits.
     unsafe {
-        let (mut a, mut b) = (a, b.cast::<i32>());
+        let (mut a, mut b) = (a, panel.weights.cast::<i32>());
+        let mut fetch = panel.fetch;
         for _ in 0..pairs {
             let b0 = std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.cast()));
             let b1 = std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.add(16).cast()));
-            Avx512::prefetch(b.cast(), AHEAD);
+            Avx512::prefetch(fetch);
+            fetch = fetch.wrapping_add(panel.fetch_step);
             for (r, sum) in sums.iter_mut().enumerate() {
                 let x = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(a.add(r).read()));
                 *sum = [_mm512_dpbf16_ps(sum[0], b0, x), _mm512_dpbf16_ps(sum[1], b1, x)];

@@ -11,10 +11,10 @@ use crate::device::cpu::{Cpu, Isa, SharedMut};
 const TASK_BLOCKS: usize = 16;
 const TASK_ROWS: usize = 256;
 /// Panels of one task, at most. Even, as [`Output::GateUp`] takes panels in twos.
-const TASK_PANELS: usize = 8;
+const TASK_PANELS: usize = 4;
 /// Bytes of weights to fetch ahead of their use. Small blocks wait for weights from memory; the fetch reaches
 /// into the next panel, which is used next.
-pub(super) const AHEAD: usize = 4096;
+const AHEAD: usize = 4096;
 
 /// Rows that are multiplied with one matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +139,16 @@ pub(super) struct Task<'a> {
 #[repr(align(64))]
 pub(super) struct Tile<const BLOCK: usize>(pub(super) [[f32; PANEL]; BLOCK]);
 
+/// A panel of weights to multiply with, and what to fetch meanwhile.
+#[derive(Clone, Copy)]
+pub(super) struct Panel {
+    pub(super) weights: *const u8,
+    /// First address to fetch. It need not be valid.
+    pub(super) fetch: *const u8,
+    /// Bytes to fetch for each 128 bytes of weights.
+    pub(super) fetch_step: usize,
+}
+
 /// The inner kernel of one format, for blocks of up to `BLOCK` rows. A trait and not a closure, so that it is
 /// compiled with the instruction set of the function it is inlined into.
 pub(super) trait Product<const BLOCK: usize> {
@@ -146,7 +156,7 @@ pub(super) trait Product<const BLOCK: usize> {
     ///
     /// # Safety
     /// The machine has the instruction set; `block` holds `m` packed rows and `panel` a panel, of one width.
-    unsafe fn tile(&mut self, block: &[u32], m: usize, panel: *const u8, tile: &mut Tile<BLOCK>);
+    unsafe fn tile(&mut self, block: &[u32], m: usize, panel: Panel, tile: &mut Tile<BLOCK>);
 }
 
 impl Task<'_> {
@@ -177,19 +187,34 @@ impl Task<'_> {
         let mut tiles = [Tile([[0.0; PANEL]; BLOCK]), Tile([[0.0; PANEL]; BLOCK])];
         let step = if matches!(self.sink, Sink::GateUp { .. }) { 2 } else { 1 };
         for panel in self.panels.clone().step_by(step) {
+            let blocks = self.count.div_ceil(self.rows.block_rows());
             let mut done = 0;
             while done < self.count {
                 let m = (self.count - done).min(self.rows.block_rows());
                 let first = self.first + done;
                 let block = self.rows.block(first, m);
                 for (i, tile) in tiles.iter_mut().take(step).enumerate() {
+                    let panel = self.panel(panel + i, step, done / self.rows.block_rows(), blocks);
                     // SAFETY: block and panel are of the width that the product was made for.
-                    unsafe { product.tile(block, m, self.matrix.panel(panel + i), tile) };
+                    unsafe { product.tile(block, m, panel, tile) };
                 }
                 self.store::<S, BLOCK>(&tiles, first, m, panel);
                 done += m;
             }
         }
+    }
+
+    /// The first block of rows fetches a panel's weights shortly ahead of their use; the others together fetch
+    /// the panel that is used after it, so that the first finds it in the cache.
+    fn panel(&self, panel: usize, step: usize, block: usize, blocks: usize) -> Panel {
+        let weights = self.matrix.panel(panel);
+        if block == 0 {
+            return Panel { weights, fetch: weights.wrapping_add(AHEAD), fetch_step: 128 };
+        }
+        let bytes = self.matrix.panel_bytes();
+        let share = bytes / (blocks - 1);
+        let fetch = weights.wrapping_add(step * bytes + (block - 1) * share);
+        Panel { weights, fetch, fetch_step: 128usize.div_ceil(blocks - 1) }
     }
 
     #[inline(always)]
@@ -261,7 +286,7 @@ struct F32Product<S> {
 
 impl<S: Simd> Product<VECTOR_BLOCK> for F32Product<S> {
     #[inline(always)]
-    unsafe fn tile(&mut self, block: &[u32], m: usize, panel: *const u8, tile: &mut Tile<VECTOR_BLOCK>) {
+    unsafe fn tile(&mut self, block: &[u32], m: usize, panel: Panel, tile: &mut Tile<VECTOR_BLOCK>) {
         let a = block.as_ptr().cast::<f32>();
         macro_rules! tile {
             ($($m:literal),*) => {
@@ -269,9 +294,9 @@ impl<S: Simd> Product<VECTOR_BLOCK> for F32Product<S> {
                     // SAFETY: the block holds [k, m] values, the panel [k, 32] weights.
                     $($m => unsafe {
                         if self.bf16 {
-                            tile_bf16::<S, $m>(self.k, a, panel.cast(), tile);
+                            tile_bf16::<S, $m>(self.k, a, panel, tile);
                         } else {
-                            tile_f32::<S, $m>(self.k, a, panel.cast(), tile);
+                            tile_f32::<S, $m>(self.k, a, panel, tile);
                         }
                     },)*
                     _ => unreachable!("blocks of {m} rows"),
@@ -286,21 +311,23 @@ impl<S: Simd> Product<VECTOR_BLOCK> for F32Product<S> {
     }
 }
 
-/// `tile[M, 32] = a[k, M]^T · b[k, 32]`, two vectors of columns at a time.
+/// `tile[M, 32] = a[k, M]^T · panel[k, 32]`, two vectors of columns at a time.
 #[inline(always)]
 unsafe fn tile_f32<S: Simd, const M: usize>(
     k: usize,
     a: *const f32,
-    b: *const f32,
+    panel: Panel,
     tile: &mut Tile<VECTOR_BLOCK>,
 ) {
     // SAFETY: the caller gives blocks of these sizes.
     unsafe {
         for column in (0..PANEL).step_by(2 * S::LANES) {
             let mut sums = [[S::splat(0.0); 2]; M];
-            let (mut a, mut b) = (a, b.add(column));
+            let (mut a, mut b) = (a, panel.weights.cast::<f32>().add(column));
+            let mut fetch = panel.fetch.wrapping_add(4 * column);
             for _ in 0..k {
-                S::prefetch(b.cast(), AHEAD);
+                S::prefetch(fetch);
+                fetch = fetch.wrapping_add(panel.fetch_step);
                 let (b0, b1) = (S::load(b), S::load(b.add(S::LANES)));
                 for (r, sum) in sums.iter_mut().enumerate() {
                     let x = S::splat(*a.add(r));
@@ -319,16 +346,18 @@ unsafe fn tile_f32<S: Simd, const M: usize>(
 unsafe fn tile_bf16<S: Simd, const M: usize>(
     k: usize,
     a: *const f32,
-    b: *const u16,
+    panel: Panel,
     tile: &mut Tile<VECTOR_BLOCK>,
 ) {
     // SAFETY: the caller gives blocks of these sizes.
     unsafe {
         for column in (0..PANEL).step_by(2 * S::LANES) {
             let mut sums = [[S::splat(0.0); 2]; M];
-            let (mut a, mut b) = (a, b.add(2 * column));
+            let (mut a, mut b) = (a, panel.weights.cast::<u16>().add(2 * column));
+            let mut fetch = panel.fetch.wrapping_add(4 * column);
             for _ in 0..k / 2 {
-                S::prefetch(b.cast(), AHEAD);
+                S::prefetch(fetch);
+                fetch = fetch.wrapping_add(panel.fetch_step);
                 let (even0, odd0) = S::load_bf16_pairs(b);
                 let (even1, odd1) = S::load_bf16_pairs(b.add(2 * S::LANES));
                 for (r, sum) in sums.iter_mut().enumerate() {

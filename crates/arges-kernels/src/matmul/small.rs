@@ -35,6 +35,18 @@ pub(crate) struct Block<T> {
     pub(crate) stride: usize,
 }
 
+impl<T> Block<*const T> {
+    /// The block from row `rows` on.
+    ///
+    /// # Safety
+    /// It has more than `rows` rows.
+    #[inline(always)]
+    pub(crate) unsafe fn skip(self, rows: usize) -> Self {
+        // SAFETY: the caller's promise.
+        Self { start: unsafe { self.start.add(rows * self.stride) }, ..self }
+    }
+}
+
 /// What the sums start from.
 #[derive(Clone, Copy)]
 pub(crate) enum Start {
@@ -62,7 +74,7 @@ pub(crate) unsafe fn small_product<S: Simd, B: Operand>(
         let mut row = 0;
         while row < m {
             let rows = (m - row).min(S::TILE_ROWS);
-            let a = Block { start: a.start.add(row * a.stride), ..a };
+            let a = a.skip(row);
             let out = Block { start: out.start.add(row * out.stride), ..out };
             let start = match start {
                 Start::Zero => Start::Zero,

@@ -37,8 +37,9 @@ unsafe fn sum_all<S: Simd>(x: &[f32], total: &mut f32) {
     unsafe {
         let mut sums = [S::splat(0.0); 4];
         for x in x.chunks_exact(4 * S::LANES) {
-            S::prefetch(x.as_ptr().cast(), 4096);
-            S::prefetch(x.as_ptr().cast(), 4096 + 8 * S::LANES);
+            let ahead = x.as_ptr().cast::<u8>().wrapping_add(4096);
+            S::prefetch(ahead);
+            S::prefetch(ahead.wrapping_add(8 * S::LANES));
             for (i, sum) in sums.iter_mut().enumerate() {
                 *sum = S::add(*sum, S::load(x.as_ptr().add(i * S::LANES)));
             }

@@ -20,7 +20,7 @@ const MAX_TASKS: usize = (1 << TASK_BITS) - 1;
 type Call = unsafe fn(*const (), usize, usize);
 
 struct Shared {
-    /// (number of the loop, next task of it).
+    /// (number of the loop, next task of it). Odd numbers are loops without tasks.
     next: AtomicU64,
     /// The loop's body and how to call it. Valid while a task of that loop can still be taken.
     body: AtomicPtr<()>,
@@ -95,11 +95,14 @@ impl Pool {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
         *shared.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current());
-        shared.body.store((&raw const body).cast_mut().cast(), Ordering::Relaxed);
-        shared.call.store(call_body::<F> as Call as *mut (), Ordering::Relaxed);
-        shared.tasks.store(tasks, Ordering::Relaxed);
-        shared.done.store(0, Ordering::Relaxed);
-        let epoch = (shared.next.load(Ordering::Relaxed) >> TASK_BITS) + 1;
+        // A loop without tasks comes between, so that nobody who still looks for tasks of the last loop takes one
+        // by the number of tasks of this: whoever reads a new field below also sees that the last loop is over.
+        let epoch = (shared.next.load(Ordering::Relaxed) >> TASK_BITS) + 2;
+        shared.next.store((epoch - 1) << TASK_BITS | MAX_TASKS as u64, Ordering::SeqCst);
+        shared.body.store((&raw const body).cast_mut().cast(), Ordering::Release);
+        shared.call.store(call_body::<F> as Call as *mut (), Ordering::Release);
+        shared.tasks.store(tasks, Ordering::Release);
+        shared.done.store(0, Ordering::Release);
         shared.next.store(epoch << TASK_BITS, Ordering::SeqCst);
         for (worker, handle) in shared.workers.iter().zip(&self.handles).take(tasks - 1) {
             if worker.sleeps.load(Ordering::SeqCst) {
@@ -177,9 +180,9 @@ impl Shared {
         loop {
             let next = self.next.load(Ordering::Acquire);
             let (body, call, tasks) = (
-                self.body.load(Ordering::Relaxed),
-                self.call.load(Ordering::Relaxed),
-                self.tasks.load(Ordering::Relaxed),
+                self.body.load(Ordering::Acquire),
+                self.call.load(Ordering::Acquire),
+                self.tasks.load(Ordering::Acquire),
             );
             let task = (next & MAX_TASKS as u64) as usize;
             if next >> TASK_BITS != epoch || task >= tasks {
@@ -243,6 +246,21 @@ mod tests {
                     counts[task].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn loops_of_changing_length_right_after_each_other_run_every_task_once() {
+        let pool = Pool::new(2);
+        let counts: Vec<AtomicUsize> = (0..40).map(|_| AtomicUsize::new(0)).collect();
+        for round in 0..200_000 {
+            let tasks = 2 + round * 7 % 38;
+            pool.run(tasks, |task, _| {
+                counts[task].fetch_add(1, Ordering::Relaxed);
+            });
+            for (task, count) in counts.iter().enumerate() {
+                assert_eq!(count.swap(0, Ordering::Relaxed), usize::from(task < tasks), "round {round}");
             }
         }
     }

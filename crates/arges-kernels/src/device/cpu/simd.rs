@@ -28,16 +28,16 @@ pub(crate) trait Simd: Copy {
     /// `2 * LANES` values from `p`, each two rounded to a pair of bf16 (the first in the low half), to
     /// `out[i * stride]`.
     unsafe fn store_bf16_pairs(p: *const f32, out: *mut u32, stride: usize);
-    /// Asks for the two vectors that lie `ahead` bytes after `p`, an address that need not be valid.
+    /// Asks for the two vectors at `p`, an address that need not be valid.
     #[inline(always)]
-    unsafe fn prefetch(p: *const u8, ahead: usize) {
+    unsafe fn prefetch(p: *const u8) {
         #[cfg(target_arch = "x86_64")]
         for offset in (0..8 * Self::LANES).step_by(64) {
             // SAFETY: a prefetch reads nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead + offset).cast()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(offset).cast()) };
         }
         #[cfg(not(target_arch = "x86_64"))]
-        let _ = (p, ahead);
+        let _ = p;
     }
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;

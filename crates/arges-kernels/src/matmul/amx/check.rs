@@ -47,8 +47,10 @@ fn product_is_right(tiles: &mut impl Tiles, m: usize) -> bool {
     let untouched = f32::MAX;
     let mut out = Tile([[untouched; PANEL]; TILES_BLOCK]);
     let mut product = TileProduct { tiles, steps: STEPS, configured: 0 };
+    let weights = panel.as_ptr().cast();
+    let panel = Panel { weights, fetch: weights, fetch_step: 0 };
     // SAFETY: the caller gives tiles that can be used; block and panel hold `STEPS` steps.
-    unsafe { product.tile(&block, m, panel.as_ptr().cast(), &mut out) };
+    unsafe { product.tile(&block, m, panel, &mut out) };
     out.0.iter().enumerate().all(|(r, row)| {
         row.iter().enumerate().all(|(c, got)| {
             let sum: i32 = (0..K).map(|k| input(r, k) * weight(c, k)).sum();

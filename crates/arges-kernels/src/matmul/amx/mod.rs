@@ -17,7 +17,7 @@ mod tests;
 
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
-use super::cpu::{AHEAD, Product, Task, Tile};
+use super::cpu::{Panel, Product, Task, Tile};
 use super::pack::TILES_BLOCK;
 use super::{K_STEP, PANEL};
 use crate::device::cpu::simd::{Avx512, Simd};
@@ -127,7 +127,7 @@ struct TileProduct<'a, T> {
 
 impl<T: Tiles> Product<TILES_BLOCK> for TileProduct<'_, T> {
     #[inline(always)]
-    unsafe fn tile(&mut self, block: &[u32], m: usize, panel: *const u8, tile: &mut Tile<TILES_BLOCK>) {
+    unsafe fn tile(&mut self, block: &[u32], m: usize, panel: Panel, tile: &mut Tile<TILES_BLOCK>) {
         // SAFETY: the block holds `[steps, m, 32]` values, the panel `[steps, 16, 32, 2]` weights.
         unsafe {
             if self.configured != m {
@@ -144,16 +144,17 @@ impl<T: Tiles> Product<TILES_BLOCK> for TileProduct<'_, T> {
     }
 }
 
-/// `out[m, 32] = rows[steps, m, 32] · weights[steps, 16, 32, 2]`; `LOWER` says whether `m` is above 16.
+/// `out[m, 32] = rows[steps, m, 32] · panel[steps, 16, 32, 2]`; `LOWER` says whether `m` is above 16.
 #[inline(always)]
 unsafe fn product<const LOWER: bool>(
     tiles: &mut impl Tiles,
     steps: usize,
     m: usize,
     mut rows: *const u8,
-    mut weights: *const u8,
+    panel: Panel,
     out: &mut Tile<TILES_BLOCK>,
 ) {
+    let (mut weights, mut fetch) = (panel.weights, panel.fetch);
     // SAFETY: the caller gives rows and weights of these sizes, and tiles that are configured for `m` rows.
     // The pointers are advanced to the end of a step, which lies within or at the end of what they point into.
     unsafe {
@@ -164,9 +165,11 @@ unsafe fn product<const LOWER: bool>(
             tiles.zero::<LOWER_RIGHT>();
         }
         for _ in 0..steps {
-            for line in (0..PANEL_STEP_BYTES).step_by(64) {
-                _mm_prefetch::<_MM_HINT_T0>(weights.wrapping_add(AHEAD + line).cast());
+            let next = fetch.wrapping_add(TILE_ROWS * panel.fetch_step);
+            for line in (0..TILE_ROWS * panel.fetch_step).step_by(64) {
+                _mm_prefetch::<_MM_HINT_T0>(fetch.wrapping_add(line).cast());
             }
+            fetch = next;
             tiles.load::<LEFT_WEIGHTS>(weights, PANEL_ROW_BYTES);
             tiles.load::<UPPER_ROWS>(rows, ROW_BYTES);
             tiles.dot::<UPPER_LEFT, UPPER_ROWS, LEFT_WEIGHTS>();
