@@ -111,7 +111,7 @@ impl Model {
         workspace.set_spans(batch, cache);
         self.embedding.lookup(&batch.tokens, &mut workspace.x[..tokens * hidden]);
         if self.config.attention.contains(&AttentionKind::Softmax) {
-            let spans = &workspace.lightning_spans;
+            let spans = &workspace.spans;
             workspace.angles.fill(&self.cpu, &self.frequencies, tokens, |row| {
                 let span = spans.partition_point(|span| span.first <= row) - 1;
                 spans[span].position + row - spans[span].first
@@ -122,7 +122,7 @@ impl Model {
             self.attention_block(layer, tokens, cache, workspace);
             self.expert_block(layer, tokens, workspace);
         }
-        for span in &workspace.lightning_spans {
+        for span in &workspace.spans {
             cache.advance(span.slot, span.rows);
         }
         Ok(self.head(batch, workspace, observe))
@@ -190,7 +190,7 @@ impl Model {
                     decays,
                     projected,
                     stride,
-                    &ws.lightning_spans,
+                    &ws.spans,
                     &mut cache.states[*index],
                     attended,
                     &mut ws.scratch,
@@ -203,7 +203,7 @@ impl Model {
                 let projected = &mut ws.projected[..tokens * qkv.outputs()];
                 matmul(cpu, &ws.packed, &rows, from_ref(qkv), Output::Rows(projected));
                 let (pages, tables) = cache.pages_and_tables(*index);
-                let spans = ws.lightning_spans.iter().map(|span| softmax_attention::Span {
+                let spans = ws.spans.iter().map(|span| softmax_attention::Span {
                     first: span.first,
                     rows: span.rows,
                     position: span.position,
@@ -328,8 +328,8 @@ impl Model {
 
 impl Workspace {
     fn set_spans(&mut self, batch: &Batch, cache: &Cache) {
-        self.lightning_spans.clear();
-        self.lightning_spans.extend(batch.spans.iter().map(|span| {
+        self.spans.clear();
+        self.spans.extend(batch.spans.iter().map(|span| {
             let slot = cache.slot_index(span.sequence).expect("checked before");
             lightning::Span {
                 first: span.tokens.start,

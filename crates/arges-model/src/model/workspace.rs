@@ -42,7 +42,7 @@ pub struct Workspace {
     pub(super) head_rows: AlignedBuffer<f32>,
     /// `[logit rows, vocab]`.
     pub(super) logits: AlignedBuffer<f32>,
-    pub(super) lightning_spans: Vec<lightning::Span>,
+    pub(super) spans: Vec<lightning::Span>,
 }
 
 /// What the experts of one layer work in.
@@ -99,7 +99,7 @@ impl Workspace {
             },
             head_rows: AlignedBuffer::zeroed(rows * hidden),
             logits: AlignedBuffer::zeroed(rows * config.vocab_size),
-            lightning_spans: Vec::new(),
+            spans: Vec::new(),
         }
     }
 
