@@ -1,5 +1,7 @@
 //! Token embedding: rows of a table, widened to f32.
 
+use bytemuck::Pod;
+
 use crate::device::cpu::simd::{bf16_to_f32, f32_to_bf16};
 use crate::device::cpu::{AlignedBuffer, Cpu, SharedMut};
 use crate::matmul::{Element, RowMajor};
@@ -18,35 +20,31 @@ enum Table {
 impl Embedding {
     /// Copies a table, in `element`.
     pub fn new(cpu: &Cpu, source: RowMajor<'_>, element: Element) -> Self {
-        let len = source.rows * source.cols;
-        let grain = 1 << 16;
+        let mut embedding = Self::zeroed(source.rows, source.cols, element);
+        embedding.fill(cpu, source);
+        embedding
+    }
+
+    /// A table of zeros.
+    pub fn zeroed(vocab: usize, hidden: usize, element: Element) -> Self {
+        let len = vocab * hidden;
         let table = match element {
-            Element::F32 => {
-                let mut table = AlignedBuffer::zeroed(len);
-                let shared = SharedMut::new(&mut table);
-                cpu.for_rows(len, grain, |range| {
-                    // SAFETY: ranges do not overlap.
-                    let out = unsafe { shared.slice(range.start, range.len()) };
-                    for (out, i) in out.iter_mut().zip(range) {
-                        *out = source.stored.read(source.data, i);
-                    }
-                });
-                Table::F32(table)
-            }
-            Element::Bf16 => {
-                let mut table = AlignedBuffer::zeroed(len);
-                let shared = SharedMut::new(&mut table);
-                cpu.for_rows(len, grain, |range| {
-                    // SAFETY: ranges do not overlap.
-                    let out = unsafe { shared.slice(range.start, range.len()) };
-                    for (out, i) in out.iter_mut().zip(range) {
-                        *out = f32_to_bf16(source.stored.read(source.data, i));
-                    }
-                });
-                Table::Bf16(table)
-            }
+            Element::F32 => Table::F32(AlignedBuffer::zeroed(len)),
+            Element::Bf16 => Table::Bf16(AlignedBuffer::zeroed(len)),
         };
-        Self { table, hidden: source.cols }
+        Self { table, hidden }
+    }
+
+    /// Copies a table of the same shape over this one.
+    ///
+    /// # Panics
+    /// When the shapes differ.
+    pub fn fill(&mut self, cpu: &Cpu, source: RowMajor<'_>) {
+        assert_eq!(source.cols, self.hidden, "width of the table");
+        match &mut self.table {
+            Table::F32(table) => copy(cpu, source, table, |x| x),
+            Table::Bf16(table) => copy(cpu, source, table, f32_to_bf16),
+        }
     }
 
     /// Bytes held.
@@ -76,6 +74,19 @@ impl Embedding {
             }
         }
     }
+}
+
+fn copy<T: Pod + Send>(cpu: &Cpu, source: RowMajor<'_>, table: &mut [T], round: impl Fn(f32) -> T + Sync) {
+    assert_eq!(table.len(), source.rows * source.cols, "size of the table");
+    let len = table.len();
+    let shared = SharedMut::new(table);
+    cpu.for_rows(len, 1 << 16, |range| {
+        // SAFETY: ranges do not overlap.
+        let out = unsafe { shared.slice(range.start, range.len()) };
+        for (out, i) in out.iter_mut().zip(range) {
+            *out = round(source.stored.read(source.data, i));
+        }
+    });
 }
 
 #[cfg(test)]

@@ -92,10 +92,25 @@ impl PackedMatrix {
 
     /// A matrix for [`super::Output::GateUp`]: panels of the gate and of the up projection in turn.
     pub fn pack_gate_up(cpu: &Cpu, gate: RowMajor<'_>, up: RowMajor<'_>, element: Element) -> Self {
-        let mut packed = Self::zeroed(2 * gate.rows.next_multiple_of(PANEL), gate.cols, element);
-        packed.fill(cpu, gate, |row| row / PANEL * (2 * PANEL) + row % PANEL);
-        packed.fill(cpu, up, |row| row / PANEL * (2 * PANEL) + PANEL + row % PANEL);
+        let mut packed = Self::zeroed_gate_up(gate.rows, gate.cols, element);
+        packed.fill_gate(cpu, gate);
+        packed.fill_up(cpu, up);
         packed
+    }
+
+    /// Zeros in the form of [`PackedMatrix::pack_gate_up`] for projections of `width` outputs each.
+    pub fn zeroed_gate_up(width: usize, k: usize, element: Element) -> Self {
+        Self::zeroed(2 * width.next_multiple_of(PANEL), k, element)
+    }
+
+    /// Packs the gate of a matrix of that form.
+    pub fn fill_gate(&mut self, cpu: &Cpu, gate: RowMajor<'_>) {
+        self.fill(cpu, gate, |row| row / PANEL * (2 * PANEL) + row % PANEL);
+    }
+
+    /// Packs the up projection of a matrix of that form.
+    pub fn fill_up(&mut self, cpu: &Cpu, up: RowMajor<'_>) {
+        self.fill(cpu, up, |row| row / PANEL * (2 * PANEL) + PANEL + row % PANEL);
     }
 
     /// Copies the rows of `source` to the outputs that `place` gives them; `place` maps no two rows to one.

@@ -76,6 +76,8 @@ pub enum ForwardError {
 pub enum Stage {
     /// Input of a layer, `[tokens, hidden]`.
     LayerInput(usize),
+    /// What the router of a layer gives, `[tokens, experts]`; not of a plain MLP.
+    RouterLogits(usize),
     /// Output of the final norm, `[logit rows, hidden]`.
     FinalNorm,
 }
@@ -121,6 +123,10 @@ impl Model {
             observe(Stage::LayerInput(index), &workspace.x[..tokens * hidden]);
             self.attention_block(layer, tokens, cache, workspace);
             self.expert_block(layer, tokens, workspace);
+            if layer.experts.router.is_some() {
+                let logits = &workspace.experts.router_logits[..tokens * self.config.num_experts];
+                observe(Stage::RouterLogits(index), logits);
+            }
         }
         for span in &workspace.spans {
             cache.advance(span.slot, span.rows);
@@ -227,7 +233,8 @@ impl Model {
         self.join(x, normed, branch, scale);
     }
 
-    fn join(&self, x: &mut [f32], normed: &[f32], branch: &[f32], scale: ResidualScale) {
+    /// `x = alpha * base + beta * branch`.
+    pub(crate) fn join(&self, x: &mut [f32], normed: &[f32], branch: &[f32], scale: ResidualScale) {
         let base = self.config.postnorm.then_some(normed);
         residual(&self.cpu, x, base, scale.alpha, branch, scale.beta);
     }

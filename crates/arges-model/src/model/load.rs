@@ -1,16 +1,13 @@
-//! From a checkpoint to packed weights.
+//! From a checkpoint, or parameters in training, to packed weights.
 
 use std::sync::Arc;
 
 use arges_kernels::device::cpu::Cpu;
-use arges_kernels::embed::Embedding;
-use arges_kernels::lightning::Decays;
-use arges_kernels::matmul::{Compute, Element, PackedMatrix, RowMajor, Stored};
-use arges_kernels::rope::Frequencies;
+use arges_kernels::matmul::{Compute, PackedMatrix, RowMajor};
 
-use super::{Attention, Experts, Layer, Model, SharedMlp};
-use crate::checkpoint::{Checkpoint, CheckpointError, WeightView};
-use crate::config::AttentionKind;
+use super::source::WeightSource;
+use super::{Attention, Layer, Model};
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::dtype::DType;
 use crate::params::{LayerParam, Param};
 
@@ -58,159 +55,115 @@ impl Model {
         cpu: Arc<Cpu>,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self, ModelError> {
-        let config = checkpoint.config().clone();
-        let mut loader = Loader {
-            checkpoint,
-            compute: options.compute,
-            cpu: &cpu,
-            progress,
-            done: LoadProgress { bytes_done: 0, bytes_total: checkpoint.weight_bytes() },
-        };
-        let embedding = loader.embedding()?;
-        let mut layers = Vec::with_capacity(config.num_layers);
-        for layer in 0..config.num_layers {
-            layers.push(loader.layer(layer)?);
+        Ok(Self::from_source(checkpoint, options.compute, cpu, progress)?)
+    }
+
+    pub(crate) fn from_source(
+        source: &dyn WeightSource,
+        compute: Compute,
+        cpu: Arc<Cpu>,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self, CheckpointError> {
+        let mut model = Self::zeroed(source, compute, cpu)?;
+        model.fill(source, progress)?;
+        Ok(model)
+    }
+
+    /// Packs every weight of `source` over those of the model, which was made for the same parameters in the
+    /// same formats.
+    pub(crate) fn fill(
+        &mut self,
+        source: &dyn WeightSource,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<(), CheckpointError> {
+        let cpu = Arc::clone(&self.cpu);
+        let done = LoadProgress { bytes_done: 0, bytes_total: source.bytes() };
+        let mut loader = Loader { source, cpu: &cpu, progress, done };
+        let embedding = &mut self.embedding;
+        loader.take(Param::Embedding, |table| embedding.fill(&cpu, table))?;
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            loader.layer(index, layer)?;
         }
-        let final_norm = loader.vector(Param::FinalNorm)?;
-        let head = loader.matrix(&[Param::Head])?;
-        Ok(Self {
-            compute: options.compute,
-            frequencies: Frequencies::new(config.rope_theta, config.rotary_dim),
-            embedding,
-            layers,
-            final_norm,
-            head,
-            config,
-            cpu,
-        })
+        loader.vector(Param::FinalNorm, &mut self.final_norm)?;
+        loader.matrix(&[Param::Head], &mut self.head)
     }
 }
 
 struct Loader<'a> {
-    checkpoint: &'a Checkpoint,
-    compute: Compute,
+    source: &'a dyn WeightSource,
     cpu: &'a Cpu,
     progress: &'a mut dyn FnMut(LoadProgress),
     done: LoadProgress,
 }
 
 impl Loader<'_> {
-    /// bf16 in memory where nothing is lost by it or the products round to it anyway.
-    fn element(&self, stored: DType) -> Element {
-        match (self.compute, stored) {
-            (Compute::Bf16, _) | (Compute::F32, DType::Bf16) => Element::Bf16,
-            (Compute::F32, DType::F32 | DType::F16) => Element::F32,
-        }
-    }
-
-    fn finish(&mut self, param: Param, view_bytes: usize) {
-        self.checkpoint.release(param);
-        self.done.bytes_done = (self.done.bytes_done + view_bytes).min(self.done.bytes_total);
+    fn take(&mut self, param: Param, mut take: impl FnMut(RowMajor<'_>)) -> Result<(), CheckpointError> {
+        let mut bytes = 0;
+        self.source.show(param, &mut |weights| {
+            bytes = weights.data.len();
+            take(weights);
+        })?;
+        self.done.bytes_done = (self.done.bytes_done + bytes).min(self.done.bytes_total);
         (self.progress)(self.done);
+        Ok(())
     }
 
-    fn embedding(&mut self) -> Result<Embedding, CheckpointError> {
-        let view = self.checkpoint.param(Param::Embedding)?;
-        let embedding = Embedding::new(self.cpu, row_major(&view), self.element(view.dtype));
-        self.finish(Param::Embedding, view.data.len());
-        Ok(embedding)
-    }
-
-    fn vector(&mut self, param: Param) -> Result<Vec<f32>, CheckpointError> {
-        let view = self.checkpoint.param(param)?;
-        let vector = view.to_f32();
-        self.finish(param, view.data.len());
-        Ok(vector)
+    fn vector(&mut self, param: Param, vector: &mut [f32]) -> Result<(), CheckpointError> {
+        self.take(param, |weights| {
+            for (i, value) in vector.iter_mut().enumerate() {
+                *value = weights.stored.read(weights.data, i);
+            }
+        })
     }
 
     /// One matrix of several parameters, their outputs one after the other.
-    fn matrix(&mut self, params: &[Param]) -> Result<PackedMatrix, CheckpointError> {
-        let views = params.iter().map(|p| self.checkpoint.param(*p)).collect::<Result<Vec<_>, _>>()?;
-        let outputs = views.iter().map(|view| view.rows).sum();
-        let mut matrix = PackedMatrix::zeroed(outputs, views[0].cols, self.common_element(&views));
+    fn matrix(&mut self, params: &[Param], matrix: &mut PackedMatrix) -> Result<(), CheckpointError> {
+        let cpu = self.cpu;
         let mut first = 0;
-        for (param, view) in params.iter().zip(&views) {
-            matrix.fill(self.cpu, row_major(view), |row| first + row);
-            first += view.rows;
-            self.finish(*param, view.data.len());
+        for param in params {
+            self.take(*param, |weights| {
+                matrix.fill(cpu, weights, |row| first + row);
+                first += weights.rows;
+            })?;
         }
-        Ok(matrix)
+        Ok(())
     }
 
-    fn gate_up(&mut self, gate: Param, up: Param) -> Result<PackedMatrix, CheckpointError> {
-        let views = [self.checkpoint.param(gate)?, self.checkpoint.param(up)?];
-        let element = self.common_element(&views);
-        let matrix =
-            PackedMatrix::pack_gate_up(self.cpu, row_major(&views[0]), row_major(&views[1]), element);
-        self.finish(gate, views[0].data.len());
-        self.finish(up, views[1].data.len());
-        Ok(matrix)
+    fn gate_up(&mut self, gate: Param, up: Param, matrix: &mut PackedMatrix) -> Result<(), CheckpointError> {
+        let cpu = self.cpu;
+        self.take(gate, |weights| matrix.fill_gate(cpu, weights))?;
+        self.take(up, |weights| matrix.fill_up(cpu, weights))
     }
 
-    /// The format that holds all of them without loss, or bf16 where products are in bf16.
-    fn common_element(&self, views: &[WeightView<'_>]) -> Element {
-        let all_bf16 = views.iter().all(|view| self.element(view.dtype) == Element::Bf16);
-        if all_bf16 { Element::Bf16 } else { Element::F32 }
-    }
-
-    fn layer(&mut self, layer: usize) -> Result<Layer, CheckpointError> {
+    fn layer(&mut self, index: usize, layer: &mut Layer) -> Result<(), CheckpointError> {
         use LayerParam as P;
-        let param = |param| Param::Layer(layer, param);
-        let config = self.checkpoint.config();
-        let kind = config.attention[layer];
-        let index = config.attention[..layer].iter().filter(|other| **other == kind).count();
-        let input_norm = self.vector(param(P::InputNorm))?;
-        let attention = match kind {
-            AttentionKind::Lightning => Attention::Lightning {
-                index,
-                decays: Decays::new(&config.lightning_slopes(layer)),
-                qkv_gate: self.matrix(&[param(P::LightningQkv), param(P::LightningGate)])?,
-                norm: self.vector(param(P::LightningNorm))?,
-                out: self.matrix(&[param(P::LightningOut)])?,
-            },
-            AttentionKind::Softmax => Attention::Softmax {
-                index,
-                qkv: self.matrix(&[param(P::Query), param(P::Key), param(P::Value)])?,
-                out: self.matrix(&[param(P::Output)])?,
-            },
-        };
-        let post_attention_norm = self.vector(param(P::PostAttentionNorm))?;
-        let router = match config.has_router() {
-            true => Some(self.exact_matrix(param(P::Router))?),
-            false => None,
-        };
-        let (mut gate_up, mut down) = (Vec::new(), Vec::new());
-        for expert in 0..config.num_experts {
-            gate_up.push(self.gate_up(param(P::ExpertGate(expert)), param(P::ExpertUp(expert)))?);
-            down.push(self.matrix(&[param(P::ExpertDown(expert))])?);
+        let param = |param| Param::Layer(index, param);
+        self.vector(param(P::InputNorm), &mut layer.input_norm)?;
+        match &mut layer.attention {
+            Attention::Lightning { qkv_gate, norm, out, .. } => {
+                self.matrix(&[param(P::LightningQkv), param(P::LightningGate)], qkv_gate)?;
+                self.vector(param(P::LightningNorm), norm)?;
+                self.matrix(&[param(P::LightningOut)], out)?;
+            }
+            Attention::Softmax { qkv, out, .. } => {
+                self.matrix(&[param(P::Query), param(P::Key), param(P::Value)], qkv)?;
+                self.matrix(&[param(P::Output)], out)?;
+            }
         }
-        let shared = match config.has_shared_mlp() {
-            true => Some(SharedMlp {
-                gate_up: self.gate_up(param(P::SharedGate), param(P::SharedUp))?,
-                down: self.matrix(&[param(P::SharedDown)])?,
-                coefficient: self.exact_matrix(param(P::SharedCoefficient))?,
-            }),
-            false => None,
-        };
-        let experts = Experts { router, gate_up, down };
-        Ok(Layer { input_norm, attention, post_attention_norm, experts, shared })
+        self.vector(param(P::PostAttentionNorm), &mut layer.post_attention_norm)?;
+        if let Some(router) = &mut layer.experts.router {
+            self.matrix(&[param(P::Router)], router)?;
+        }
+        let experts = layer.experts.gate_up.iter_mut().zip(&mut layer.experts.down);
+        for (expert, (gate_up, down)) in experts.enumerate() {
+            self.gate_up(param(P::ExpertGate(expert)), param(P::ExpertUp(expert)), gate_up)?;
+            self.matrix(&[param(P::ExpertDown(expert))], down)?;
+        }
+        if let Some(shared) = &mut layer.shared {
+            self.gate_up(param(P::SharedGate), param(P::SharedUp), &mut shared.gate_up)?;
+            self.matrix(&[param(P::SharedDown)], &mut shared.down)?;
+            self.matrix(&[param(P::SharedCoefficient)], &mut shared.coefficient)?;
+        }
+        Ok(())
     }
-
-    /// A small matrix whose products are f32 whatever the rest computes in: never rounded.
-    fn exact_matrix(&mut self, param: Param) -> Result<PackedMatrix, CheckpointError> {
-        let view = self.checkpoint.param(param)?;
-        let element = if view.dtype == DType::Bf16 { Element::Bf16 } else { Element::F32 };
-        let matrix = PackedMatrix::pack(self.cpu, row_major(&view), element);
-        self.finish(param, view.data.len());
-        Ok(matrix)
-    }
-}
-
-fn row_major<'a>(view: &WeightView<'a>) -> RowMajor<'a> {
-    let stored = match view.dtype {
-        DType::F32 => Stored::F32,
-        DType::Bf16 => Stored::Bf16,
-        DType::F16 => Stored::F16,
-    };
-    RowMajor { stored, rows: view.rows, cols: view.cols, data: view.data }
 }

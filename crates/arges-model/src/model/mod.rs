@@ -1,7 +1,9 @@
 //! The model: weights packed for the device, and the forward pass over a batch.
 
+mod build;
 mod forward;
 mod load;
+pub(crate) mod source;
 mod workspace;
 
 use std::sync::Arc;
@@ -24,21 +26,22 @@ pub struct Model {
     cpu: Arc<Cpu>,
     compute: Compute,
     embedding: Embedding,
-    layers: Vec<Layer>,
-    final_norm: Vec<f32>,
-    head: PackedMatrix,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) final_norm: Vec<f32>,
+    pub(crate) head: PackedMatrix,
     frequencies: Frequencies,
 }
 
-struct Layer {
-    input_norm: Vec<f32>,
-    attention: Attention,
-    post_attention_norm: Vec<f32>,
-    experts: Experts,
-    shared: Option<SharedMlp>,
+/// Weights of one layer.
+pub(crate) struct Layer {
+    pub(crate) input_norm: Vec<f32>,
+    pub(crate) attention: Attention,
+    pub(crate) post_attention_norm: Vec<f32>,
+    pub(crate) experts: Experts,
+    pub(crate) shared: Option<SharedMlp>,
 }
 
-enum Attention {
+pub(crate) enum Attention {
     Lightning {
         /// Place among the lightning layers.
         index: usize,
@@ -57,18 +60,18 @@ enum Attention {
     },
 }
 
-struct Experts {
+pub(crate) struct Experts {
     /// `None` for a plain MLP, which is expert 0 for every token.
-    router: Option<PackedMatrix>,
-    gate_up: Vec<PackedMatrix>,
-    down: Vec<PackedMatrix>,
+    pub(crate) router: Option<PackedMatrix>,
+    pub(crate) gate_up: Vec<PackedMatrix>,
+    pub(crate) down: Vec<PackedMatrix>,
 }
 
-struct SharedMlp {
-    gate_up: PackedMatrix,
-    down: PackedMatrix,
+pub(crate) struct SharedMlp {
+    pub(crate) gate_up: PackedMatrix,
+    pub(crate) down: PackedMatrix,
     /// Weight of the shared MLP against the experts, before the sigmoid, `[hidden]`.
-    coefficient: PackedMatrix,
+    pub(crate) coefficient: PackedMatrix,
 }
 
 impl Model {
@@ -85,6 +88,10 @@ impl Model {
     /// What it runs on.
     pub fn cpu(&self) -> &Cpu {
         &self.cpu
+    }
+
+    pub(crate) fn shared_cpu(&self) -> Arc<Cpu> {
+        Arc::clone(&self.cpu)
     }
 
     /// Bytes of its weights in memory.

@@ -114,6 +114,16 @@ impl Workspace {
         self.experts.used
     }
 
+    /// The residual stream after the last step, `[tokens, hidden]` and room for more.
+    pub(crate) fn residual_stream(&self) -> &[f32] {
+        &self.x
+    }
+
+    /// Rotations for the rows of the last step.
+    pub(crate) fn angles(&self) -> &Angles {
+        &self.angles
+    }
+
     /// Bytes planned.
     pub fn bytes(&self) -> usize {
         let experts = &self.experts;
