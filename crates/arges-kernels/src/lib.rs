@@ -7,9 +7,11 @@
 //! This crate knows tensors and nothing of models, files or requests. It is the only crate but for the file
 //! mapping of checkpoints that contains `unsafe` code.
 
+pub mod adamw;
 pub mod device;
 pub mod embed;
 pub mod lightning;
+pub mod loss;
 pub mod matmul;
 pub mod moe;
 pub mod norm;

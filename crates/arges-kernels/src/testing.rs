@@ -39,3 +39,35 @@ pub fn bytes_of(x: &[f32]) -> Vec<u8> {
 pub fn bf16_round(x: &[f32]) -> Vec<f32> {
     x.iter().map(|x| bf16_to_f32(f32_to_bf16(*x))).collect()
 }
+
+/// Asserts that every value is within `tolerance` of the expected one, relative to that one's size plus the root
+/// mean square of all.
+pub fn assert_close(got: &[f32], expected: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let scale = (expected.iter().map(|x| x * x).sum::<f64>() / expected.len() as f64).sqrt();
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let error = (f64::from(*got) - expected).abs();
+        assert!(
+            error <= tolerance * (scale + expected.abs()),
+            "{what}: element {i} is {got}, not {expected}"
+        );
+    }
+}
+
+/// Asserts that `gradient` is that of `f` at `x`, by central differences.
+pub fn assert_gradient(f: impl Fn(&[f64]) -> f64, x: &[f64], gradient: &[f64], what: &str) {
+    const STEP: f64 = 1e-5;
+    assert_eq!(x.len(), gradient.len(), "{what}");
+    for (i, expected) in gradient.iter().enumerate() {
+        let at = |step: f64| {
+            let mut moved = x.to_vec();
+            moved[i] += step;
+            f(&moved)
+        };
+        let difference = (at(STEP) - at(-STEP)) / (2.0 * STEP);
+        assert!(
+            (difference - expected).abs() < 1e-7 * (1.0 + expected.abs()),
+            "{what}: the derivative along {i} is {difference}, not {expected}"
+        );
+    }
+}

@@ -5,7 +5,6 @@
 //! each of which stands for [`PAGE_TOKENS`] tokens in all softmax layers.
 
 use arges_kernels::lightning::{self, materialize_state};
-use arges_kernels::matmul::{Compute, Element};
 use arges_kernels::softmax_attention::{self, Pages};
 
 use arges_kernels::device::cpu::AlignedBuffer;
@@ -99,10 +98,7 @@ impl Cache {
         let too_large = CacheError::TooLarge(max_sequences, max_tokens);
         let config = model.config();
         let (lightning, softmax) = (lightning_shape(config), softmax_shape(config));
-        let element = match model.compute() {
-            Compute::F32 => Element::F32,
-            Compute::Bf16 => Element::Bf16,
-        };
+        let element = model.cache_element();
         let total_pages = max_tokens.div_ceil(PAGE_TOKENS);
         let within = |count: usize, len: usize| {
             count.checked_mul(len).and_then(|n| n.checked_mul(8)).is_some_and(|n| n < isize::MAX as usize)

@@ -17,6 +17,7 @@ pub mod dtype;
 pub mod model;
 pub mod params;
 pub mod synth;
+pub mod training;
 
 pub use accounting::Accounting;
 pub use batch::{Batch, LogitRows, Span};

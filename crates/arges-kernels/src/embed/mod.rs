@@ -76,6 +76,29 @@ impl Embedding {
     }
 }
 
+/// Columns of one task of [`embedding_gradient`].
+const COLUMNS: usize = 64;
+
+/// Adds the gradient by the rows of [`Embedding::lookup`], `dx[tokens, hidden]`, to that of the table,
+/// `grad[vocab, hidden]`: the rows of one token in the order of the tokens.
+///
+/// # Panics
+/// When sizes do not agree, or a token is not in the table.
+pub fn embedding_gradient(cpu: &Cpu, tokens: &[u32], dx: &[f32], grad: &mut [f32]) {
+    let Some(hidden) = dx.len().checked_div(tokens.len()) else { return };
+    assert_eq!(dx.len(), tokens.len() * hidden);
+    let grad = SharedMut::new(grad);
+    cpu.for_rows(hidden, COLUMNS, |columns| {
+        for (token, dx) in tokens.iter().zip(dx.chunks_exact(hidden)) {
+            // SAFETY: tasks write columns of their own.
+            let sum = unsafe { grad.slice(*token as usize * hidden + columns.start, columns.len()) };
+            for (sum, value) in sum.iter_mut().zip(&dx[columns.clone()]) {
+                *sum += value;
+            }
+        }
+    });
+}
+
 fn copy<T: Pod + Send>(cpu: &Cpu, source: RowMajor<'_>, table: &mut [T], round: impl Fn(f32) -> T + Sync) {
     assert_eq!(table.len(), source.rows * source.cols, "size of the table");
     let len = table.len();
@@ -95,6 +118,21 @@ mod tests {
     use crate::device::cpu::CpuOptions;
     use crate::matmul::Stored;
     use crate::testing::bytes_of;
+
+    #[test]
+    fn gradients_of_a_token_are_summed_over_its_rows() {
+        let cpu = Cpu::new(CpuOptions { threads: Some(3), isa: None }).unwrap();
+        let (hidden, vocab, tokens) = (150, 4, [2, 0, 2, 3, 2]);
+        let dx: Vec<f32> = (0..tokens.len() * hidden).map(|i| i as f32).collect();
+        let mut grad = vec![1.0; vocab * hidden];
+        embedding_gradient(&cpu, &tokens, &dx, &mut grad);
+        for (i, got) in grad.iter().enumerate() {
+            let rows = tokens.iter().enumerate().filter(|(_, token)| **token as usize == i / hidden);
+            let expected = 1.0 + rows.map(|(row, _)| dx[row * hidden + i % hidden]).sum::<f32>();
+            assert_eq!(*got, expected);
+        }
+        embedding_gradient(&cpu, &[], &[], &mut grad);
+    }
 
     #[test]
     fn lookups_return_the_rows_of_the_tokens() {

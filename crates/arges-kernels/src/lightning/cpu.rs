@@ -1,7 +1,8 @@
 //! Lightning attention on the CPU: a task is one head of one sequence.
 
+use super::rows::silu_row;
 use super::{CHUNK, Decays, Shape};
-use crate::device::cpu::simd::{Simd, silu, simd_dispatch};
+use crate::device::cpu::simd::{Simd, simd_dispatch};
 use crate::device::cpu::{Cpu, Scratch, SharedMut};
 use crate::matmul::small::{Block, Start, small_product};
 
@@ -180,27 +181,6 @@ unsafe fn attend<S: Simd>(
             }
         }
         row += count;
-    }
-}
-
-/// `out = silu(x)`, with zeros after it up to whole vectors.
-#[inline(always)]
-unsafe fn silu_row<S: Simd>(x: &[f32], out: &mut [f32]) {
-    let whole = x.len() / S::LANES * S::LANES;
-    // SAFETY: every chunk and the buffer hold LANES values.
-    unsafe {
-        for (x, out) in x.chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
-            S::store(out.as_mut_ptr(), silu::<S>(S::load(x.as_ptr())));
-        }
-        if whole < x.len() {
-            // SiLU of 0 is 0.
-            let mut buffer = [0.0f32; 16];
-            buffer[..x.len() - whole].copy_from_slice(&x[whole..]);
-            let out = &mut out[whole..];
-            out.fill(0.0);
-            S::store(buffer.as_mut_ptr(), silu::<S>(S::load(buffer.as_ptr())));
-            out[..S::LANES].copy_from_slice(&buffer[..S::LANES]);
-        }
     }
 }
 

@@ -15,11 +15,16 @@
 //! and at the chunk's end `S <- e^(-s CHUNK) S + sum_j e^(-s(CHUNK-1-j)) k_j v_j^T`. Prefill in any pieces and
 //! decode thus compute the same sums in the same order, and decode writes no state between grid points.
 
+mod backward;
+#[cfg(test)]
+mod backward_tests;
 mod cpu;
 pub mod reference;
+mod rows;
 #[cfg(test)]
 mod tests;
 
+pub use backward::{backward_scratch_len, lightning_attention_backward};
 pub use cpu::{Span, lightning_attention, materialize_state, scratch_len};
 
 /// Tokens of a chunk.

@@ -27,3 +27,44 @@ pub fn lightning_attention(
 pub fn silu(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
 }
+
+/// Gradients of one head's `[q, k, v]`, each `[tokens, head_dim]`, from a zero state, given that of its outputs:
+/// with `G_t = e^-s G_(t+1) + q_t do_t^T`, the gradient of the state after token `t`,
+/// `dq_t = S_t do_t`, `dk_t = G_t v_t` and `dv_t = G_t^T k_t`.
+pub fn lightning_attention_backward(
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    head_dim: usize,
+    slope: f64,
+    dout: &[f64],
+) -> [Vec<f64>; 3] {
+    let [mut dq, mut dk, mut dv] = [vec![0.0; q.len()], vec![0.0; q.len()], vec![0.0; q.len()]];
+    let decay = (-slope).exp();
+    let mut state = vec![0.0; head_dim * head_dim];
+    for t in (0..q.len()).step_by(head_dim) {
+        for (c, row) in state.chunks_mut(head_dim).enumerate() {
+            for (d, s) in row.iter_mut().enumerate() {
+                *s = decay * *s + k[t + c] * v[t + d];
+                dq[t + c] += *s * dout[t + d];
+            }
+        }
+    }
+    let mut gradient = vec![0.0; head_dim * head_dim];
+    for t in (0..q.len()).step_by(head_dim).rev() {
+        for (c, row) in gradient.chunks_mut(head_dim).enumerate() {
+            for (d, g) in row.iter_mut().enumerate() {
+                *g = decay * *g + q[t + c] * dout[t + d];
+                dk[t + c] += *g * v[t + d];
+                dv[t + d] += *g * k[t + c];
+            }
+        }
+    }
+    [dq, dk, dv]
+}
+
+/// The derivative of [`silu`].
+pub fn silu_derivative(x: f64) -> f64 {
+    let sigmoid = 1.0 / (1.0 + (-x).exp());
+    sigmoid * (1.0 + x * (1.0 - sigmoid))
+}

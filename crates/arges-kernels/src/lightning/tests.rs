@@ -1,6 +1,6 @@
 use super::*;
 use crate::device::cpu::{Cpu, CpuOptions, Isa, Scratch};
-use crate::testing::{Random, widen};
+use crate::testing::{Random, assert_close, widen};
 
 fn cpus() -> impl Iterator<Item = Cpu> {
     Isa::available().map(|isa| Cpu::new(CpuOptions { isa: Some(isa), threads: Some(2) }).unwrap())
@@ -57,14 +57,6 @@ fn expected(shape: Shape, qkv: &[f32]) -> (Vec<f64>, Vec<Vec<f64>>) {
     (out, states)
 }
 
-fn assert_close(got: &[f32], expected: &[f64], what: &str) {
-    let scale = (expected.iter().map(|x| x * x).sum::<f64>() / expected.len() as f64).sqrt();
-    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
-        let error = (f64::from(*got) - expected).abs();
-        assert!(error < 2e-5 * (scale + expected.abs()), "{what}: element {i} is {got}, not {expected}");
-    }
-}
-
 #[test]
 fn outputs_and_states_agree_with_the_recurrence_past_several_chunks_at_unit_scale() {
     let mut random = Random::new(1);
@@ -76,10 +68,10 @@ fn outputs_and_states_agree_with_the_recurrence_past_several_chunks_at_unit_scal
                 let mut run = Run::new(&cpu, shape, 1);
                 let got = run.step(&cpu, &qkv, &[Span { first: 0, rows: tokens, position: 0, slot: 0 }]);
                 let (out, states) = expected(shape, &qkv);
-                assert_close(&got, &out, &format!("{} {shape:?} {tokens} tokens", cpu.isa()));
+                assert_close(&got, &out, 2e-5, &format!("{} {shape:?} {tokens} tokens", cpu.isa()));
                 let state = materialize_state(shape, &run.decays, &run.caches, tokens);
                 for (got, expected) in state.chunks(head_dim * head_dim).zip(&states) {
-                    assert_close(got, expected, "state");
+                    assert_close(got, expected, 2e-5, "state");
                 }
             }
         }

@@ -38,12 +38,14 @@ impl Segment {
 pub enum Output<'a> {
     /// f32 rows `[_, N]`, row `i` for packed row `i`.
     Rows(&'a mut [f32]),
+    /// As [`Output::Rows`], added to what is there.
+    Add(&'a mut [f32]),
     /// `silu(gate) * up` from a matrix of [`PackedMatrix::pack_gate_up`], packed again, `width` values a row.
     GateUp(&'a mut PackedRows, usize),
 }
 
 enum Sink<'a> {
-    Rows { out: SharedMut<'a, f32>, outputs: usize },
+    Rows { out: SharedMut<'a, f32>, outputs: usize, add: bool },
     GateUp { out: SharedMut<'a, u32>, format: Format, row_words: usize },
 }
 
@@ -73,10 +75,12 @@ pub(super) fn for_tasks(
     let Some(matrix) = matrices.first() else { return };
     assert_eq!(rows.k, matrix.inputs(), "width of the rows");
     let sink = match output {
-        Output::Rows(out) => {
+        Output::Rows(_) | Output::Add(_) => {
+            let add = matches!(output, Output::Add(_));
+            let (Output::Rows(out) | Output::Add(out)) = output else { unreachable!("matched above") };
             let end = segments.iter().map(|s| s.first + s.rows).max().unwrap_or(0);
             assert!(out.len() >= end * matrix.outputs(), "room for the product");
-            Sink::Rows { out: SharedMut::new(out), outputs: matrix.outputs() }
+            Sink::Rows { out: SharedMut::new(out), outputs: matrix.outputs(), add }
         }
         Output::GateUp(out, width) => {
             assert_eq!(matrix.outputs(), 2 * width.next_multiple_of(PANEL), "gate and up panels");
@@ -226,7 +230,7 @@ impl Task<'_> {
         panel: usize,
     ) {
         match self.sink {
-            Sink::Rows { out, outputs } => {
+            Sink::Rows { out, outputs, add } => {
                 let width = (outputs - panel * PANEL).min(PANEL);
                 for r in 0..m {
                     // SAFETY: this task alone writes these columns of these rows.
@@ -235,8 +239,13 @@ impl Task<'_> {
                     if width == PANEL {
                         for i in (0..PANEL).step_by(S::LANES) {
                             // SAFETY: both hold PANEL values; S is the instruction set we run on.
-                            unsafe { S::store(row.as_mut_ptr().add(i), S::load(tile.as_ptr().add(i))) };
+                            unsafe {
+                                let (place, sums) = (row.as_mut_ptr().add(i), S::load(tile.as_ptr().add(i)));
+                                S::store(place, if *add { S::add(S::load(place), sums) } else { sums });
+                            }
                         }
+                    } else if *add {
+                        row.iter_mut().zip(tile).for_each(|(value, sum)| *value += sum);
                     } else {
                         row.copy_from_slice(&tile[..width]);
                     }

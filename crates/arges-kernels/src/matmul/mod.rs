@@ -11,6 +11,8 @@
 
 pub(crate) mod amx;
 mod avx512_bf16;
+mod backward;
+pub(crate) mod blocks;
 mod cpu;
 mod pack;
 pub mod reference;
@@ -18,6 +20,7 @@ pub(crate) mod small;
 #[cfg(test)]
 mod tests;
 
+pub use backward::{Columns, WeightGradient, input_gradient};
 pub use cpu::{Output, Segment, matmul};
 pub use pack::{Element, PackedMatrix, PackedRows, RowMajor, Stored};
 

@@ -83,6 +83,41 @@ impl PackedMatrix {
         Self { outputs, k, data }
     }
 
+    /// Makes it a matrix of another shape, in the same memory where that is large enough. What it held is lost.
+    pub(super) fn reshape(&mut self, outputs: usize, k: usize) {
+        let len = outputs.div_ceil(PANEL) * PANEL * k.next_multiple_of(K_STEP);
+        let held = match &self.data {
+            Data::F32(data) => data.len(),
+            Data::Bf16(data) => data.len(),
+        };
+        if len > held {
+            *self = Self::zeroed(outputs, k, self.element());
+        }
+        (self.outputs, self.k) = (outputs, k);
+    }
+
+    /// Panels in use, each of [`PANEL`] times the padded `K` elements, to be written by several tasks.
+    pub(super) fn shared(&mut self) -> SharedPanels<'_> {
+        match &mut self.data {
+            Data::F32(data) => SharedPanels::F32(SharedMut::new(data)),
+            Data::Bf16(data) => SharedPanels::Bf16(SharedMut::new(data)),
+        }
+    }
+
+    /// Elements of one panel.
+    pub(super) fn panel_len(&self) -> usize {
+        PANEL * self.k_padded()
+    }
+
+    /// One panel.
+    pub(super) fn panel_elements(&self, panel: usize) -> Panels<'_> {
+        let range = panel * self.panel_len()..(panel + 1) * self.panel_len();
+        match &self.data {
+            Data::F32(data) => Panels::F32(&data[range]),
+            Data::Bf16(data) => Panels::Bf16(&data[range]),
+        }
+    }
+
     /// Packs a whole matrix.
     pub fn pack(cpu: &Cpu, source: RowMajor<'_>, element: Element) -> Self {
         let mut packed = Self::zeroed(source.rows, source.cols, element);
@@ -226,6 +261,18 @@ impl PackedMatrix {
     }
 }
 
+/// Elements of panels.
+pub(super) enum Panels<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [u16]),
+}
+
+/// Elements of all panels, for tasks that write panels of their own.
+pub(super) enum SharedPanels<'a> {
+    F32(SharedMut<'a, f32>),
+    Bf16(SharedMut<'a, u16>),
+}
+
 /// The most rows of a block of vector instructions.
 pub(super) const VECTOR_BLOCK: usize = 12;
 /// Rows of a block of AMX tiles: two tiles, each of which is multiplied with all weights that are loaded.
@@ -352,6 +399,15 @@ impl PackedRows {
     /// The words of `m` rows from packed row `first` on.
     pub(super) fn block(&self, first: usize, m: usize) -> &[u32] {
         &self.data[first * self.row_words()..][..m * self.row_words()]
+    }
+
+    /// Makes room for `rows` rows of width `k` in one segment, without writing them.
+    pub(super) fn reshape(&mut self, rows: usize, k: usize) {
+        let words = rows * self.format.row_words(k.next_multiple_of(K_STEP));
+        if words > self.data.len() {
+            self.data = AlignedBuffer::zeroed(words);
+        }
+        self.k = k;
     }
 
     pub(super) fn shared(&mut self) -> SharedMut<'_, u32> {

@@ -47,11 +47,33 @@ impl<T> Block<*const T> {
     }
 }
 
+/// A left-hand matrix in memory, read element by element: row-major, or the transpose of such a one.
+#[derive(Clone, Copy)]
+pub(crate) struct Strided {
+    pub(crate) start: *const f32,
+    /// Elements from one row to the next.
+    pub(crate) stride: usize,
+    /// Elements from one column to the next.
+    pub(crate) step: usize,
+}
+
+impl Strided {
+    /// # Safety
+    /// It has more than `rows` rows.
+    #[inline(always)]
+    unsafe fn skip(self, rows: usize) -> Self {
+        // SAFETY: the caller's promise.
+        Self { start: unsafe { self.start.add(rows * self.stride) }, ..self }
+    }
+}
+
 /// What the sums start from.
 #[derive(Clone, Copy)]
 pub(crate) enum Start {
     /// Zero.
     Zero,
+    /// What the output holds.
+    Kept,
     /// What the output holds, row `r` times `scales[r * stride]`.
     Scaled { scales: *const f32, stride: usize },
 }
@@ -69,6 +91,23 @@ pub(crate) unsafe fn small_product<S: Simd, B: Operand>(
     out: Block<*mut f32>,
     start: Start,
 ) {
+    let a = Strided { start: a.start, stride: a.stride, step: 1 };
+    // SAFETY: the caller's promise.
+    unsafe { strided_product::<S, B>([m, n, k], a, b, out, start) }
+}
+
+/// [`small_product`] with any left-hand matrix.
+///
+/// # Safety
+/// As for [`small_product`].
+#[inline(always)]
+pub(crate) unsafe fn strided_product<S: Simd, B: Operand>(
+    [m, n, k]: [usize; 3],
+    a: Strided,
+    b: Block<*const B>,
+    out: Block<*mut f32>,
+    start: Start,
+) {
     // SAFETY: the tiles cover the output once and stay within it.
     unsafe {
         let mut row = 0;
@@ -77,7 +116,7 @@ pub(crate) unsafe fn small_product<S: Simd, B: Operand>(
             let a = a.skip(row);
             let out = Block { start: out.start.add(row * out.stride), ..out };
             let start = match start {
-                Start::Zero => Start::Zero,
+                Start::Zero | Start::Kept => start,
                 Start::Scaled { scales, stride } => {
                     Start::Scaled { scales: scales.add(row * stride), stride }
                 }
@@ -100,7 +139,7 @@ pub(crate) unsafe fn small_product<S: Simd, B: Operand>(
 unsafe fn strip<S: Simd, B: Operand, const M: usize>(
     n: usize,
     k: usize,
-    a: Block<*const f32>,
+    a: Strided,
     b: Block<*const B>,
     out: Block<*mut f32>,
     start: Start,
@@ -128,7 +167,7 @@ unsafe fn strip<S: Simd, B: Operand, const M: usize>(
 #[inline(always)]
 unsafe fn tile<S: Simd, B: Operand, const M: usize, const V: usize>(
     k: usize,
-    a: Block<*const f32>,
+    a: Strided,
     b: Block<*const B>,
     out: Block<*mut f32>,
     start: Start,
@@ -137,12 +176,18 @@ unsafe fn tile<S: Simd, B: Operand, const M: usize, const V: usize>(
     // SAFETY: as for `small_product`.
     unsafe {
         let mut sums = [[S::splat(0.0); V]; M];
+        if !matches!(start, Start::Zero) {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                for (v, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::load(out.start.add(r * out.stride + column + v * S::LANES));
+                }
+            }
+        }
         if let Start::Scaled { scales, stride } = start {
             for (r, sums) in sums.iter_mut().enumerate() {
                 let scale = S::splat(*scales.add(r * stride));
-                for (v, sum) in sums.iter_mut().enumerate() {
-                    let old = S::load(out.start.add(r * out.stride + column + v * S::LANES));
-                    *sum = S::mul(old, scale);
+                for sum in sums {
+                    *sum = S::mul(*sum, scale);
                 }
             }
         }
@@ -153,7 +198,7 @@ unsafe fn tile<S: Simd, B: Operand, const M: usize, const V: usize>(
                 *right = B::load::<S>(b_start.add(i * b.stride + v * S::LANES));
             }
             for (r, sums) in sums.iter_mut().enumerate() {
-                let left = S::splat(*a.start.add(r * a.stride + i));
+                let left = S::splat(*a.start.add(r * a.stride + i * a.step));
                 for (sum, right) in sums.iter_mut().zip(right) {
                     *sum = S::fma(left, right, *sum);
                 }

@@ -6,19 +6,19 @@ use crate::matmul::Segment;
 
 /// Which experts serve the tokens of a step. Allocated once for the largest step.
 pub struct Routing {
-    experts_per_token: usize,
-    tokens: usize,
+    pub(super) experts_per_token: usize,
+    pub(super) tokens: usize,
     /// `[tokens, k]`, best first.
     experts: Vec<u32>,
     /// `[tokens, k]`, each token's summing to 1.
-    weights: Vec<f32>,
+    pub(super) weights: Vec<f32>,
     /// Packed row of each choice, `[tokens, k]`.
-    places: Vec<u32>,
+    pub(super) places: Vec<u32>,
     /// Token of each packed row.
     sources: Vec<u32>,
     /// One for each expert that serves a token.
     segments: Vec<Segment>,
-    counts: Vec<u32>,
+    pub(super) counts: Vec<u32>,
 }
 
 impl Routing {

@@ -5,7 +5,12 @@
 //! [`Routing::segments`]; a token's expert outputs are summed in the order of its choices, so that the sum does
 //! not depend on the other tokens. A shared MLP, where there is one, is mixed in by a sigmoid coefficient.
 
+mod backward;
 mod cpu;
 pub mod reference;
 
+pub use backward::{
+    BalanceLoss, router_backward, scatter_add, shared_weights, shared_weights_backward, swiglu,
+    swiglu_backward, weigh_backward,
+};
 pub use cpu::{Routing, combine, mix_shared};

@@ -5,6 +5,8 @@ use crate::device::cpu::{Cpu, SharedMut};
 
 /// Rows of one task.
 const GRAIN: usize = 8;
+/// Values of one task where rows do not matter.
+pub(super) const PIECE: usize = 1 << 14;
 
 /// `out[rows, n] = rms_norm(x[rows, n])`.
 ///
@@ -47,7 +49,6 @@ pub fn gated_rms_norm(cpu: &Cpu, x: &mut [f32], gate: &[f32], gate_stride: usize
 /// # Panics
 /// When sizes do not agree.
 pub fn residual(cpu: &Cpu, x: &mut [f32], base: Option<&[f32]>, alpha: f32, y: &[f32], beta: f32) {
-    const PIECE: usize = 1 << 14;
     assert_eq!(x.len(), y.len());
     assert!(base.is_none_or(|base| base.len() == x.len()));
     let len = x.len();
@@ -85,7 +86,7 @@ unsafe fn residual_piece<S: Simd>(x: &mut [f32], base: Option<&[f32]>, alpha: f3
 
 /// 1 / sqrt(mean(x^2) + eps).
 #[inline(always)]
-unsafe fn inverse_rms<S: Simd>(x: &[f32], eps: f32) -> f32 {
+pub(super) unsafe fn inverse_rms<S: Simd>(x: &[f32], eps: f32) -> f32 {
     let vectors = x.chunks_exact(S::LANES);
     let rest: f32 = vectors.remainder().iter().map(|x| x * x).sum();
     // SAFETY: chunks hold LANES values, and S is the instruction set we run on.

@@ -83,6 +83,22 @@ pub(crate) fn rotate(x: &[f32], angles: &[f32], mut put: impl FnMut(usize, f32))
     }
 }
 
+/// The opposite rotation of [`rotate`], which is also its transpose: takes the gradient of a rotated head back to
+/// that of the head before.
+#[inline(always)]
+pub(crate) fn rotate_back(x: &[f32], angles: &[f32], mut put: impl FnMut(usize, f32)) {
+    let half = angles.len() / 2;
+    let (cos, sin) = angles.split_at(half);
+    for i in 0..half {
+        let (a, b) = (x[i], x[i + half]);
+        put(i, a * cos[i] + b * sin[i]);
+        put(i + half, b * cos[i] - a * sin[i]);
+    }
+    for (i, x) in x.iter().enumerate().skip(2 * half) {
+        put(i, *x);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,6 +120,22 @@ mod tests {
             }
             assert_eq!(got[12..], x[12..]);
         }
+    }
+
+    #[test]
+    fn rotating_back_undoes_a_rotation() {
+        let cpu = Cpu::new(CpuOptions::default()).unwrap();
+        let mut angles = Angles::new(1, 12);
+        angles.fill(&cpu, &Frequencies::new(1e4, 12), 1, |_| 777);
+        let x = Random::new(2).normal(20);
+        let (mut rotated, mut back) = ([0.0; 20], [0.0; 20]);
+        rotate(&x, angles.row(0), |c, value| rotated[c] = value);
+        rotate_back(&rotated, angles.row(0), |c, value| back[c] = value);
+        let reference = reference::rotate_back(&reference::rotate(&widen(&x), 777, 1e4, 12), 777, 1e4, 12);
+        for ((back, reference), x) in back.iter().zip(&reference).zip(&x) {
+            assert!((back - x).abs() < 1e-6 && (reference - f64::from(*x)).abs() < 1e-12, "{back} for {x}");
+        }
+        assert!(rotated[..12].iter().zip(&x).any(|(rotated, x)| (rotated - x).abs() > 0.1));
     }
 
     #[test]

@@ -77,7 +77,9 @@ pub fn scratch_len(shape: Shape) -> usize {
 /// Stores every span's keys and values, then attends.
 ///
 /// `qkv` holds rows of `[heads + 2 * kv_heads, head_dim]`: queries, keys, values, before rotation by `angles`
-/// (one set a row). `out` is `[rows, heads * head_dim]`. Spans are of different sequences.
+/// (one set a row). `out` is `[rows, heads * head_dim]`. Where asked, `lse [rows, heads]` gets the logarithm of
+/// the sum of `e^score` over the keys that a query sees, which the backward pass needs. Spans are of different
+/// sequences.
 ///
 /// # Panics
 /// When a size does not agree, or a page is out of range.
@@ -90,11 +92,12 @@ pub fn softmax_attention<'a>(
     spans: impl ExactSizeIterator<Item = Span<'a>> + Clone + Sync,
     pages: &mut Pages,
     out: &mut [f32],
+    lse: Option<&mut [f32]>,
     scratch: &mut Scratch,
 ) {
     match &mut pages.data {
-        PageData::F32(data) => run(cpu, shape, qkv, angles, spans, data, out, scratch),
-        PageData::Bf16(data) => run(cpu, shape, qkv, angles, spans, data, out, scratch),
+        PageData::F32(data) => run(cpu, shape, qkv, angles, spans, data, out, lse, scratch),
+        PageData::Bf16(data) => run(cpu, shape, qkv, angles, spans, data, out, lse, scratch),
     }
 }
 
@@ -141,6 +144,7 @@ fn run<'a, E: PageElement>(
     spans: impl ExactSizeIterator<Item = Span<'a>> + Clone + Sync,
     data: &mut [E],
     out: &mut [f32],
+    lse: Option<&mut [f32]>,
     scratch: &mut Scratch,
 ) {
     let Shape { heads, kv_heads, head_dim, .. } = shape;
@@ -149,6 +153,7 @@ fn run<'a, E: PageElement>(
     for span in spans.clone() {
         let end = span.first + span.rows;
         assert!(end * width <= qkv.len() && end * heads * head_dim <= out.len(), "rows of the span");
+        assert!(lse.as_ref().is_none_or(|lse| end * heads <= lse.len()), "rows of the sums");
         let needed = (span.position + span.rows).div_ceil(PAGE);
         assert!(span.pages.len() >= needed, "{needed} pages needed, {} given", span.pages.len());
         assert!(span.pages[..needed].iter().all(|page| (*page as usize) < total_pages), "page out of range");
@@ -160,7 +165,7 @@ fn run<'a, E: PageElement>(
     let tasks = spans.clone().map(|span| span.rows.div_ceil(task_tokens)).sum::<usize>() * kv_heads;
     let each = scratch.each();
     assert!(each >= scratch_len(shape));
-    let (out, scratch, data) = (SharedMut::new(out), scratch.shared(), &*data);
+    let (out, lse, scratch, data) = (SharedMut::new(out), lse.map(SharedMut::new), scratch.shared(), &*data);
     cpu.pool().run(tasks, |task, thread| {
         // Late tokens have the most keys: they go first, so that the threads end together.
         let (kv_head, mut tile) = (task % kv_heads, (tasks - 1 - task) / kv_heads);
@@ -183,6 +188,7 @@ fn run<'a, E: PageElement>(
             tokens: start..(start + task_tokens).min(span.rows),
             data,
             out: &out,
+            lse: lse.as_ref(),
         };
         // SAFETY: sizes were checked above; tasks write different heads or rows; one scratch for each thread.
         unsafe { E::attend_on(cpu, &task, scratch.slice(thread * each, each)) };
@@ -232,6 +238,7 @@ struct Attend<'a, E> {
     tokens: std::ops::Range<usize>,
     data: &'a [E],
     out: &'a SharedMut<'a, f32>,
+    lse: Option<&'a SharedMut<'a, f32>>,
 }
 
 simd_dispatch!(fn attend_f32(task: &Attend<'_, f32>, scratch: &mut [f32]) => attend_f32_kernel);
@@ -310,6 +317,11 @@ unsafe fn attend<S: Simd, E: PageElement>(task: &Attend<'_, E>, scratch: &mut [f
         let target = unsafe { task.out.slice((row * heads + head) * d, d) };
         for (target, sum) in target.iter_mut().zip(&sums[r * padded..]) {
             *target = sum / totals[r];
+        }
+        if let Some(lse) = task.lse {
+            // SAFETY: as above.
+            let target = unsafe { lse.slice(row * heads + head, 1) };
+            target[0] = (f64::from(maxima[r]) + f64::from(totals[r]).ln()) as f32;
         }
     }
 }

@@ -8,11 +8,15 @@
 //! of a head lie transposed, `[head_dim, PAGE]`, and its values `[PAGE, head_dim']`, where `head_dim'` is
 //! `head_dim` rounded up to 16.
 
+mod backward;
+#[cfg(test)]
+mod backward_tests;
 mod cpu;
 pub mod reference;
 #[cfg(test)]
 mod tests;
 
+pub use backward::{BackwardScratch, Forward, softmax_attention_backward};
 pub use cpu::{Pages, Span, scratch_len, softmax_attention};
 
 /// Tokens of a page.

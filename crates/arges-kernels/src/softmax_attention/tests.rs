@@ -44,7 +44,17 @@ impl Run {
             .collect();
         let mut out = vec![f32::NAN; rows * self.shape.heads * self.shape.head_dim];
         let spans = spans.iter().copied();
-        softmax_attention(cpu, self.shape, qkv, &angles, spans, &mut self.pages, &mut out, &mut self.scratch);
+        softmax_attention(
+            cpu,
+            self.shape,
+            qkv,
+            &angles,
+            spans,
+            &mut self.pages,
+            &mut out,
+            None,
+            &mut self.scratch,
+        );
         out
     }
 }

@@ -223,6 +223,7 @@ impl Model {
                     spans,
                     pages,
                     attended,
+                    None,
                     &mut ws.scratch,
                 );
                 (out, config.softmax)

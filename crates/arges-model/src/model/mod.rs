@@ -11,7 +11,7 @@ use std::sync::Arc;
 use arges_kernels::device::cpu::Cpu;
 use arges_kernels::embed::Embedding;
 use arges_kernels::lightning::Decays;
-use arges_kernels::matmul::{Compute, PackedMatrix};
+use arges_kernels::matmul::{Compute, Element, PackedMatrix};
 use arges_kernels::rope::Frequencies;
 
 use crate::config::Config;
@@ -88,6 +88,14 @@ impl Model {
     /// What it runs on.
     pub fn cpu(&self) -> &Cpu {
         &self.cpu
+    }
+
+    /// How keys and values are kept in caches.
+    pub(crate) fn cache_element(&self) -> Element {
+        match self.compute {
+            Compute::F32 => Element::F32,
+            Compute::Bf16 => Element::Bf16,
+        }
     }
 
     pub(crate) fn shared_cpu(&self) -> Arc<Cpu> {

@@ -174,6 +174,19 @@ pub fn write_checkpoint(
     writer.finish()
 }
 
+/// Fills a parameter with the weights that a random checkpoint of that seed has, in f32.
+pub(crate) fn initialize(param: Param, config: &Config, seed: u64, out: &mut [f32]) {
+    match Source::of(param, config, seed) {
+        Source::Ones => out.fill(1.0),
+        Source::Normal { key, deviation } => noise::fill(key, 0, deviation, out),
+    }
+}
+
+/// Fills `out` with normal values of a stream of their own for each seed and name.
+pub(crate) fn fill_normal(seed: u64, name: &str, deviation: f32, out: &mut [f32]) {
+    noise::fill(noise::key(seed, name), 0, deviation, out);
+}
+
 /// Where the weights of a parameter come from.
 enum Source {
     Ones,

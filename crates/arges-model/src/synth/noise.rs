@@ -32,7 +32,7 @@ pub(super) fn key(seed: u64, name: &str) -> u64 {
 }
 
 /// Fills `out` with the weights of a stream from index `first` on.
-fn fill(key: u64, first: u64, deviation: f32, out: &mut [f32]) {
+pub(super) fn fill(key: u64, first: u64, deviation: f32, out: &mut [f32]) {
     const LANES: u64 = 0x0000_ffff_0000_ffff;
     let scale = (f64::from(deviation) / SUM_DEVIATION) as f32;
     let mut counter = key.wrapping_add(first.wrapping_mul(2).wrapping_mul(GOLDEN_GAMMA));

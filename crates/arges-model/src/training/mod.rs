@@ -1,0 +1,198 @@
+//! Training: gradients of everything that learns, from packed sequences.
+//!
+//! The forward pass is [`Model::forward`]'s own, with the same kernels in the same order, so that a token's
+//! log-probability here is that of inference, bit for bit. Only the input of each layer is kept; the backward
+//! pass computes a layer's activations once more before it needs them. Logits are made for a block of targets
+//! at a time.
+//!
+//! Gradients add up over calls of [`Trainer::accumulate`] until they are zeroed. They do not depend on the
+//! number of threads.
+
+mod backward;
+mod batch;
+mod buffers;
+mod lora;
+mod parameters;
+
+use std::sync::Arc;
+
+use arges_kernels::device::cpu::Cpu;
+use arges_kernels::matmul::Compute;
+
+pub use batch::{Target, TrainingBatch};
+pub use lora::{LoraOptions, LoraTarget};
+pub use parameters::{Parameters, TrainableTensor};
+
+use crate::cache::{Cache, CacheError, CachePlan};
+use crate::checkpoint::{CheckpointError, WriteError};
+use crate::model::{ForwardError, Model};
+use buffers::Buffers;
+
+/// The largest batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrainingPlan {
+    /// Tokens.
+    pub max_tokens: usize,
+    /// Packed sequences.
+    pub max_sequences: usize,
+}
+
+/// Why a model cannot be trained, or a batch not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainingError {
+    /// A parameter is missing from the checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A checkpoint cannot be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// The plan is empty or too large.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The batch is malformed or does not fit.
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
+    /// More sequences than planned.
+    #[error("a batch of {sequences} sequences is over the planned {planned}")]
+    TooManySequences {
+        /// Sequences of the batch.
+        sequences: usize,
+        /// Sequences planned.
+        planned: usize,
+    },
+    /// The lengths do not add up to the tokens, or one is 0.
+    #[error("sequences of {lengths} tokens do not make up a batch of {tokens}, or one is empty")]
+    Lengths {
+        /// Sum of the lengths.
+        lengths: usize,
+        /// Tokens of the batch.
+        tokens: usize,
+    },
+    /// A target whose row is out of range or not after the one before it, or whose token is no token.
+    #[error(
+        "target {index} (row {row}, token {token}) is out of order, beyond the batch or not in the vocabulary"
+    )]
+    Target {
+        /// Its place among the targets.
+        index: usize,
+        /// The row that predicts it.
+        row: u32,
+        /// The token.
+        token: u32,
+    },
+    /// Adapters that the model cannot have.
+    #[error("lora: {reason}")]
+    Lora {
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// A model that learns: its packed weights, what learns of it, and the memory for one batch at a time.
+pub struct Trainer {
+    model: Model,
+    parameters: Parameters,
+    cache: Cache,
+    buffers: Buffers,
+}
+
+/// What a batch gave. Gradients are in [`Parameters::gradients`].
+#[derive(Debug, Clone, Copy)]
+pub struct StepOutput<'a> {
+    /// Log-probability of each target, in nats.
+    pub logprobs: &'a [f32],
+    /// Entropy of the distribution each target comes from, in nats.
+    pub entropies: &'a [f32],
+    /// Load-balancing loss with coefficient 1; 0 for a model without router. It is smallest, the number of
+    /// experts per token, when every expert is as likely as any other.
+    pub balance_loss: f64,
+}
+
+impl Trainer {
+    /// Packs the parameters into a model that computes in `compute`.
+    ///
+    /// # Errors
+    /// When a parameter is missing, or the plan is empty.
+    pub fn new(
+        parameters: Parameters,
+        compute: Compute,
+        cpu: Arc<Cpu>,
+        plan: TrainingPlan,
+    ) -> Result<Self, TrainingError> {
+        let model = Model::from_source(&parameters.source(&cpu), compute, Arc::clone(&cpu), &mut |_| {})?;
+        // Every sequence may leave a page unfinished.
+        let max_tokens = plan.max_tokens + plan.max_sequences * Cache::page_tokens();
+        let cache = Cache::new(&model, CachePlan { max_sequences: plan.max_sequences, max_tokens })?;
+        let buffers = Buffers::new(&model, plan);
+        Ok(Self { model, parameters, cache, buffers })
+    }
+
+    /// Adds the gradients of a batch: of a loss whose derivative by the log-probability of `targets[i]` is
+    /// `weight(i, logprob)`, and of `balance` times the load-balancing loss. The mean negative log-probability
+    /// of `n` targets has the weight `-1 / n`.
+    ///
+    /// # Errors
+    /// When the batch is malformed or over the plan; then no gradient has changed.
+    pub fn accumulate(
+        &mut self,
+        batch: &TrainingBatch,
+        weight: &(dyn Fn(usize, f32) -> f32 + Sync),
+        balance: f32,
+    ) -> Result<StepOutput<'_>, TrainingError> {
+        self.forward(batch)?;
+        self.backward(batch, weight, balance);
+        Ok(self.buffers.output(batch.targets.len()))
+    }
+
+    /// Log-probabilities of a batch, without gradients.
+    ///
+    /// # Errors
+    /// When the batch is malformed or over the plan.
+    pub fn evaluate(&mut self, batch: &TrainingBatch) -> Result<StepOutput<'_>, TrainingError> {
+        self.forward(batch)?;
+        self.score(batch);
+        Ok(self.buffers.output(batch.targets.len()))
+    }
+
+    /// What learns.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// What learns, to be changed.
+    pub fn parameters_mut(&mut self) -> &mut Parameters {
+        &mut self.parameters
+    }
+
+    /// Brings changed values into the model.
+    ///
+    /// # Errors
+    /// When a parameter of an adapted checkpoint can no longer be read.
+    pub fn publish(&mut self) -> Result<(), TrainingError> {
+        let cpu = self.model.shared_cpu();
+        Ok(self.model.fill(&self.parameters.source(&cpu), &mut |_| {})?)
+    }
+
+    /// The model as it computes now.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// What it runs on.
+    pub fn cpu(&self) -> &Cpu {
+        self.model.cpu()
+    }
+
+    /// What it runs on, to be used while parameters are borrowed.
+    pub fn shared_cpu(&self) -> Arc<Cpu> {
+        self.model.shared_cpu()
+    }
+
+    /// Bytes of the model, the values with their gradients, caches and buffers.
+    pub fn bytes(&self) -> usize {
+        self.model.weight_bytes()
+            + 2 * size_of_val(self.parameters.values())
+            + self.cache.bytes()
+            + self.buffers.bytes()
+    }
+}
