@@ -337,9 +337,9 @@ fn pack_columns(cpu: &Cpu, dy: Columns<'_>, rows: Range<usize>, packed: &mut Pac
                     let mut values = [[0.0; PANEL]; 2];
                     value(2 * pair, &mut values[0][..m]);
                     value(2 * pair + 1, &mut values[1][..m]);
-                    for r in 0..m {
-                        let word =
-                            u32::from(f32_to_bf16(values[0][r])) | u32::from(f32_to_bf16(values[1][r])) << 16;
+                    let [low, high] = &values;
+                    for (r, (low, high)) in low.iter().zip(high).take(m).enumerate() {
+                        let word = u32::from(f32_to_bf16(*low)) | u32::from(f32_to_bf16(*high)) << 16;
                         // Pairs lie `[K / 2, m]`, tiles `[K / 32, m, 16]`.
                         let at = match format {
                             Format::Pairs => pair * m + r,
@@ -361,9 +361,7 @@ mod tests {
     use crate::testing::{Random, assert_close, bf16_round, bytes_of, widen};
 
     fn cpus() -> impl Iterator<Item = Cpu> {
-        Isa::available()
-            .into_iter()
-            .map(|isa| Cpu::new(CpuOptions { threads: Some(3), isa: Some(isa) }).unwrap())
+        Isa::available().map(|isa| Cpu::new(CpuOptions { threads: Some(3), isa: Some(isa) }).unwrap())
     }
 
     fn rounded(compute: Compute, x: &[f32]) -> Vec<f64> {

@@ -221,12 +221,6 @@ impl BalanceLoss {
         self.counts.len() as f64 * sum
     }
 
-    /// Share of each expert in all choices, in percent of what it would have if all were alike; empty without any.
-    pub fn load(&self) -> impl Iterator<Item = f64> + '_ {
-        let alike = (self.rows * self.experts_per_token) as f64 / self.counts.len() as f64;
-        self.counts.iter().map(move |count| *count as f64 / alike.max(1.0))
-    }
-
     /// Adds `coefficient` times the gradient by the logits of a layer that were added before.
     ///
     /// # Panics
@@ -343,9 +337,7 @@ mod tests {
     use crate::testing::{Random, assert_close, assert_gradient, widen};
 
     fn cpus() -> impl Iterator<Item = Cpu> {
-        Isa::available()
-            .into_iter()
-            .map(|isa| Cpu::new(CpuOptions { threads: Some(3), isa: Some(isa) }).unwrap())
+        Isa::available().map(|isa| Cpu::new(CpuOptions { threads: Some(3), isa: Some(isa) }).unwrap())
     }
 
     fn dot(a: &[f64], b: &[f64]) -> f64 {

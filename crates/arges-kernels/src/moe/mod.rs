@@ -6,6 +6,8 @@
 //! not depend on the other tokens. A shared MLP, where there is one, is mixed in by a sigmoid coefficient.
 
 mod backward;
+#[cfg(test)]
+mod backward_tests;
 mod cpu;
 pub mod reference;
 
