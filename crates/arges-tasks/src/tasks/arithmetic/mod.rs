@@ -1,0 +1,7 @@
+//! Arithmetic, worked out digit by digit.
+
+pub(crate) mod addition;
+pub(crate) mod chained_arithmetic;
+mod columns;
+pub(crate) mod multiplication;
+pub(crate) mod subtraction;

@@ -1,0 +1,6 @@
+//! The tasks, one file each.
+
+pub(crate) mod arithmetic;
+pub(crate) mod expression;
+pub(crate) mod language;
+pub(crate) mod puzzles;
