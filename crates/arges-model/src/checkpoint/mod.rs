@@ -1,10 +1,11 @@
 //! Checkpoints in Hugging Face layout: `config.json`, and safetensors shards with an index or a
-//! single `model.safetensors`.
+//! single `model.safetensors`; in a directory, or in memory as a part of the program.
 //!
 //! Opening maps the shards and checks all of them: every parameter must be there once, with the
 //! shape the configuration asks for, and nothing else.
 
 mod error;
+mod files;
 mod header;
 #[allow(unsafe_code)]
 mod mapping;
@@ -13,10 +14,12 @@ mod view;
 mod writer;
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use error::{CheckpointError, WriteError};
+pub use files::StaticFile;
 pub use header::HeaderError;
 pub use view::WeightView;
 pub use writer::{CheckpointWriter, DEFAULT_SHARD_BYTES, TensorWriter, WriteOptions, copy_tokenizer_files};
@@ -26,6 +29,7 @@ pub(crate) use writer::narrow;
 
 use crate::config::Config;
 use crate::params::{Param, StoredAs, is_derived, shared_width_tensor};
+use files::Files;
 use shards::{Shards, StoredTensor};
 
 /// An open checkpoint: its configuration, and its weights mapped from their files.
@@ -52,12 +56,26 @@ impl Checkpoint {
     /// The files must not be changed in place while the checkpoint is open; replacing them by
     /// renaming, as [`CheckpointWriter`] does, is safe.
     pub fn open(directory: &Path) -> Result<Checkpoint, CheckpointError> {
-        let mut config = Config::from_dir(directory)?;
-        let shards = Shards::open(directory)?;
-        adopt_shared_width(&mut config, &shards, directory)?;
+        Self::open_files(&Files::Directory(directory), Config::from_dir(directory)?)
+    }
+
+    /// Opens a checkpoint that is part of the program, and checks it as [`Checkpoint::open`] does.
+    /// `origin` stands for its directory, in errors and otherwise.
+    pub fn from_static(origin: &Path, files: &'static [StaticFile]) -> Result<Checkpoint, CheckpointError> {
+        let files = Files::Memory { origin, files };
+        let config = Config::from_files(origin, |name| {
+            let bytes = files.read(name)?.into_owned();
+            String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        })?;
+        Self::open_files(&files, config)
+    }
+
+    fn open_files(files: &Files, mut config: Config) -> Result<Checkpoint, CheckpointError> {
+        let shards = Shards::open(files)?;
+        adopt_shared_width(&mut config, &shards, files.directory())?;
         let (places, used) = place_all(&config, &shards)?;
         refuse_extra(&config, &shards, &used)?;
-        Ok(Checkpoint { directory: directory.to_owned(), config, shards, places })
+        Ok(Checkpoint { directory: files.directory().to_owned(), config, shards, places })
     }
 
     /// The configuration; the width of the shared MLP is that of the stored tensors.
@@ -65,7 +83,7 @@ impl Checkpoint {
         &self.config
     }
 
-    /// Where the checkpoint was opened.
+    /// Where the checkpoint was opened, or what stands for it.
     pub fn directory(&self) -> &Path {
         &self.directory
     }

@@ -1,4 +1,4 @@
-//! The weight files of a directory, mapped, and the tensors in them.
+//! The weight files of a checkpoint, mapped, and the tensors in them.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -8,6 +8,7 @@ use safetensors::Dtype;
 use serde::Deserialize;
 
 use super::error::CheckpointError;
+use super::files::Files;
 use super::header::{self, UniqueMap};
 use super::mapping::Mapping;
 
@@ -48,43 +49,44 @@ struct Index {
 impl Shards {
     /// Maps the weight files and reads their headers. A single `model.safetensors` comes before an
     /// index, as in transformers.
-    pub fn open(directory: &Path) -> Result<Shards, CheckpointError> {
-        let single = directory.join(SINGLE_FILE);
-        let index = directory.join(INDEX_FILE);
-        if single.exists() {
-            let mut shards = Shards { shards: Vec::new(), tensors: HashMap::new(), listing: single.clone() };
-            shards.add(single)?;
+    pub fn open(files: &Files) -> Result<Shards, CheckpointError> {
+        if files.exists(SINGLE_FILE) {
+            let listing = files.path(SINGLE_FILE);
+            let mut shards = Shards { shards: Vec::new(), tensors: HashMap::new(), listing };
+            shards.add(files, SINGLE_FILE)?;
             return Ok(shards);
         }
-        if !index.exists() {
-            return Err(CheckpointError::NoWeights { directory: directory.to_owned() });
+        if !files.exists(INDEX_FILE) {
+            return Err(CheckpointError::NoWeights { directory: files.directory().to_owned() });
         }
-        Self::open_indexed(directory, index)
+        Self::open_indexed(files)
     }
 
-    fn open_indexed(directory: &Path, index: PathBuf) -> Result<Shards, CheckpointError> {
-        let weight_map = read_index(&index)?;
-        let mut files: Vec<&String> = weight_map.iter().map(|(_, file)| file).collect();
-        files.sort();
-        files.dedup();
-        let mut shards = Shards { shards: Vec::new(), tensors: HashMap::new(), listing: index };
-        for file in &files {
-            let path = inside(directory, file).ok_or_else(|| CheckpointError::Index {
-                file: shards.listing.clone(),
-                reason: format!("the shard name {file:?} leads out of the directory"),
-            })?;
-            shards.add(path)?;
+    fn open_indexed(files: &Files) -> Result<Shards, CheckpointError> {
+        let weight_map = read_index(files)?;
+        let mut names: Vec<&String> = weight_map.iter().map(|(_, name)| name).collect();
+        names.sort();
+        names.dedup();
+        let listing = files.path(INDEX_FILE);
+        let mut shards = Shards { shards: Vec::new(), tensors: HashMap::new(), listing };
+        for name in &names {
+            if !stays_inside(name) {
+                let reason = format!("the shard name {name:?} leads out of the directory");
+                return Err(CheckpointError::Index { file: shards.listing, reason });
+            }
+            shards.add(files, name)?;
         }
         let position: HashMap<&str, usize> =
-            files.iter().enumerate().map(|(shard, file)| (file.as_str(), shard)).collect();
+            names.iter().enumerate().map(|(shard, name)| (name.as_str(), shard)).collect();
         let listed = weight_map.iter().map(|(name, file)| (name.as_str(), position[file.as_str()]));
         shards.compare_with_index(listed)?;
         Ok(shards)
     }
 
-    fn add(&mut self, path: PathBuf) -> Result<(), CheckpointError> {
+    fn add(&mut self, files: &Files, name: &str) -> Result<(), CheckpointError> {
+        let path = files.path(name);
         let mapping =
-            Mapping::open(&path).map_err(|source| CheckpointError::Read { file: path.clone(), source })?;
+            files.map(name).map_err(|source| CheckpointError::Read { file: path.clone(), source })?;
         let entries = header::parse(mapping.bytes())
             .map_err(|source| CheckpointError::Header { file: path.clone(), source })?;
         let shard = self.shards.len();
@@ -132,14 +134,14 @@ impl Shards {
     }
 }
 
-fn read_index(file: &Path) -> Result<Vec<(String, String)>, CheckpointError> {
-    let read = |source| CheckpointError::Read { file: file.to_owned(), source };
-    let wrong = |reason| CheckpointError::Index { file: file.to_owned(), reason };
-    let length = std::fs::metadata(file).map_err(read)?.len();
+fn read_index(files: &Files) -> Result<Vec<(String, String)>, CheckpointError> {
+    let read = |source| CheckpointError::Read { file: files.path(INDEX_FILE), source };
+    let wrong = |reason| CheckpointError::Index { file: files.path(INDEX_FILE), reason };
+    let length = files.length(INDEX_FILE).map_err(read)?;
     if length > MAX_INDEX {
         return Err(wrong(format!("the index has {length} bytes, more than the {MAX_INDEX} that are read")));
     }
-    let text = std::fs::read(file).map_err(read)?;
+    let text = files.read(INDEX_FILE).map_err(read)?;
     let index: Index = serde_json::from_slice(&text)
         .map_err(|error| wrong(format!("not an index of safetensors shards: {error}")))?;
     let UniqueMap(weight_map) = index.weight_map;
@@ -149,11 +151,10 @@ fn read_index(file: &Path) -> Result<Vec<(String, String)>, CheckpointError> {
     Ok(weight_map)
 }
 
-/// The path of a shard named in the index, if it cannot leave the directory.
-fn inside(directory: &Path, name: &str) -> Option<PathBuf> {
-    let relative = Path::new(name);
-    let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
-    (plain && !name.is_empty()).then(|| directory.join(relative))
+/// Whether a shard's name in the index cannot lead out of the directory.
+fn stays_inside(name: &str) -> bool {
+    let plain = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+    plain && !name.is_empty()
 }
 
 #[cfg(test)]
@@ -162,10 +163,9 @@ mod tests {
 
     #[test]
     fn a_shard_name_cannot_leave_the_directory() {
-        let directory = Path::new("models");
-        assert_eq!(inside(directory, "a.safetensors"), Some(directory.join("a.safetensors")));
+        assert!(stays_inside("a.safetensors") && stays_inside("b/a.safetensors"));
         for name in ["", "..", "../a", "/etc/passwd", "b/../../a", "./../a"] {
-            assert_eq!(inside(directory, name), None, "{name}");
+            assert!(!stays_inside(name), "{name}");
         }
     }
 }

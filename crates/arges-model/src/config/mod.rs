@@ -8,6 +8,7 @@ mod fields;
 mod limits;
 mod slopes;
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -23,7 +24,7 @@ pub const LIGHTNING_NORM_EPS: f64 = 1e-6;
 pub enum ConfigError {
     /// The file could not be read.
     #[error("cannot read {}: {source}", file.display())]
-    Read { file: PathBuf, source: std::io::Error },
+    Read { file: PathBuf, source: io::Error },
     /// The file is no JSON object.
     #[error("{} is not a JSON object: {reason}", file.display())]
     Json { file: PathBuf, reason: String },
@@ -157,11 +158,20 @@ pub struct Config {
 impl Config {
     /// Reads `config.json`, and the end tokens of `generation_config.json` where there is one.
     pub fn from_dir(directory: &Path) -> Result<Config, ConfigError> {
-        let mut config = Config::from_file(&directory.join("config.json"))?;
-        let generation = directory.join("generation_config.json");
-        match std::fs::read_to_string(&generation) {
+        Config::from_files(directory, |name| std::fs::read_to_string(directory.join(name)))
+    }
+
+    /// As [`Config::from_dir`], with the files' texts from `read`.
+    pub(crate) fn from_files(
+        directory: &Path,
+        read: impl Fn(&str) -> io::Result<String>,
+    ) -> Result<Config, ConfigError> {
+        let (main, generation) = (directory.join("config.json"), directory.join("generation_config.json"));
+        let text = read("config.json").map_err(|source| ConfigError::Read { file: main.clone(), source })?;
+        let mut config = Config::from_json(&text, &main)?;
+        match read("generation_config.json") {
             Ok(text) => config.add_generation_config(&text, &generation)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(ConfigError::Read { file: generation, source }),
         }
         Ok(config)

@@ -2,6 +2,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
+use arges_model::checkpoint::StaticFile;
 use arges_model::{Checkpoint, Config, DType, Dialect, LayerParam, Param};
 use serde_json::json;
 
@@ -365,4 +366,53 @@ fn a_directory_without_weights_or_in_place_of_a_file_is_named() {
     assert_refused(directory.path(), &["holds no weights"]);
     fs::create_dir(directory.path().join("model.safetensors")).unwrap();
     assert_refused(directory.path(), &["cannot read", "model.safetensors"]);
+}
+
+/// The files of a directory, for as long as the tests run.
+fn in_memory(directory: &Path) -> Vec<StaticFile> {
+    let entries = fs::read_dir(directory).unwrap().map(Result::unwrap);
+    let name = |entry: &fs::DirEntry| &*entry.file_name().into_string().unwrap().leak();
+    entries.map(|entry| (name(&entry), &*fs::read(entry.path()).unwrap().leak())).collect()
+}
+
+#[test]
+fn a_checkpoint_in_memory_is_that_of_its_directory() {
+    // In several shards with an index, and in a single file.
+    let config = small_config(Dialect::MiniMaxM1);
+    let (sharded, single) = (small_checkpoint(&config), write_raw(&config, &raw_tensors(&config)));
+    assert!(Checkpoint::open(sharded.path()).unwrap().shard_count() > 1);
+    for directory in [sharded, single] {
+        fs::write(directory.path().join("generation_config.json"), r#"{"eos_token_id": [7]}"#).unwrap();
+        let there = Checkpoint::open(directory.path()).unwrap();
+        let here = Checkpoint::from_static(Path::new("here"), in_memory(directory.path()).leak()).unwrap();
+        assert_eq!(here.config(), there.config());
+        assert_eq!(here.config().eos_token_ids, [7]);
+        assert_eq!(here.shard_count(), there.shard_count());
+        for param in Param::all(&config) {
+            here.release(param);
+            assert_eq!(here.param(param).unwrap().data, there.param(param).unwrap().data);
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_in_memory_is_checked_like_one_in_a_directory() {
+    let directory = small_checkpoint(&small_config(Dialect::MiniMaxM1));
+    let open = |files: Vec<StaticFile>| {
+        let opened = Checkpoint::from_static(Path::new("here"), files.leak());
+        opened.err().expect("should be refused").to_string()
+    };
+    let without = |name: &str| {
+        let files = in_memory(directory.path()).into_iter();
+        open(files.filter(|(file, _)| *file != name).collect())
+    };
+    let index = "model.safetensors.index.json";
+    assert!(without("config.json").starts_with("cannot read here/config.json"));
+    assert!(without(index).contains("here holds no weights"));
+    let mut files = in_memory(directory.path());
+    let shard = files.iter_mut().find(|(name, _)| name.ends_with(".safetensors")).unwrap();
+    let name = shard.0;
+    assert!(without(name).starts_with(&format!("cannot read here/{name}")));
+    shard.1 = &shard.1[..shard.1.len() - 1];
+    assert!(open(files).contains("cut short"));
 }
