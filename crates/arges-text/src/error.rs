@@ -85,10 +85,8 @@ pub enum TextError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A synthetic tokenizer was asked for with a vocabulary that cannot be.
-    #[error(
-        "a synthetic vocabulary has {minimum} tokens (256 bytes and the turn markers) to {maximum}, not {asked}"
-    )]
+    /// A tokenizer was asked for with a vocabulary that cannot be.
+    #[error("a vocabulary has {minimum} tokens (256 bytes and the turn markers) to {maximum}, not {asked}")]
     VocabularySize {
         /// The size asked for.
         asked: usize,
@@ -96,5 +94,22 @@ pub enum TextError {
         minimum: usize,
         /// The largest size there is.
         maximum: usize,
+    },
+    /// A text to learn from does not give as many tokens as were asked for.
+    #[error(
+        "the texts give a vocabulary of {found} tokens, not {asked}: nothing more stands in them twice; \
+         give more text or ask for fewer tokens"
+    )]
+    TooFewMerges {
+        /// The size asked for.
+        asked: usize,
+        /// The size there is text for.
+        found: usize,
+    },
+    /// A tokenizer could not be learned.
+    #[error("the tokenizer cannot be learned: {reason}")]
+    Training {
+        /// The underlying library's reason.
+        reason: String,
     },
 }

@@ -4,7 +4,8 @@
 //! - [`Detokenizer`]: token ids to text one at a time; never half a UTF-8 character.
 //! - [`StopStrings`]: finds stop strings in a stream, whatever pieces it arrives in.
 //! - [`ChatTemplate`]: messages and tools to prompt text by a checkpoint's own Jinja template.
-//! - [`synthetic`]: tokenizer files for random checkpoints of any vocabulary size.
+//! - [`train`]: tokenizers for new models, learned from text; [`synthetic`]: such for random
+//!   checkpoints, of any size and made by rule.
 //!
 //! The crate knows nothing of models, requests or HTTP. It depends on none of the workspace's
 //! other crates, and it reads and writes only the tokenizer files of a checkpoint directory.
@@ -14,14 +15,17 @@ mod byte_level;
 mod chat;
 mod detokenizer;
 mod error;
+mod layout;
 mod load;
 mod python_json;
 mod stop;
 pub mod synthetic;
 mod tokenizer;
+pub mod train;
 
 pub use chat::ChatTemplate;
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
+pub use layout::{MIN_VOCAB_SIZE, SpecialIds};
 pub use stop::{StopOutput, StopStrings};
 pub use tokenizer::Tokenizer;

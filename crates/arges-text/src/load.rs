@@ -26,7 +26,7 @@ pub(crate) struct Loaded {
 pub(crate) fn from_dir(dir: &Path) -> Result<Loaded, TextError> {
     let path = dir.join("tokenizer.json");
     if path.is_file() {
-        return from_tokenizer_json(&path);
+        return from_tokenizer_json(&path, &read(&path)?);
     }
     let (vocab, merges) = (dir.join("vocab.json"), dir.join("merges.txt"));
     if vocab.is_file() && merges.is_file() {
@@ -35,13 +35,20 @@ pub(crate) fn from_dir(dir: &Path) -> Result<Loaded, TextError> {
     Err(TextError::NoTokenizer { dir: dir.to_owned() })
 }
 
-/// The `eos_token` that `tokenizer_config.json` names, where there is one.
-pub(crate) fn end_token(dir: &Path) -> Result<Option<String>, TextError> {
-    let config: Option<Map<String, Value>> = read_json(&dir.join("tokenizer_config.json"))?;
-    let config = config.unwrap_or_default();
-    let token =
-        named_tokens(&config).find(|(name, _)| *name == "eos_token").map(|(_, token)| token.to_owned());
-    Ok(token)
+/// Reads the text of a `tokenizer.json`; `path` names it in errors.
+pub(crate) fn from_tokenizer_json(path: &Path, text: &str) -> Result<Loaded, TextError> {
+    #[derive(Deserialize)]
+    struct Listed {
+        #[serde(default)]
+        added_tokens: Vec<ListedToken>,
+    }
+    let listed: Listed = parse_json(path, text)?;
+    checked(path, parse_json(path, text)?, &listed.added_tokens)
+}
+
+/// The `eos_token` that a `tokenizer_config.json` names, where there is one.
+pub(crate) fn end_token(config: &Map<String, Value>) -> Option<&str> {
+    named_tokens(config).find(|(name, _)| *name == "eos_token").map(|(_, token)| token)
 }
 
 /// Reads a file as text.
@@ -57,7 +64,8 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, T
     parse_json(path, &read(path)?).map(Some)
 }
 
-fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, TextError> {
+/// Parses the text of a JSON file.
+pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, TextError> {
     serde_json::from_str(text).map_err(|source| TextError::Json { path: path.to_owned(), source })
 }
 
@@ -88,26 +96,30 @@ impl ListedToken {
     }
 }
 
-/// The `tokenizer.json` of a byte-level BPE with GPT-2's pre-tokenizer. `vocab` maps entries to
-/// ids, `merges` holds pairs of entries.
-pub(crate) fn gpt2_tokenizer_json(
+/// GPT-2's pre-tokenizer: text to words in the byte-level alphabet. Its decoder is written the same.
+pub(crate) fn byte_level(add_prefix_space: bool) -> Value {
+    json!({
+        "type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": true, "use_regex": true,
+    })
+}
+
+/// The `tokenizer.json` of a byte-level BPE. `vocab` maps entries to ids, `merges` holds pairs of
+/// entries.
+pub(crate) fn byte_level_tokenizer_json(
     vocab: impl Serialize,
     merges: impl Serialize,
     added_tokens: &[ListedToken],
-    add_prefix_space: bool,
+    pre_tokenizer: &Value,
 ) -> Value {
-    let byte_level = json!({
-        "type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": true, "use_regex": true,
-    });
     json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
         "added_tokens": added_tokens,
         "normalizer": null,
-        "pre_tokenizer": byte_level,
+        "pre_tokenizer": pre_tokenizer,
         "post_processor": null,
-        "decoder": byte_level,
+        "decoder": byte_level(false),
         "model": {
             "type": "BPE",
             "dropout": null,
@@ -123,17 +135,6 @@ pub(crate) fn gpt2_tokenizer_json(
     })
 }
 
-fn from_tokenizer_json(path: &Path) -> Result<Loaded, TextError> {
-    #[derive(Deserialize)]
-    struct Listed {
-        #[serde(default)]
-        added_tokens: Vec<ListedToken>,
-    }
-    let text = read(path)?;
-    let listed: Listed = parse_json(path, &text)?;
-    checked(path, parse_json(path, &text)?, &listed.added_tokens)
-}
-
 fn from_vocab_and_merges(dir: &Path, vocab: &Path, merges: &Path) -> Result<Loaded, TextError> {
     let vocabulary: Map<String, Value> = parse_json(vocab, &read(vocab)?)?;
     let pairs = parse_merges(merges, &read(merges)?)?;
@@ -141,7 +142,8 @@ fn from_vocab_and_merges(dir: &Path, vocab: &Path, merges: &Path) -> Result<Load
     let config: Map<String, Value> = read_json(&config_path)?.unwrap_or_default();
     let added = added_tokens(dir, &config_path, &config, &vocabulary)?;
     let add_prefix_space = config.get("add_prefix_space").and_then(Value::as_bool).unwrap_or(false);
-    let tokenizer_json = gpt2_tokenizer_json(vocabulary, pairs, &added, add_prefix_space);
+    let pre_tokenizer = byte_level(add_prefix_space);
+    let tokenizer_json = byte_level_tokenizer_json(vocabulary, pairs, &added, &pre_tokenizer);
     let tokenizer = serde_json::from_value(tokenizer_json);
     let tokenizer = tokenizer.map_err(|error| unusable(vocab, format!("with merges.txt: {error}")))?;
     checked(vocab, tokenizer, &added)

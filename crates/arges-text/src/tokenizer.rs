@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
+
 use crate::byte_level::ByteDecoder;
 use crate::{TextError, load};
 
@@ -37,9 +39,18 @@ impl Tokenizer {
     /// No tokenizer in the directory, an unreadable or malformed file, a decoder that is not
     /// byte-level, or an added token whose id contradicts the vocabulary.
     pub fn from_dir(dir: &Path) -> Result<Self, TextError> {
-        let loaded = load::from_dir(dir)?;
-        let end_token = load::end_token(dir)?.and_then(|token| loaded.tokenizer.token_to_id(&token));
-        Ok(Self::new(loaded, end_token))
+        let config = load::read_json(&dir.join("tokenizer_config.json"))?;
+        Ok(Self::new(load::from_dir(dir)?, &config.unwrap_or_default()))
+    }
+
+    /// A tokenizer from the texts of its `tokenizer.json` and `tokenizer_config.json`, for files that
+    /// lie in no directory; `origin` stands for it in errors.
+    ///
+    /// # Errors
+    /// As [`from_dir`](Self::from_dir).
+    pub fn from_json(origin: &Path, tokenizer: &str, config: &str) -> Result<Self, TextError> {
+        let config = load::parse_json(&origin.join("tokenizer_config.json"), config)?;
+        Ok(Self::new(load::from_tokenizer_json(&origin.join("tokenizer.json"), tokenizer)?, &config))
     }
 
     /// The token that ends an answer: `eos_token` of `tokenizer_config.json`. MiniMax-M1 names it nowhere else.
@@ -99,8 +110,10 @@ impl Tokenizer {
         self.shared.entry(id).map(|entry| &self.shared.bytes[entry.start..entry.end])
     }
 
-    fn new(loaded: load::Loaded, end_token: Option<u32>) -> Self {
+    /// `config`: what `tokenizer_config.json` says.
+    fn new(loaded: load::Loaded, config: &Map<String, Value>) -> Self {
         let load::Loaded { tokenizer: inner, tokens } = loaded;
+        let end_token = load::end_token(config).and_then(|token| inner.token_to_id(token));
         let added = inner.get_added_tokens_decoder();
         let decoder = ByteDecoder::new();
         let mut bytes = Vec::new();
@@ -143,7 +156,7 @@ impl Shared {
 const MAX_SPACE_RUN: usize = 1 << 18;
 
 /// `text` cut after every [`MAX_SPACE_RUN`] characters of white space in a row.
-fn matchable_pieces(text: &str) -> Vec<&str> {
+pub(crate) fn matchable_pieces(text: &str) -> Vec<&str> {
     if text.len() < MAX_SPACE_RUN {
         return vec![text];
     }

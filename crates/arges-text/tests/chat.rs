@@ -100,6 +100,75 @@ fn tool_calls_a_template_does_not_read_become_text() {
     );
 }
 
+/// M1's own template reads its content as these do, and knows nothing of thinking and tool calls.
+const DEAF: &str = "{% for m in messages %}{{ m['role'] }}|{{ m['content'][0]['text'] }}\n{% endfor %}";
+
+/// A question, a tool's call and result, an answer, each with thinking; then another such answer.
+fn thoughtful() -> Vec<Value> {
+    let call = json!({"id": "0", "function": {"name": "f", "arguments": {"a": 1}}});
+    vec![
+        user(json!("one")),
+        json!({"role": "assistant", "content": "1", "reasoning_content": "old"}),
+        user(json!("two")),
+        json!({"role": "assistant", "content": "", "reasoning_content": "call\nf", "tool_calls": [call]}),
+        json!({"role": "tool", "tool_call_id": "0", "content": "3"}),
+        json!({"role": "assistant", "content": "2", "reasoning_content": "done"}),
+    ]
+}
+
+#[test]
+fn thinking_since_the_last_question_stands_before_the_answer() {
+    let call = "<think>\ncall\nf\n</think>\n<tool_calls>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_calls>";
+    let turn = |name: &str, text: &str| format!("<beginning_of_sentence>{name}\n{text}<end_of_sentence>\n");
+    let expected = [
+        "<begin_of_document>".to_owned(),
+        turn("user name=user", "one"),
+        turn("ai name=assistant", "1"),
+        turn("user name=user", "two"),
+        turn("ai name=assistant", call),
+        turn("tool name=tools", "tool name: f\ntool result: 3\n\n"),
+        turn("ai name=assistant", "<think>\ndone\n</think>\n2"),
+    ];
+    let text = ChatTemplate::default_m1().render(&thoughtful(), None, false).unwrap();
+    assert_eq!(text, expected.concat());
+    assert_eq!(
+        template(DEAF).render(&thoughtful(), None, false).unwrap(),
+        format!(
+            "user|one\nassistant|1\nuser|two\nassistant|{call}\ntool|3\nassistant|<think>\ndone\n</think>\n2\n"
+        )
+    );
+}
+
+#[test]
+fn an_answer_that_is_trained_goes_on_from_its_prompt() {
+    let template = ChatTemplate::default_m1();
+    let messages = thoughtful();
+    for answer in [3, 5] {
+        let prompt = template.render(&messages[..answer], None, true).unwrap();
+        let whole = template.render(&messages[..=answer], None, false).unwrap();
+        let rest = whole.strip_prefix(&prompt).unwrap();
+        assert!(rest.starts_with("<think>\n") && rest.ends_with("<end_of_sentence>\n"), "{rest}");
+    }
+}
+
+#[test]
+fn a_template_that_reads_thinking_gets_all_of_it() {
+    let source = "{% for m in messages %}{{ m.reasoning_content or '-' }};{{ m.content }}|{% endfor %}";
+    let messages = &thoughtful()[..3];
+    assert_eq!(template(source).render(messages, None, false).unwrap(), "-;one|old;1|-;two|");
+}
+
+#[test]
+fn absent_or_empty_thinking_leaves_no_trace() {
+    for nothing in [json!(null), json!("")] {
+        let messages = [json!({"role": "assistant", "content": "2", "reasoning_content": nothing})];
+        for template in [ChatTemplate::default_m1(), template(DEAF)] {
+            let text = template.render(&messages, None, false).unwrap();
+            assert!(!text.contains("think") && text.contains('2'), "{text}");
+        }
+    }
+}
+
 #[test]
 fn tools_lose_their_wrapper_and_keep_the_order_of_their_keys() {
     let template = template("{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}");
@@ -180,6 +249,7 @@ fn messages_of_the_wrong_shape_are_named_by_position() {
         (json!({"role": "assistant", "tool_calls": [{}]}), "tool_calls[0]"),
         (json!({"role": "tool", "tool_call_id": "lost", "content": "x"}), "lost"),
         (json!({"role": "tool", "content": "x"}), "tool_call_id"),
+        (json!({"role": "assistant", "content": "x", "reasoning_content": [1]}), "reasoning_content"),
     ];
     for (message, word) in cases {
         let error = render_error(&[good.clone(), message], None);

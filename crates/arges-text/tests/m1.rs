@@ -56,6 +56,26 @@ fn every_sample_encodes_to_its_ids_and_decodes_back() {
 }
 
 #[test]
+fn thinking_and_tool_calls_are_written_the_same_by_the_official_template_and_the_built_in_one() {
+    let Some(dir) = m1_dir() else { return };
+    let official = ChatTemplate::from_dir(&dir).unwrap().unwrap();
+    let call = json!({"id": "0", "function": {"name": "f", "arguments": {"a": [1.5, "é"]}}});
+    let messages = [
+        json!({"role": "user", "content": "one"}),
+        json!({"role": "assistant", "content": "1", "reasoning_content": "earlier"}),
+        json!({"role": "user", "content": "two"}),
+        json!({"role": "assistant", "content": null, "reasoning_content": "I call.", "tool_calls": [call]}),
+        json!({"role": "tool", "tool_call_id": "0", "content": "3"}),
+        json!({"role": "assistant", "content": "2", "reasoning_content": "a\nb"}),
+    ];
+    let text = official.render(&messages, None, false).unwrap();
+    assert!(text.contains("<think>\nI call.\n</think>\n<tool_calls>\n{\"name\": \"f\""), "{text}");
+    assert!(text.ends_with("<think>\na\nb\n</think>\n2<end_of_sentence>\n"), "{text}");
+    assert!(!text.contains("earlier"), "{text}");
+    assert_eq!(ChatTemplate::default_m1().render(&messages, None, false).unwrap(), text);
+}
+
+#[test]
 fn published_vectors_of_the_same_vocabulary_agree() {
     let Some(dir) = m1_dir() else { return };
     let tokenizer = Tokenizer::from_dir(&dir).unwrap();

@@ -4,8 +4,8 @@ mod common;
 
 use std::collections::HashSet;
 
-use arges_text::synthetic::{MIN_VOCAB_SIZE, write_tokenizer};
-use arges_text::{ChatTemplate, TextError, Tokenizer};
+use arges_text::synthetic::write_tokenizer;
+use arges_text::{ChatTemplate, MIN_VOCAB_SIZE, TextError, Tokenizer};
 use common::synthetic;
 use serde_json::json;
 

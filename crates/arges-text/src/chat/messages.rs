@@ -40,6 +40,8 @@ pub(super) fn bare_tools(tools: &[Value]) -> Result<Vec<Value>, TextError> {
 pub(super) fn shape(messages: &[Value], expected: &Expectations) -> Result<Vec<Value>, TextError> {
     let mut shaped: Vec<Message> = Vec::with_capacity(messages.len());
     let mut tool_names: HashMap<String, String> = HashMap::new();
+    let question =
+        messages.iter().rposition(|message| message.get("role").is_some_and(|role| role == "user"));
     for (index, message) in messages.iter().enumerate() {
         let fail = |reason: String| TextError::Message { index, reason };
         let mut message = Message::read(message).map_err(fail)?;
@@ -53,6 +55,10 @@ pub(super) fn shape(messages: &[Value], expected: &Expectations) -> Result<Vec<V
                 previous.parts.append(&mut message.parts);
                 continue;
             }
+        }
+        if !expected.reasoning {
+            let current = question.is_none_or(|question| index > question);
+            message.write_out_reasoning(current);
         }
         if !expected.tool_calls {
             message.write_out_tool_calls().map_err(fail)?;
@@ -95,6 +101,9 @@ impl Message {
             Some(_) => return Err("`content` is a string, a list of parts or null".to_owned()),
         };
         check_parts(&role, &parts)?;
+        if !matches!(fields.get("reasoning_content"), None | Some(Value::Null | Value::String(_))) {
+            return Err("`reasoning_content` is a string or null".to_owned());
+        }
         Ok(Self { role, parts, fields })
     }
 
@@ -146,6 +155,17 @@ impl Message {
         })?;
         self.parts = vec![json!({"name": name, "type": "text", "text": self.joined_text()})];
         Ok(())
+    }
+
+    /// Moves `reasoning_content` to the front of the content, as M1 writes what it thinks. Thinking
+    /// before the last question, `current` not set, is no part of a conversation that goes on.
+    fn write_out_reasoning(&mut self, current: bool) {
+        let Some(Value::String(thinking)) = self.fields.shift_remove("reasoning_content") else {
+            return;
+        };
+        if current && self.role == "assistant" && !thinking.is_empty() {
+            self.parts.insert(0, text_part(format!("<think>\n{thinking}\n</think>\n")));
+        }
     }
 
     /// Moves `tool_calls` into the content, as the block of text M1 writes them in.

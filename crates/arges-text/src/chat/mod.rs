@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::TextError;
+use crate::load::parse_json;
 use probe::Expectations;
 
 /// The built-in template in M1's turn format.
@@ -64,6 +65,16 @@ impl ChatTemplate {
         source::from_dir(dir)?.map(Self::new).transpose()
     }
 
+    /// The template in the text of a `tokenizer_config.json` that lies in no directory; `origin`
+    /// stands for it in errors. `None` where it holds none.
+    ///
+    /// # Errors
+    /// As [`from_dir`](Self::from_dir).
+    pub fn from_config_json(origin: &Path, config: &str) -> Result<Option<Self>, TextError> {
+        let path = origin.join("tokenizer_config.json");
+        source::from_config(&path, parse_json(&path, config)?)?.map(Self::new).transpose()
+    }
+
     /// A template from its Jinja source. `origin` names it in errors.
     ///
     /// # Errors
@@ -86,14 +97,16 @@ impl ChatTemplate {
     ///
     /// `messages` are those of the OpenAI chat API: `role` (`system`, `developer`, `user`,
     /// `assistant`, `tool`, `function`), `content` as a string, a list of parts or null,
-    /// `tool_calls` with `arguments` as a string or an object. `tools` may carry the
-    /// `{"type": "function", "function": …}` wrapper or be bare. With `add_generation_prompt` the
-    /// text ends where the assistant's answer begins. Keys keep their order.
+    /// `tool_calls` with `arguments` as a string or an object, `reasoning_content` as a string or
+    /// null. `tools` may carry the `{"type": "function", "function": …}` wrapper or be bare. With
+    /// `add_generation_prompt` the text ends where the assistant's answer begins. Keys keep their
+    /// order.
     ///
     /// Text is never dropped because a template reads less than it is given: where a template
     /// reads only the first part of a content the parts are joined, and where it does not read
-    /// `tool_calls` they are written into the content in M1's own form. Results of one turn's
-    /// tools go into one `tool` turn where the template names the tool per part, as M1's does.
+    /// `tool_calls` or `reasoning_content` they are written into the content in M1's own form, the
+    /// latter only after the last question: M1 does not go on from earlier thinking. Results of one
+    /// turn's tools go into one `tool` turn where the template names the tool per part, as M1's does.
     ///
     /// # Errors
     /// A message or tool of the wrong shape (named by its position), nesting deeper than 128, a

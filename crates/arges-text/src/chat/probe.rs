@@ -11,12 +11,15 @@ pub(super) struct Expectations {
     pub(super) every_part: bool,
     /// `tool_calls` of an assistant's message are read.
     pub(super) tool_calls: bool,
+    /// `reasoning_content` of an assistant's message is read.
+    pub(super) reasoning: bool,
     /// The parts of a tool's message are read with the tool's name in each.
     pub(super) named_results: bool,
 }
 
 const FIRST: &str = "probe-first-text";
 const SECOND: &str = "probe-second-text";
+const THOUGHT: &str = "probe-thought";
 const TOOL: &str = "probe_tool";
 const RESULT_NAME: &str = "probe_result_name";
 
@@ -33,12 +36,14 @@ pub(super) fn expectations(render: &dyn Fn(&[Value]) -> Option<String>) -> Expec
     let asked = user(content(FIRST));
     let call = json!({"id": "call_0", "type": "function", "function": {"name": TOOL, "arguments": {}}});
     let called = json!({"role": "assistant", "content": content(SECOND), "tool_calls": [call]});
+    let thought = json!({"role": "assistant", "content": content(SECOND), "reasoning_content": THOUGHT});
     let result_part = json!({"name": RESULT_NAME, "type": "text", "text": FIRST});
     let result = json!({"role": "tool", "tool_call_id": "call_0", "name": TOOL, "content": [result_part]});
     Expectations {
         parts,
         every_part,
         tool_calls: shows(&[asked.clone(), called.clone()], TOOL),
+        reasoning: shows(&[asked.clone(), thought], THOUGHT),
         named_results: render(&[asked, called, result])
             .is_some_and(|out| out.contains(RESULT_NAME) && !shows_structure(&out)),
     }

@@ -36,19 +36,24 @@ struct Named {
 /// Reads the template sources; `None` where there are none.
 pub(super) fn from_dir(dir: &Path) -> Result<Option<Sources>, TextError> {
     let config_path = dir.join("tokenizer_config.json");
-    let mut config: Map<String, Value> = read_json(&config_path)?.unwrap_or_default();
-    let special_tokens =
-        named_tokens(&config).map(|(name, token)| (name.to_owned(), token.to_owned())).collect();
+    let config: Map<String, Value> = read_json(&config_path)?.unwrap_or_default();
     let file = dir.join("chat_template.jinja");
     if file.is_file() {
         let (origin, default) = (file.display().to_string(), read(&file)?);
+        let special_tokens = special_tokens(&config);
         return Ok(Some(Sources { origin, default, tool_use: None, special_tokens }));
     }
+    from_config(&config_path, config)
+}
+
+/// The template sources in a `tokenizer_config.json`; `path` names it in errors.
+pub(super) fn from_config(path: &Path, mut config: Map<String, Value>) -> Result<Option<Sources>, TextError> {
+    let special_tokens = special_tokens(&config);
     let stored = config.shift_remove("chat_template").filter(|stored| !stored.is_null());
     let Some(stored) = stored else {
         return Ok(None);
     };
-    let origin = config_path.display().to_string();
+    let origin = path.display().to_string();
     let unusable =
         |reason: &str| TextError::TemplateSyntax { origin: origin.clone(), reason: reason.to_owned() };
     let stored = serde_json::from_value(stored)
@@ -63,4 +68,8 @@ pub(super) fn from_dir(dir: &Path) -> Result<Option<Sources>, TextError> {
     };
     let default = default.ok_or_else(|| unusable("none of the named chat templates is called `default`"))?;
     Ok(Some(Sources { origin, default, tool_use, special_tokens }))
+}
+
+fn special_tokens(config: &Map<String, Value>) -> BTreeMap<String, String> {
+    named_tokens(config).map(|(name, token)| (name.to_owned(), token.to_owned())).collect()
 }
