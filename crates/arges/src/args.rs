@@ -6,6 +6,7 @@ use arges_kernels::matmul::Compute;
 use clap::{Args, ValueEnum};
 
 use crate::failure::usage;
+use crate::nano;
 
 /// Which model, and on what it runs.
 #[derive(Debug, Args)]
@@ -13,8 +14,9 @@ use crate::failure::usage;
 pub struct ModelArgs {
     /// Directory of a checkpoint in Hugging Face layout, or a Hugging Face id (owner/name, owner/name@revision),
     /// which is downloaded once into the Hugging Face cache; a path that exists comes first
+    /// [default: arges-nano, the small model that is part of the program]
     #[arg(short, long, value_name = "DIR|ID")]
-    pub model: String,
+    pub model: Option<String>,
     /// Precision to compute in; auto is that of the stored weights
     #[arg(long, value_enum, default_value_t = ComputeType::Auto)]
     pub dtype: ComputeType,
@@ -24,6 +26,13 @@ pub struct ModelArgs {
     /// Instruction set: plain, avx2, avx512, avx512bf16 or amx [default: the best this machine has]
     #[arg(long, value_name = "NAME", value_parser = instruction_set)]
     pub isa: Option<Isa>,
+}
+
+impl ModelArgs {
+    /// The model as it was asked for.
+    pub fn asked(&self) -> &str {
+        self.model.as_deref().unwrap_or(nano::NAME)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -153,7 +162,7 @@ pub fn at_least_1(text: &str) -> Result<usize, String> {
     }
 }
 
-fn instruction_set(name: &str) -> Result<Isa, String> {
+pub fn instruction_set(name: &str) -> Result<Isa, String> {
     name.parse::<Isa>().and_then(Isa::require).map_err(|error| error.to_string())
 }
 

@@ -18,6 +18,7 @@ use crate::loading::Opened;
 use crate::output;
 use crate::plan::{Context, Needs};
 use crate::prompt::stdin_text;
+use crate::thinking::{Part, ThinkingSplitter};
 
 /// Longest conversation where neither a flag nor the model says less.
 const CONTEXT: usize = 32_768;
@@ -53,6 +54,7 @@ follows M1's model card: temperature 1, top-p 0.95. In a conversation, /help lis
 stops an answer and Ctrl-D leaves.
 
 Examples:
+  arges chat \"What is 17 + 25?\"
   arges chat --model DIR
   arges chat --model DIR \"Why is the sky blue?\"
   arges chat --model DIR --system \"Answer in one sentence.\" < question.txt";
@@ -86,6 +88,22 @@ pub fn run(args: ChatArgs) -> Result<()> {
     }
 }
 
+/// Writes the text that came with a token, with what is thought told apart from what is answered.
+fn show(splitter: &mut ThinkingSplitter, token: Option<u32>, text: &str) -> Result<()> {
+    let mut parts = splitter.push(text);
+    if token.is_none() {
+        parts.extend(splitter.finish());
+    }
+    parts.iter().try_for_each(|(part, text)| show_part(*part, text))
+}
+
+fn show_part(part: Part, text: &str) -> Result<()> {
+    match part {
+        Part::Thinking => output::thinking(text),
+        Part::Answer => output::answer(text),
+    }
+}
+
 struct Chat {
     engine: Engine,
     tokenizer: Tokenizer,
@@ -100,7 +118,8 @@ impl Chat {
     fn answer_once(&mut self, prompt: &str) -> Result<()> {
         self.conversation.push_user(prompt);
         let request = self.request()?;
-        let answer = Answer::of(&self.engine, request, &mut |_, text| output::answer(text))?;
+        let mut splitter = ThinkingSplitter::default();
+        let answer = Answer::of(&self.engine, request, &mut |token, text| show(&mut splitter, token, text))?;
         output::line("")?;
         self.tell_limit(&answer);
         Ok(())
@@ -137,12 +156,16 @@ impl Chat {
     /// One question and its answer. What goes wrong with it is told and the question forgotten.
     fn turn(&mut self, runtime: &Runtime, text: &str) -> Result<()> {
         self.conversation.push_user(text);
-        let on_token: OnToken = &mut |_, text| output::answer(text);
+        let mut splitter = ThinkingSplitter::default();
+        let on_token: OnToken = &mut |token, text| show(&mut splitter, token, text);
         let answer = self
             .request()
             .and_then(|request| Answer::interruptible(runtime, &self.engine, request, on_token));
         match answer {
             Ok(answer) => {
+                if let Some((part, rest)) = splitter.finish() {
+                    show_part(part, &rest)?;
+                }
                 output::line(if answer.end.is_some() { "" } else { " [stopped]" })?;
                 self.tell_limit(&answer);
                 self.conversation.push_assistant(&answer.text);

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::{bench, chat, generate, inspect, score, serve, synth};
+use crate::{bench, chat, generate, inspect, plot, score, serve, synth, tasks, tokenizer, train};
 
 /// Runs and serves models of the MiniMax-M1 family: a hybrid mixture of experts with lightning attention.
 #[derive(Debug, Parser)]
@@ -17,11 +17,11 @@ pub struct Cli {
 }
 
 const EXAMPLES: &str = "\
-A first try, with a small random model (untrained: what it writes means nothing):
-  arges synth random-model
-  arges serve --model random-model
+A first try, with arges-nano, the small model that is part of the program:
+  arges chat \"What is 17 + 25?\"
+  arges serve
 
-With a trained model, from a directory or by its Hugging Face id:
+With another model, from a directory or by its Hugging Face id:
   arges inspect models/MiniMax-M1-40k
   arges chat --model models/MiniMax-M1-40k
   arges chat --model MiniMaxAI/MiniMax-M1-40k \"Why is the sky blue?\"";
@@ -40,8 +40,22 @@ pub enum Command {
     Inspect(inspect::InspectArgs),
     /// Write a random model of any size
     Synth(synth::SynthArgs),
+    /// Generate and judge tasks whose answers can be checked
+    Tasks(tasks::TasksArgs),
     /// Speed of prefill and decode, as JSON
     Bench(bench::BenchArgs),
+    /// Train a model from nothing, from a checkpoint, or adapters on one
+    Train {
+        #[command(subcommand)]
+        command: train::TrainCommand,
+    },
+    /// Charts of training runs, as SVG and PNG
+    Plot(plot::PlotArgs),
+    /// Tokenizers for new models
+    Tokenizer {
+        #[command(subcommand)]
+        command: tokenizer::TokenizerCommand,
+    },
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

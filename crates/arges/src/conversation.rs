@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::thinking;
+
 /// Messages so far, as the chat template reads them.
 #[derive(Debug, Default)]
 pub struct Conversation {
@@ -28,8 +30,10 @@ impl Conversation {
         self.turns.push(json!({ "role": "user", "content": text }));
     }
 
+    /// Adds an answer, its thinking apart from the rest: templates leave out what was thought in earlier turns.
     pub fn push_assistant(&mut self, text: &str) {
-        self.turns.push(json!({ "role": "assistant", "content": text }));
+        let (thinking, answer) = thinking::split(text);
+        self.turns.push(json!({ "role": "assistant", "content": answer, "reasoning_content": thinking }));
     }
 
     /// Takes the last turn back.
@@ -105,6 +109,20 @@ mod tests {
         ] {
             assert_eq!(Line::parse(line), expected, "{line:?}");
         }
+    }
+
+    #[test]
+    fn an_answer_is_kept_apart_from_its_thinking() {
+        let mut conversation = Conversation::new(None);
+        conversation.push_assistant("<think>\nwhy\n</think>\nso");
+        conversation.push_assistant("so");
+        assert_eq!(
+            conversation.messages(),
+            [
+                json!({ "role": "assistant", "content": "so", "reasoning_content": "why" }),
+                json!({ "role": "assistant", "content": "so", "reasoning_content": null }),
+            ]
+        );
     }
 
     #[test]

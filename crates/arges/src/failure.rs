@@ -9,6 +9,7 @@ use arges_engine::SubmitError;
 use arges_model::checkpoint::WriteError;
 use arges_model::{CheckpointError, ConfigError};
 use arges_text::TextError;
+use arges_train::TrainError;
 
 /// Arguments that cannot be meant: exit code 2, as for those that do not parse.
 #[derive(Debug)]
@@ -87,6 +88,9 @@ fn hint(error: &Error) -> Option<&'static str> {
             return Some(
                 "give token ids with --ids 1,2,3 or --ids @FILE, or add the model's tokenizer files",
             );
+        }
+        if let Some(TrainError::Exists { .. }) = cause.downcast_ref() {
+            return Some("--resume goes on with it; give a new run another directory in field `run`");
         }
         if let Some(SubmitError::TooLong { .. }) = cause.downcast_ref() {
             return Some("shorten the prompt, or raise --context");

@@ -8,16 +8,17 @@ use arges_model::{Accounting, Checkpoint, Config, DType, Param};
 use clap::Args;
 use serde::Serialize;
 
-use crate::model_source::find_config;
-use crate::output;
+use crate::model_source::{find_config, is_embedded};
 use crate::synth::dtype_parser;
+use crate::{nano, output};
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct InspectArgs {
     /// A model's directory, its config.json alone, or a Hugging Face id
+    /// [default: arges-nano, the small model that is part of the program]
     #[arg(value_name = "DIR|config.json|ID")]
-    model: String,
+    model: Option<String>,
     /// Tokens of each sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..))]
     context: u64,
@@ -61,13 +62,12 @@ struct Files {
 }
 
 pub fn run(args: InspectArgs) -> Result<()> {
-    let path = Path::new(&args.model);
-    let path = if path.exists() { path.to_owned() } else { find_config(&args.model)? };
-    let checkpoint = open_weights(&path)?;
-    let config = match &checkpoint {
-        Some(checkpoint) => checkpoint.config().clone(),
-        None if path.is_dir() => Config::from_dir(&path)?,
-        None => Config::from_file(&path)?,
+    let (config, checkpoint) = match args.model.as_deref() {
+        Some(model) if !is_embedded(Some(model)) => open(model)?,
+        _ => {
+            let checkpoint = nano::checkpoint()?;
+            (checkpoint.config().clone(), Some(checkpoint))
+        }
     };
     let stored = checkpoint.as_ref().and_then(|c| Some(c.param(Param::Embedding).ok()?.dtype));
     let dtype = args.dtype.or(stored).or(config.stored_dtype).unwrap_or(DType::Bf16);
@@ -81,7 +81,20 @@ pub fn run(args: InspectArgs) -> Result<()> {
     if args.json {
         return output::json(&Report { accounting, files });
     }
-    output::write(&text(&args.model, &accounting, files.as_ref())?)
+    output::write(&text(args.model.as_deref().unwrap_or(nano::NAME), &accounting, files.as_ref())?)
+}
+
+/// A model's configuration, and its checkpoint where there are weights.
+fn open(model: &str) -> Result<(Config, Option<Checkpoint>)> {
+    let path = Path::new(model);
+    let path = if path.exists() { path.to_owned() } else { find_config(model)? };
+    let checkpoint = open_weights(&path)?;
+    let config = match &checkpoint {
+        Some(checkpoint) => checkpoint.config().clone(),
+        None if path.is_dir() => Config::from_dir(&path)?,
+        None => Config::from_file(&path)?,
+    };
+    Ok((config, checkpoint))
 }
 
 /// The checkpoint of a directory that holds weights.

@@ -13,6 +13,7 @@ use arges_text::{ChatTemplate, TextError, Tokenizer};
 use crate::args::{EngineArgs, ModelArgs};
 use crate::memory::machine_memory;
 use crate::model_source::{self, ModelSource};
+use crate::nano;
 use crate::plan::{Needs, gib, plan};
 use crate::progress::bytes_bar;
 
@@ -29,14 +30,13 @@ impl Opened {
     /// # Errors
     /// No such model, a file that is wrong, or a tokenizer that cannot be read.
     pub fn open(args: &ModelArgs) -> Result<Opened> {
-        let source = model_source::find(&args.model)?;
-        let checkpoint =
-            Checkpoint::open(&source.directory).with_context(|| format!("cannot load {}", args.model))?;
-        let tokenizer = match Tokenizer::from_dir(&source.directory) {
-            Ok(tokenizer) => Some(tokenizer),
-            Err(TextError::NoTokenizer { .. }) => None,
-            Err(error) => return Err(error).with_context(|| format!("cannot load {}", args.model)),
-        };
+        if args.model.is_none() {
+            eprintln!("without --model it is {}, the small model that is part of the program", nano::NAME);
+        }
+        let source = model_source::find(args.model.as_deref())?;
+        let context = || format!("cannot load {}", args.asked());
+        let checkpoint = source.checkpoint().with_context(context)?;
+        let tokenizer = source.tokenizer().with_context(context)?;
         Ok(Opened { source, checkpoint, tokenizer })
     }
 
@@ -49,7 +49,7 @@ impl Opened {
     /// # Errors
     /// The checkpoint has none.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        let missing = || TextError::NoTokenizer { dir: self.source.directory.clone() };
+        let missing = || TextError::NoTokenizer { dir: self.checkpoint.directory().to_owned() };
         Ok(self.tokenizer.clone().ok_or_else(missing)?)
     }
 
@@ -62,8 +62,7 @@ impl Opened {
     /// # Errors
     /// A template that cannot be read.
     pub fn chat_template(&self) -> Result<ChatTemplate> {
-        let own = ChatTemplate::from_dir(&self.source.directory)?;
-        Ok(own.unwrap_or_else(ChatTemplate::default_m1))
+        Ok(self.source.chat_template()?.unwrap_or_else(ChatTemplate::default_m1))
     }
 
     /// Reads the weights and starts the engine. What it takes is told on standard error.
@@ -94,12 +93,12 @@ impl Opened {
         let bar = bytes_bar("loading", self.checkpoint.weight_bytes() as u64);
         let mut progress = |state: arges_model::LoadProgress| bar.set_position(state.bytes_done as u64);
         let model = Model::load(&self.checkpoint, options, cpu, &mut progress)
-            .with_context(|| format!("cannot load {}", args.model))?;
+            .with_context(|| format!("cannot load {}", args.asked()))?;
         bar.finish_and_clear();
         let (isa, threads) = (model.cpu().isa(), model.cpu().pool().threads());
         eprintln!(
             "{}: computes in {} on {isa} with {}; loaded in {:.1} s",
-            self.source.name,
+            self.source.name(),
             options.compute,
             counted(threads, "thread"),
             start.elapsed().as_secs_f64()
@@ -121,7 +120,7 @@ impl Opened {
         bail!(
             "the weights of {} take {weights:.1} GiB in memory, but this machine has {total:.1} GiB: {way} a \
              larger machine or a smaller model is needed",
-            self.source.name
+            self.source.name()
         );
     }
 

@@ -1,9 +1,10 @@
 //! The `arges` command: reads arguments, joins the libraries and prints. What it computes is theirs.
 //!
 //! One file a subcommand. [`args`] holds the arguments they share, [`model_source`] finds the model (a directory
-//! or, through [`hub`], a Hugging Face id), [`loading`] opens it and starts an engine whose sizes [`plan`] works
-//! out from the model and the [`memory`] of the machine. Results go to standard output, all else to standard
-//! error; what goes wrong is one chain of reasons, and what to do about it, in [`failure`].
+//! or, through [`hub`], a Hugging Face id; else [`nano`], which is part of the program), [`loading`] opens it and
+//! starts an engine whose sizes [`plan`] works out from the model and the [`memory`] of the machine. Results go to
+//! standard output, all else to standard error; what goes wrong is one chain of reasons, and what to do about it,
+//! in [`failure`].
 #![forbid(unsafe_code)]
 
 mod answer;
@@ -20,13 +21,20 @@ mod inspect;
 mod loading;
 mod memory;
 mod model_source;
+mod nano;
 mod output;
 mod plan;
+mod plot;
 mod progress;
 mod prompt;
 mod score;
 mod serve;
+mod signals;
 mod synth;
+mod tasks;
+mod thinking;
+mod tokenizer;
+mod train;
 
 use std::process::ExitCode;
 
@@ -44,7 +52,11 @@ fn main() -> ExitCode {
         Command::Score(args) => score::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Synth(args) => synth::run(args),
+        Command::Tasks(args) => tasks::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Plot(args) => plot::run(args),
+        Command::Tokenizer { command } => tokenizer::run(command),
+        Command::Train { command } => train::run(&command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,26 +1,79 @@
-//! From what `--model` says to a directory.
+//! From what `--model` says to a model's files.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
+use arges_model::{Checkpoint, CheckpointError};
+use arges_text::{ChatTemplate, TextError, Tokenizer};
 
-/// Where a model lies and what it is called.
+use crate::nano;
+
+/// Where a model's files are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModelSource {
-    /// The directory with `config.json`.
-    pub directory: PathBuf,
-    /// The Hugging Face id, or the directory's own name.
-    pub name: String,
+pub enum ModelSource {
+    Directory {
+        /// The directory with `config.json`.
+        path: PathBuf,
+        /// The Hugging Face id, or the directory's own name.
+        name: String,
+    },
+    /// The model that is part of the program.
+    Embedded,
+}
+
+impl ModelSource {
+    /// What the model is called.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Directory { name, .. } => name,
+            Self::Embedded => nano::NAME,
+        }
+    }
+
+    /// Opens and checks the checkpoint.
+    pub fn checkpoint(&self) -> Result<Checkpoint, CheckpointError> {
+        match self {
+            Self::Directory { path, .. } => Checkpoint::open(path),
+            Self::Embedded => nano::checkpoint(),
+        }
+    }
+
+    /// The tokenizer; `None` where the model has none.
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        match self {
+            Self::Directory { path, .. } => match Tokenizer::from_dir(path) {
+                Ok(tokenizer) => Ok(Some(tokenizer)),
+                Err(TextError::NoTokenizer { .. }) => Ok(None),
+                Err(error) => Err(error.into()),
+            },
+            Self::Embedded => nano::tokenizer().map(Some),
+        }
+    }
+
+    /// The chat template; `None` where the model has none.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        match self {
+            Self::Directory { path, .. } => Ok(ChatTemplate::from_dir(path)?),
+            Self::Embedded => nano::chat_template(),
+        }
+    }
+}
+
+/// Whether the model that is part of the program is meant: without a name, and by its own.
+pub fn is_embedded(model: Option<&str>) -> bool {
+    model.is_none_or(|model| model == nano::NAME && !Path::new(model).exists())
 }
 
 /// Finds the model: a path that exists, else a Hugging Face id, which is downloaded unless it is in the cache.
+/// Without a name it is the one that is part of the program.
 ///
 /// # Errors
 /// What is neither, and a download that fails.
-pub fn find(model: &str) -> Result<ModelSource> {
+pub fn find(model: Option<&str>) -> Result<ModelSource> {
+    let Some(model) = model.filter(|_| !is_embedded(model)) else { return Ok(ModelSource::Embedded) };
     let path = Path::new(model);
     if path.is_dir() {
-        return Ok(ModelSource { directory: path.to_owned(), name: name_of(path) });
+        return Ok(ModelSource::Directory { path: path.to_owned(), name: name_of(path) });
     }
     if path.exists() {
         bail!("{model} is a file: give the directory it lies in");
@@ -62,7 +115,7 @@ fn name_of(path: &Path) -> String {
 
 #[cfg(feature = "hub")]
 fn download(id: &HubId) -> Result<ModelSource> {
-    Ok(ModelSource { directory: crate::hub::checkpoint(id)?, name: id.name() })
+    Ok(ModelSource::Directory { path: crate::hub::checkpoint(id)?, name: id.name() })
 }
 
 #[cfg(not(feature = "hub"))]

@@ -18,6 +18,16 @@ pub fn answer(text: &str) -> Result<()> {
     if io::stdout().is_terminal() { write(&printable(text)) } else { write(text) }
 }
 
+/// Writes what a model thought: on a terminal as [`answer`], but dimmed.
+pub fn thinking(text: &str) -> Result<()> {
+    if io::stdout().is_terminal() { write(&dimmed(&printable(text))) } else { write(text) }
+}
+
+/// The text in faint letters, and after it again in normal ones.
+fn dimmed(text: &str) -> String {
+    format!("\x1b[2m{text}\x1b[22m")
+}
+
 /// The text with U+FFFD for control characters but line breaks and tabs.
 fn printable(text: &str) -> String {
     let is_hidden = |c: char| c.is_control() && !matches!(c, '\n' | '\t');

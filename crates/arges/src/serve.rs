@@ -12,6 +12,7 @@ use crate::failure::usage;
 use crate::loading::Opened;
 use crate::output;
 use crate::plan::{Context, Needs};
+use crate::signals::Signals;
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -25,7 +26,7 @@ pub struct ServeArgs {
     /// Key that clients must send as `Authorization: Bearer KEY`
     #[arg(long, value_name = "KEY", env = "ARGES_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
-    /// Name of the model in the API [default: the directory's name or the Hugging Face id]
+    /// Name of the model in the API [default: the directory's name, the Hugging Face id, or arges-nano]
     #[arg(long, value_name = "NAME")]
     model_name: Option<String>,
     #[command(flatten)]
@@ -40,6 +41,7 @@ address on standard output. Ctrl-C or SIGTERM let running requests finish; a sec
 them.
 
 Examples:
+  arges serve
   arges serve --model DIR
   arges serve --model DIR --host 0.0.0.0 --port 80 --api-key \"$KEY\"
   arges serve --model DIR --max-sequences 16 --context 65536
@@ -58,7 +60,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
     let template = opened.chat_template()?;
     let needs = Needs { context: Context::Shared, sequences: 32, step_tokens: 1024, logit_rows: 64 };
     let engine = opened.start(&args.model, &args.sizes, needs)?;
-    let name = args.model_name.unwrap_or_else(|| opened.source.name.clone());
+    let name = args.model_name.unwrap_or_else(|| opened.source.name().to_owned());
     let options = ServerOptions { api_key: args.api_key, ..ServerOptions::new(name) };
     let state = AppState::new(engine, tokenizer, Some(template), options);
 
@@ -95,42 +97,4 @@ fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
             std::process::exit(130);
         });
     })
-}
-
-#[cfg(unix)]
-struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-#[cfg(unix)]
-impl Signals {
-    fn new() -> std::io::Result<Signals> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Signals {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
-#[cfg(windows)]
-struct Signals(tokio::signal::windows::CtrlC);
-
-#[cfg(windows)]
-impl Signals {
-    fn new() -> std::io::Result<Signals> {
-        Ok(Signals(tokio::signal::windows::ctrl_c()?))
-    }
-
-    async fn next(&mut self) {
-        self.0.recv().await;
-    }
 }

@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result};
 use arges_model::checkpoint::{DEFAULT_SHARD_BYTES, copy_tokenizer_files};
 use arges_model::synth::{SynthOptions, SynthProgress, SynthShape, write_checkpoint};
 use arges_model::{Accounting, Config, DType, Dialect};
-use arges_text::synthetic::{MIN_VOCAB_SIZE, write_tokenizer};
+use arges_text::MIN_VOCAB_SIZE;
+use arges_text::synthetic::write_tokenizer;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 

@@ -82,7 +82,6 @@ fn flags_that_cannot_be_meant_are_usage_errors() {
         let args = ["generate", "--model", "nowhere", "--ids", "1"].into_iter().chain(flags);
         assert_says(&arges(args).failed(2), &[part]);
     }
-    assert_says(&arges(["generate", "--ids", "1"]).failed(2), &["--model <DIR|ID>"]);
     assert_says(&arges(["serve", "--model", "nowhere", "--api-key", ""]).failed(2), &["--api-key"]);
     assert_says(&arges(["paint"]).failed(2), &["unrecognized subcommand 'paint'"]);
     let both = ["synth", "out", "--config", "config.json", "--hidden", "64"];

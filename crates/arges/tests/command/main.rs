@@ -5,6 +5,11 @@ mod flow;
 mod golden;
 #[cfg(feature = "hub")]
 mod hub;
+mod nano;
+mod plot;
 #[cfg(unix)]
 mod serve;
 mod support;
+mod tasks;
+mod tokenizer;
+mod train;

@@ -14,9 +14,9 @@ struct Server {
 }
 
 impl Server {
-    fn start(model: &TinyModel, flags: &[&str]) -> Server {
+    fn start(flags: &[&str]) -> Server {
         let mut command = command();
-        command.args(["serve", "--model", model.dir(), "--port", "0"]).args(flags);
+        command.args(["serve", "--port", "0"]).args(flags);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -53,7 +53,7 @@ impl Server {
 fn the_server_answers_at_the_address_it_prints_and_ends_in_order_at_a_signal() {
     let model = TinyModel::new(&[]);
     for signal in ["-TERM", "-INT"] {
-        let server = Server::start(&model, &["--max-sequences", "4"]);
+        let server = Server::start(&["--model", model.dir(), "--max-sequences", "4"]);
         assert_eq!(server.request("GET /health HTTP/1.1", "").0, 200);
         let (status, models) = server.request("GET /v1/models HTTP/1.1", "");
         assert_eq!((status, &models["data"][0]["id"]), (200, &json!("tiny")));
@@ -66,9 +66,19 @@ fn the_server_answers_at_the_address_it_prints_and_ends_in_order_at_a_signal() {
 }
 
 #[test]
+fn without_a_model_the_server_has_the_embedded_one() {
+    let server = Server::start(&["--max-sequences", "2", "--context", "256"]);
+    assert_eq!(server.request("GET /v1/models HTTP/1.1", "").1["data"][0]["id"], "arges-nano");
+    let body = json!({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3});
+    let (status, answer) = server.request("POST /v1/chat/completions HTTP/1.1", &body.to_string());
+    assert_eq!((status, &answer["model"]), (200, &json!("arges-nano")), "{answer}");
+    assert_eq!(server.stop("-TERM"), Some(0));
+}
+
+#[test]
 fn a_key_is_wanted_where_one_is_set_and_the_name_is_the_one_given() {
     let model = TinyModel::new(&[]);
-    let server = Server::start(&model, &["--api-key", "sesame", "--model-name", "gate"]);
+    let server = Server::start(&["--model", model.dir(), "--api-key", "sesame", "--model-name", "gate"]);
     assert_eq!(server.request("GET /v1/models HTTP/1.1", "").0, 401);
     let with_key = "GET /v1/models HTTP/1.1\r\nauthorization: Bearer sesame";
     assert_eq!(server.request(with_key, "").1["data"][0]["id"], "gate");

@@ -1,4 +1,6 @@
-//! `arges bench`: speed of prefill and decode, each as a share of what the machine can do at best.
+//! `arges bench`: speed of prefill, decode and training, each as a share of what the machine can do at best.
+
+mod train;
 
 use std::time::Instant;
 
@@ -10,7 +12,7 @@ use arges_model::{
     Accounting, Batch, Cache, CachePlan, DType, LoadOptions, LogitRows, Model, SequenceId, Workspace,
     WorkspacePlan,
 };
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::args::ModelArgs;
@@ -22,8 +24,22 @@ use crate::output;
 const PROBE_BYTES: usize = 256 << 20;
 
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    inference: InferenceArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Speed of a training step with AdamW, on random tokens
+    Train(train::TrainBenchArgs),
+}
+
+#[derive(Debug, Args)]
+struct InferenceArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Prompt lengths to prefill, in tokens
@@ -52,13 +68,21 @@ second, and both as shares of what this machine was measured to do at best just 
 
 Examples:
   arges bench --model random-model
-  arges bench --model random-model --prefill 2048 --decode 1,32 --context 32,4096";
+  arges bench --model random-model --prefill 2048 --decode 1,32 --context 32,4096
+  arges bench train --model random-model --sequences 2 --tokens 2048";
 
 /// Runs the cases and prints the report.
 ///
 /// # Errors
 /// A model that cannot be loaded, or cases without tokens.
 pub fn run(args: BenchArgs) -> Result<()> {
+    match args.what {
+        Some(What::Train(args)) => train::run(&args),
+        None => inference(&args.inference),
+    }
+}
+
+fn inference(args: &InferenceArgs) -> Result<()> {
     let sizes = [&args.prefill, &args.decode, &args.context];
     if sizes.into_iter().flatten().chain([&args.steps, &args.runs, &args.step_tokens]).any(|n| *n == 0) {
         bail!("a bench of 0 tokens, sequences, steps or runs measures nothing: give sizes of at least 1");
@@ -71,7 +95,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
     let start = Instant::now();
     let model = opened.load(&args.model, options)?;
     let load_seconds = start.elapsed().as_secs_f64();
-    let mut bench = Bench::new(&model, &args, limits)?;
+    let mut bench = Bench::new(&model, args, limits)?;
     let mut cases = Vec::new();
     for &tokens in &args.prefill {
         cases.push(bench.prefill(tokens, args.runs)?);
@@ -85,15 +109,9 @@ pub fn run(args: BenchArgs) -> Result<()> {
     let report = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "commit": env!("ARGES_COMMIT"),
-        "device": {
-            "name": cpu_name(),
-            "isa": model.cpu().isa().to_string(),
-            "threads": model.cpu().pool().threads(),
-            "read_bytes_per_second": bench.limits.bytes,
-            "flops_per_second": bench.limits.flops,
-        },
+        "device": device_report(model.cpu(), &bench.limits),
         "model": {
-            "name": opened.source.name,
+            "name": opened.source.name(),
             "compute": model.compute().to_string(),
             "layers": config.num_layers,
             "hidden_size": config.hidden_size,
@@ -131,12 +149,11 @@ struct Bench<'a> {
     cache: Cache,
     workspace: Workspace,
     limits: Limits,
-    /// State of the generator of token ids.
-    random: u64,
+    random: RandomTokens,
 }
 
 impl<'a> Bench<'a> {
-    fn new(model: &'a Model, args: &BenchArgs, limits: Limits) -> Result<Self> {
+    fn new(model: &'a Model, args: &InferenceArgs, limits: Limits) -> Result<Self> {
         let sequences = args.decode.iter().copied().max().unwrap_or(1);
         let context = args.context.iter().copied().max().unwrap_or(1);
         let page = Cache::page_tokens();
@@ -150,7 +167,7 @@ impl<'a> Bench<'a> {
             cache: Cache::new(model, plan)?,
             workspace: Workspace::new(model, workspace),
             limits,
-            random: 1,
+            random: RandomTokens::new(model.config().vocab_size),
         })
     }
 
@@ -160,12 +177,6 @@ impl<'a> Bench<'a> {
             Compute::Bf16 => DType::Bf16,
         };
         Accounting::of(self.model.config(), context as u64, 1, dtype, dtype)
-    }
-
-    fn token(&mut self) -> u32 {
-        self.random =
-            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((self.random >> 33) % self.model.config().vocab_size as u64) as u32
     }
 
     fn open(&mut self, length: usize) -> Result<SequenceId> {
@@ -178,8 +189,7 @@ impl<'a> Bench<'a> {
     fn fill(&mut self, sequence: SequenceId, mut tokens: usize) -> Result<()> {
         let mut batch = Batch::new();
         while tokens > 0 {
-            let piece: Vec<u32> =
-                (0..tokens.min(self.workspace.plan().max_tokens)).map(|_| self.token()).collect();
+            let piece = self.random.take(tokens.min(self.workspace.plan().max_tokens));
             tokens -= piece.len();
             batch.clear();
             batch.push(sequence, &piece, if tokens == 0 { LogitRows::Last } else { LogitRows::None });
@@ -225,8 +235,7 @@ impl<'a> Bench<'a> {
             for _ in 0..steps {
                 batch.clear();
                 for &sequence in &open {
-                    let token = self.token();
-                    batch.push(sequence, &[token], LogitRows::Last);
+                    batch.push(sequence, &self.random.take(1), LogitRows::Last);
                 }
                 self.model.forward(&batch, &mut self.cache, &mut self.workspace)?;
             }
@@ -270,6 +279,38 @@ impl<'a> Bench<'a> {
             "share_of_matrix_rate": flops / median / self.limits.flops,
         })
     }
+}
+
+/// Token ids without meaning, the same in every run.
+struct RandomTokens {
+    state: u64,
+    vocab_size: u64,
+}
+
+impl RandomTokens {
+    fn new(vocab_size: usize) -> Self {
+        Self { state: 1, vocab_size: vocab_size as u64 }
+    }
+
+    fn take(&mut self, count: usize) -> Vec<u32> {
+        let mut next = || {
+            self.state =
+                self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((self.state >> 33) % self.vocab_size) as u32
+        };
+        (0..count).map(|_| next()).collect()
+    }
+}
+
+/// What the figures were measured on.
+fn device_report(cpu: &Cpu, limits: &Limits) -> Value {
+    json!({
+        "name": cpu_name(),
+        "isa": cpu.isa().to_string(),
+        "threads": cpu.pool().threads(),
+        "read_bytes_per_second": limits.bytes,
+        "flops_per_second": limits.flops,
+    })
 }
 
 /// The processor's name, where the system tells it.

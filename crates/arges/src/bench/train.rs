@@ -1,0 +1,130 @@
+//! `arges bench train`: the speed of a training step, with its optimizer.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use arges_kernels::adamw::{AdamW, adamw, sum_of_squares};
+use arges_kernels::device::cpu::{AlignedBuffer, Cpu, CpuOptions};
+use arges_kernels::matmul::Compute;
+use arges_model::training::{Parameters, Trainer, TrainingBatch, TrainingPlan};
+use arges_model::{Accounting, Config, DType};
+use clap::Args;
+use serde_json::json;
+
+use super::{Limits, RandomTokens, device_report};
+use crate::args::{ModelArgs, at_least_1};
+use crate::loading::Opened;
+use crate::memory::peak_resident;
+use crate::output;
+
+#[derive(Debug, Args)]
+pub struct TrainBenchArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Packed sequences of a step
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = at_least_1)]
+    sequences: usize,
+    /// Tokens of each sequence
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048, value_parser = at_least_1)]
+    tokens: usize,
+    /// Steps, of which the median is reported; one more goes first and does not count
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_1)]
+    runs: usize,
+}
+
+/// Trains on random tokens and prints the report. Nothing is written.
+///
+/// # Errors
+/// A model that cannot be loaded, or sequences too short to have a target.
+pub fn run(args: &TrainBenchArgs) -> Result<()> {
+    if args.tokens < 2 {
+        bail!("a sequence of 1 token has nothing to predict: give --tokens of at least 2");
+    }
+    let opened = Opened::open(&args.model)?;
+    let compute = args.model.dtype.asked().unwrap_or(Compute::F32);
+    let limits = Limits::measure(&args.model, compute)?;
+    let cpu = Arc::new(Cpu::new(CpuOptions { threads: args.model.threads, isa: args.model.isa })?);
+    let plan = TrainingPlan { max_tokens: args.sequences * args.tokens, max_sequences: args.sequences };
+    let parameters = Parameters::full(&opened.checkpoint)?;
+    let mut trainer = Trainer::new(parameters, compute, cpu, plan)?;
+    let mut optimizer = Optimizer::new(trainer.parameters().values().len());
+    let mut random = RandomTokens::new(trainer.model().config().vocab_size);
+    let (mut seconds, mut losses) = (Vec::new(), Vec::new());
+    for _ in 0..=args.runs {
+        let mut batch = TrainingBatch::default();
+        for _ in 0..args.sequences {
+            batch.push(&random.take(args.tokens));
+        }
+        let start = Instant::now();
+        losses.push(optimizer.step(&mut trainer, &batch)?);
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    let mut counted = seconds.split_off(1);
+    counted.sort_by(f64::total_cmp);
+    let median = counted[counted.len() / 2];
+    let tokens = plan.max_tokens;
+    let flops = step_flops(trainer.model().config(), args);
+    output::line(&serde_json::to_string_pretty(&json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "commit": env!("ARGES_COMMIT"),
+        "device": device_report(trainer.cpu(), &limits),
+        "model": { "name": opened.source.name(), "compute": compute.to_string(),
+            "parameters": trainer.parameters().values().len() },
+        "memory": { "trainer_bytes": trainer.bytes() + optimizer.bytes(), "peak_resident_bytes": peak_resident() },
+        "case": {
+            "case": "train",
+            "sequences": args.sequences,
+            "tokens": args.tokens,
+            "seconds": median,
+            "runs": counted,
+            "tokens_per_second": tokens as f64 / median,
+            "flops": flops,
+            "share_of_matrix_rate": flops / median / limits.flops,
+            "losses": losses,
+        },
+    }))?)
+}
+
+/// Operations of a step: three times those of the forward pass, that is without what is computed again.
+fn step_flops(config: &Config, args: &TrainBenchArgs) -> f64 {
+    let flops = Accounting::of(config, args.tokens as u64, 1, DType::F32, DType::F32).flops;
+    let targets = (args.sequences * (args.tokens - 1)) as f64;
+    let tokens = (args.sequences * args.tokens) as f64;
+    3.0 * (flops.prefill_token.total * tokens + flops.decode_token.head * targets)
+}
+
+/// AdamW with its state.
+struct Optimizer {
+    m: AlignedBuffer<f32>,
+    v: AlignedBuffer<f32>,
+    step: u64,
+}
+
+impl Optimizer {
+    fn new(len: usize) -> Self {
+        Self { m: AlignedBuffer::zeroed(len), v: AlignedBuffer::zeroed(len), step: 0 }
+    }
+
+    fn bytes(&self) -> usize {
+        self.m.bytes() + self.v.bytes()
+    }
+
+    /// One step, clipped to a gradient norm of 1; gives the loss before it.
+    fn step(&mut self, trainer: &mut Trainer, batch: &TrainingBatch) -> Result<f64> {
+        self.step += 1;
+        let targets = batch.targets.len() as f32;
+        trainer.parameters_mut().zero_gradients();
+        let output = trainer.accumulate(batch, &|_, _| -1.0 / targets, 0.001)?;
+        let loss = -output.logprobs.iter().map(|p| f64::from(*p)).sum::<f64>() / f64::from(targets);
+        let cpu = trainer.shared_cpu();
+        let norm = sum_of_squares(&cpu, trainer.parameters().gradients()).sqrt();
+        let scale = (1.0 / norm).min(1.0) as f32;
+        let settings =
+            AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.95, eps: 1e-15, weight_decay: 0.1, step: self.step };
+        let (values, gradients) = trainer.parameters_mut().values_and_gradients_mut();
+        adamw(&cpu, settings, scale, values, gradients, &mut self.m, &mut self.v);
+        trainer.publish()?;
+        Ok(loss)
+    }
+}

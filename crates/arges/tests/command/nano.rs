@@ -1,0 +1,41 @@
+//! The model that is part of the program.
+
+use std::path::Path;
+
+use crate::support::{arges, ids};
+
+fn directory() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano").display().to_string()
+}
+
+#[test]
+fn without_a_model_the_embedded_one_gives_what_its_directory_gives() {
+    let directory = directory();
+    let with = |args: &[&str], model: &[&str]| arges(args.iter().chain(model).copied());
+    let from_directory = ["--model", directory.as_str()];
+
+    let generate = ["generate", "--max-tokens", "8", "--json", "Two and two"];
+    let embedded = with(&generate, &[]);
+    assert!(embedded.stderr.contains("without --model it is arges-nano"), "{}", embedded.stderr);
+    let embedded = embedded.json();
+    assert!(!ids(&embedded["ids"]).is_empty());
+    assert_eq!(embedded, with(&generate, &from_directory).json());
+
+    let score = ["score", "--json", "Two and two"];
+    assert_eq!(with(&score, &[]).json(), with(&score, &from_directory).json());
+
+    let chat = ["chat", "--max-tokens", "8", "--temperature", "0", "What is 2 + 2?"];
+    assert_eq!(with(&chat, &[]).ok(), with(&chat, &from_directory).ok());
+
+    assert_eq!(arges(["inspect", "--json"]).json(), arges(["inspect", "--json", &directory]).json());
+}
+
+#[test]
+fn the_embedded_model_may_be_named() {
+    let text = arges(["inspect"]).ok();
+    assert!(text.starts_with("arges-nano: ") && text.contains("sound"), "{text}");
+    assert_eq!(arges(["inspect", "arges-nano"]).ok(), text);
+    let named = arges(["generate", "--model", "arges-nano", "-n", "2", "--json", "x"]);
+    assert!(!named.stderr.contains("without --model"), "{}", named.stderr);
+    assert_eq!(named.json(), arges(["generate", "-n", "2", "--json", "x"]).json());
+}
