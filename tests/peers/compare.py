@@ -108,4 +108,5 @@ def main():
         compare(program, work, name)
 
 
-main()
+if __name__ == "__main__":
+    main()
