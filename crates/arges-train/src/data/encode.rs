@@ -172,7 +172,8 @@ struct Guard<'a> {
 impl<'a> Guard<'a> {
     fn new(specials: &'a [String], messages: &[Value], tools: &[Value]) -> Self {
         let values = || messages.iter().chain(tools);
-        let spelled = values().any(|value| any_string(value, &|s| specials.iter().any(|t| s.contains(t.as_str()))));
+        let spelled =
+            values().any(|value| any_string(value, &|s| specials.iter().any(|t| s.contains(t.as_str()))));
         let unused = |mark: &char| !values().any(|value| any_string(value, &|text| text.contains(*mark)));
         Self { specials, mark: spelled.then(|| PRIVATE_USE.into_iter().flatten().find(unused)).flatten() }
     }
