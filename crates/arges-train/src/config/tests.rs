@@ -302,8 +302,13 @@ fn a_run_has_another_identity_when_anything_else_changes() {
     let free = ["/run", "/steps", "/checkpoint/", "/evaluation/"];
     let mut bound = 0;
     for pointer in &pointers {
+        let value = whole.pointer(pointer).unwrap();
+        // A field that one kind of data does not have is set where another kind has it.
+        if value.is_null() {
+            continue;
+        }
         let mut changed = whole.clone();
-        *changed.pointer_mut(pointer).unwrap() = another(whole.pointer(pointer).unwrap());
+        *changed.pointer_mut(pointer).unwrap() = another(value);
         // Lists of names and of numbers of fixed length may not be read back with such a value.
         let Ok(other) = serde_json::from_value::<TrainConfig>(changed) else { continue };
         let is_free = free.iter().any(|free| pointer.starts_with(free));
@@ -338,7 +343,6 @@ fn another(value: &Value) -> Value {
             "query" => "key".into(),
             other => format!("{other}x").into(),
         },
-        Value::Null => Value::Null,
         number => match number.as_u64() {
             Some(number) => (number + 1).into(),
             None => (number.as_f64().unwrap() / 2.0).into(),
