@@ -173,54 +173,42 @@ impl<T: DeviceValue> Buffer<T> {
         self.read(0, &mut values)?;
         Ok(values)
     }
+}
 
-    /// Copies rows of `width` values from page-locked memory, row `r` to place `at + r * pitch`, in the order of
-    /// the stream. `from` must not change until that is done.
-    ///
-    /// # Errors
-    /// When the driver fails.
-    ///
-    /// # Panics
-    /// When the rows reach beyond the end of either.
-    pub fn write_rows(
-        &mut self,
-        at: usize,
-        pitch: usize,
-        from: &Pinned<T>,
-        rows: usize,
-        width: usize,
-    ) -> Result<(), CudaError> {
-        if rows == 0 || width == 0 {
-            return Ok(());
-        }
-        assert!(
-            rows * width <= from.len && at + (rows - 1) * pitch + width <= self.len,
-            "rows beyond the end"
-        );
-        self.cuda.bind()?;
-        let copy = sys::CUDA_MEMCPY2D {
-            srcXInBytes: 0,
-            srcY: 0,
-            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
-            srcHost: from.pointer.cast(),
-            srcDevice: 0,
-            srcArray: std::ptr::null_mut(),
-            srcPitch: width * size_of::<T>(),
-            dstXInBytes: 0,
-            dstY: 0,
-            dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
-            dstHost: std::ptr::null_mut(),
-            dstDevice: self.address(at),
-            dstArray: std::ptr::null_mut(),
-            dstPitch: pitch * size_of::<T>(),
-            WidthInBytes: width * size_of::<T>(),
-            Height: rows,
-        };
-        // SAFETY: both ranges were checked; the caller keeps `from` unchanged.
-        unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, self.cuda.stream()) }
-            .result()
-            .map_err(|e| CudaError::driver("copying rows to the device", e))
-    }
+/// Copies rows of `width` bytes, one after the other at `from`, to `to + r * pitch` on the device. The callers have
+/// checked both ranges.
+fn copy_rows(
+    cuda: &Cuda,
+    to: u64,
+    pitch: usize,
+    from: *const u8,
+    rows: usize,
+    width: usize,
+) -> Result<(), CudaError> {
+    cuda.bind()?;
+    let copy = sys::CUDA_MEMCPY2D {
+        srcXInBytes: 0,
+        srcY: 0,
+        srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+        srcHost: from.cast(),
+        srcDevice: 0,
+        srcArray: std::ptr::null_mut(),
+        srcPitch: width,
+        dstXInBytes: 0,
+        dstY: 0,
+        dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+        dstHost: std::ptr::null_mut(),
+        dstDevice: to,
+        dstArray: std::ptr::null_mut(),
+        dstPitch: pitch,
+        WidthInBytes: width,
+        Height: rows,
+    };
+    // SAFETY: the callers have checked that both ranges lie within their memory, which is page-locked here, and keep
+    // it unchanged until the stream has been waited for.
+    unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, cuda.stream()) }
+        .result()
+        .map_err(|e| CudaError::driver("copying rows to the device", e))
 }
 
 impl<T> Drop for Buffer<T> {
@@ -341,6 +329,35 @@ impl Activations {
                 buffer.to_vec()?.into_iter().map(|bits| half::bf16::from_bits(bits).to_f32()).collect()
             }
         })
+    }
+
+    /// Copies `rows` rows of `width` bytes from page-locked memory, row `r` to byte `at + r * pitch`, in the order of
+    /// the stream. `from` must not change until that is done.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When the rows reach beyond the end of either.
+    pub fn write_rows(
+        &mut self,
+        at: usize,
+        pitch: usize,
+        from: &Pinned<u8>,
+        rows: usize,
+        width: usize,
+    ) -> Result<(), CudaError> {
+        if rows == 0 || width == 0 {
+            return Ok(());
+        }
+        assert!(rows * width <= from.len, "{rows} rows of {width} bytes from {}", from.len);
+        assert!(at + (rows - 1) * pitch + width <= self.bytes(), "rows beyond the end");
+        let to = self.address(0) + at as u64;
+        let cuda = match self {
+            Self::F32(buffer) => &buffer.cuda,
+            Self::Bf16(buffer) => &buffer.cuda,
+        };
+        copy_rows(cuda, to, pitch, from.pointer, rows, width)
     }
 
     /// Precision.

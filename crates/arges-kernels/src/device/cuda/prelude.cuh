@@ -6,6 +6,8 @@ typedef unsigned long long u64;
 typedef signed char i8;
 typedef long long i64;
 
+#define MINUS_INFINITY __int_as_float(0xff800000)
+
 // A bf16 value as it lies in memory. Arithmetic is in f32.
 struct bf16 {
     u16 bits;

@@ -78,15 +78,13 @@ fn memory_is_counted_and_values_come_back() {
     let values = Random::new(3).normal(1000);
     let buffer = Buffer::from_slice(&cuda, &values).unwrap();
     assert_eq!(buffer.to_vec().unwrap(), values);
-    let mut pinned = Pinned::<f32>::zeroed(&cuda, 12).unwrap();
-    pinned.as_mut_slice().copy_from_slice(&values[..12]);
-    let mut rows = Buffer::<f32>::zeroed(&cuda, 20).unwrap();
-    rows.write_rows(2, 6, &pinned, 3, 4).unwrap();
-    let got = rows.to_vec().unwrap();
-    assert_eq!(
-        (&got[..2], &got[2..6], &got[6..8], &got[8..12]),
-        (&[0.0; 2][..], &values[..4], &[0.0; 2][..], &values[4..8])
-    );
+    let mut pinned = Pinned::<u8>::zeroed(&cuda, 48).unwrap();
+    pinned.as_mut_slice().copy_from_slice(bytemuck::cast_slice(&values[..12]));
+    let mut rows = Activations::zeroed(&cuda, crate::matmul::Element::F32, 20).unwrap();
+    rows.write_rows(8, 24, &pinned, 3, 16).unwrap();
+    let got = rows.to_f32().unwrap();
+    assert_eq!((&got[..2], &got[2..6]), (&[0.0; 2][..], &values[..4]));
+    assert_eq!((&got[6..8], &got[8..12], &got[14..18]), (&[0.0; 2][..], &values[4..8], &values[8..12]));
     assert_eq!(cuda.allocated().0 - before, 4 * (1000 + 20));
     drop((buffer, rows));
     assert_eq!(cuda.allocated().0, before);
