@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{CHUNK, Decays, Shape};
 use crate::device::cuda::{
-    Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source,
+    Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source, TensorMap,
 };
 use crate::matmul::Element;
 
@@ -172,9 +172,13 @@ pub struct LightningCuda {
     /// By spans.
     prefill: Launch,
     append: Kernel,
-    /// By single rows: wide and narrow blocks; none for widths at which prefill's kernel takes single rows too.
-    decode: Option<[Launch; 2]>,
+    /// By single rows, in ever narrower blocks; none for widths at which prefill's kernel takes single rows too.
+    decode: Option<[Launch; DECODE_KERNELS.len()]>,
 }
+
+/// Kernels of `decode.cu`, whose blocks have all value channels that fit, half and a quarter of them.
+const DECODE_KERNELS: [&str; 3] =
+    ["lightning_decode_wide", "lightning_decode_half", "lightning_decode_quarter"];
 
 /// A kernel and its blocks.
 struct Launch {
@@ -182,6 +186,8 @@ struct Launch {
     /// Value channels of a block.
     columns: usize,
     shared: usize,
+    /// Whether it takes the rows through the copy engine too.
+    copy_engine: bool,
 }
 
 impl LightningCuda {
@@ -203,19 +209,20 @@ impl LightningCuda {
         let portable = cuda.module(PORTABLE, &defines)?;
         let prefill = if tensor_cores {
             let kernel = cuda.module(PREFILL, &defines)?.kernel("lightning_prefill")?;
-            Launch { kernel, columns: 64, shared: prefill_shared(d) }
+            Launch { kernel, columns: 64, shared: prefill_shared(d), copy_engine: true }
         } else {
             let (columns, shared) = portable_shared(d);
-            Launch { kernel: portable.kernel("lightning_portable")?, columns, shared }
+            Launch { kernel: portable.kernel("lightning_portable")?, columns, shared, copy_engine: false }
         };
         let decode = match decode_columns(d, element) {
             None => None,
             Some(wide) => {
                 let module = cuda.module(DECODE, &[defines[0], defines[1], ("WIDE", wide as i64)])?;
-                let launch = |name, columns| {
-                    module.kernel(name).map(|kernel| Launch { kernel, columns, shared: 0 })
+                let launch = |at: usize| {
+                    let kernel = module.kernel(DECODE_KERNELS[at])?;
+                    Ok::<_, CudaError>(Launch { kernel, columns: wide >> at, shared: 0, copy_engine: false })
                 };
-                Some([launch("lightning_decode_wide", wide)?, launch("lightning_decode_narrow", wide / 4)?])
+                Some([launch(0)?, launch(1)?, launch(2)?])
             }
         };
         let append = portable.kernel("lightning_append")?;
@@ -262,23 +269,24 @@ impl LightningCuda {
         cache: &mut DeviceCache,
         out: &mut Activations,
     ) -> Result<(), CudaError> {
-        let Some([wide, _]) = &self.decode else { return self.prefill(inputs, cache, out) };
+        let Some([wide, ..]) = &self.decode else { return self.prefill(inputs, cache, out) };
         let blocks = inputs.span_count * self.shape.heads * (self.shape.head_dim / wide.columns);
-        let narrow = blocks <= 2 * self.cuda.facts().multiprocessors;
-        self.decode_in(narrow, inputs, cache, out)
+        let multiprocessors = self.cuda.facts().multiprocessors;
+        let halvings = if blocks < multiprocessors { 2 } else { usize::from(blocks < 5 * multiprocessors) };
+        self.decode_in(halvings, inputs, cache, out)
     }
 
-    /// [`decode`](Self::decode) in narrow or wide blocks.
+    /// [`decode`](Self::decode) in blocks halved that many times.
     pub(super) fn decode_in(
         &self,
-        narrow: bool,
+        halvings: usize,
         inputs: &Inputs<'_>,
         cache: &mut DeviceCache,
         out: &mut Activations,
     ) -> Result<(), CudaError> {
         match &self.decode {
             None => self.prefill(inputs, cache, out),
-            Some(launches) => self.launch(&launches[usize::from(narrow)], inputs, cache, out),
+            Some(launches) => self.launch(&launches[halvings], inputs, cache, out),
         }
     }
 
@@ -307,14 +315,22 @@ impl LightningCuda {
             inputs.stride
         );
         assert!(inputs.first_span + inputs.span_count <= inputs.spans.len(), "spans beyond the end");
-        let threads = 256;
         let blocks = head_dim.div_ceil(launch.columns);
-        let shape = LaunchShape::grid(blocks, heads, inputs.span_count, threads).shared(launch.shared);
-        // SAFETY: the kernel's nine arguments. What it reads and writes are rows and slots that the spans name,
-        // within `rows` and `slots`, which the buffers hold; of each row `heads * 3 * head_dim` values, of each slot
-        // what `DeviceCache::new` took for it.
-        unsafe {
-            self.cuda.launch(&launch.kernel, shape.overlap(), &self.arguments(inputs, cache, out))
+        let shape = LaunchShape::grid(blocks, heads, inputs.span_count, 256).shared(launch.shared).overlap();
+        let arguments = self.arguments(inputs, cache, out);
+        match (inputs.projected, launch.copy_engine) {
+            (Activations::Bf16(projected), true) => {
+                let rows = projected.len() / inputs.stride;
+                let map = TensorMap::bf16(projected, rows, inputs.stride, CHUNK)?;
+                let [a, b, c, d, e, f, g, h, i] = arguments;
+                let arguments = [a, b, c, d, e, f, g, h, i, Argument::Map(&map)];
+                // SAFETY: as below; the map describes `projected`, outside of which nothing is copied.
+                unsafe { self.cuda.launch(&launch.kernel, shape, &arguments) }
+            }
+            // SAFETY: the kernel's nine arguments. What it reads and writes are rows and slots that the spans name,
+            // within `rows` and `slots`, which the buffers hold; of each row `heads * 3 * head_dim` values, of each
+            // slot what `DeviceCache::new` took for it.
+            _ => unsafe { self.cuda.launch(&launch.kernel, shape, &arguments) },
         }
     }
 
@@ -348,10 +364,10 @@ fn element_bytes(element: Element) -> usize {
     }
 }
 
-/// Bytes of shared memory of a block of `prefill.cu`: stages, scores, outputs, powers, and room to align them.
+/// Bytes of shared memory of a block of `prefill.cu`: stages, scores, outputs, barriers, powers, and room to align them.
 fn prefill_shared(head_dim: usize) -> usize {
     const PANEL: usize = CHUNK * 128;
-    4 * (2 * head_dim / 64 + 1) * PANEL + 4 * PANEL + 4 * (CHUNK + 1) + 1024
+    4 * (2 * head_dim / 64 + 1) * PANEL + 4 * PANEL + 4 * 8 + 4 * (CHUNK + 1) + 1024
 }
 
 /// Value channels of a block of `portable.cu` and the bytes of its `Shared`.

@@ -98,6 +98,18 @@ fn timing() {
         println!("prefill {name}: {:.4} ms, {:.2} TB/s of q k v o, {:.1}% of copy", seconds * 1e3, bytes / seconds / 1e12, 100.0 * bytes / seconds / bandwidth);
     }
 
+    for heads in [2usize, 8, 32] {
+        let shape = Shape { heads, head_dim: 128 };
+        let kernels = LightningCuda::new(&cuda, shape, Element::Bf16).unwrap();
+        let decays = DeviceDecays::new(&cuda, &Decays::new(&slopes[..heads])).unwrap();
+        let mut cache = DeviceCache::new(&cuda, shape, Element::Bf16, 2).unwrap();
+        let spans = Buffer::from_slice(&cuda, &[[0, 8192, 0, 0], [0, 64, 64, 1]]).unwrap();
+        for (first, chunks) in [(0, 128.0), (1, 1.0)] {
+            let inputs = Inputs { decays: &decays, projected: &projected, stride, spans: &spans, first_span: first, span_count: 1 };
+            let seconds = time(&cuda, 4, 9, || for _ in 0..4 { kernels.prefill(&inputs, &mut cache, &mut out).unwrap() });
+            println!("chain: {heads} heads, {chunks} chunks: {:.3} us a chunk", seconds * 1e6 / chunks);
+        }
+    }
     let mut random = crate::testing::Random::new(5);
     for batch in [1usize, 2, 4, 8, 16, 32, 64, 128, 256] {
         let list: Vec<[i32; 4]> = (0..256).map(|i| [i as i32, 1, 64 + (random.bits() % 4096) as i32, i as i32]).collect();
@@ -113,15 +125,15 @@ fn timing() {
                 bytes += 64.0 * (65536.0 * if place == 63.0 { 2.0 } else { 1.0 } + 512.0 * place + 512.0 + 768.0 + 256.0) / launches as f64;
             }
         }
-        for narrow in [false, true] {
+        for narrow in [0usize, 1, 2] {
             let seconds = time(&cuda, launches, 9, || for i in 0..launches {
                 let inputs = Inputs { decays: &decays, projected: &projected, stride, spans: &spans, first_span: i % per_round * batch, span_count: batch };
                 kernels.decode_in(narrow, &inputs, &mut cache, &mut out).unwrap()
             });
-            println!("decode batch {batch} narrow {narrow}: {:.2} us, {:.2} TB/s, {:.1}% of copy; bytes {:.3} of read+write", seconds * 1e6, bytes / seconds / 1e12, 100.0 * bytes / seconds / bandwidth, bytes / (batch as f64 * 64.0 * 131072.0));
+            println!("decode batch {batch} halvings {narrow}: {:.2} us, {:.2} TB/s, {:.1}% of copy; bytes {:.3} of read+write", seconds * 1e6, bytes / seconds / 1e12, 100.0 * bytes / seconds / bandwidth, bytes / (batch as f64 * 64.0 * 131072.0));
         }
     }
-    for position in [62, 63, 127] {
+    for position in [100, 126, 62, 63, 127] {
         let list: Vec<[i32; 4]> = (0..256).map(|i| [i, 1, position, i]).collect();
         let spans = Buffer::from_slice(&cuda, &list).unwrap();
         for batch in [1, 256] {

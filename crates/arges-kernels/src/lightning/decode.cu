@@ -37,6 +37,29 @@ __device__ __forceinline__ void widen(uint4 x, float (&out)[PIECE]) {
     }
 }
 
+// Consecutive values, in vectors where there are enough.
+template <typename T, int COUNT> __device__ __forceinline__ void load_floats(const T* from, float (&out)[COUNT]) {
+    constexpr int VECTOR = 16 / sizeof(T);
+    if constexpr (COUNT % VECTOR == 0) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i += VECTOR) {
+            const uint4 x = *reinterpret_cast<const uint4*>(from + i);
+            const u32 words[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+            for (int w = 0; w < VECTOR; w++) {
+                if constexpr (sizeof(T) == 4) {
+                    out[i + w] = __uint_as_float(words[w]);
+                } else {
+                    out[i + w] = w % 2 == 0 ? low_float(words[w / 2]) : high_float(words[w / 2]);
+                }
+            }
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) out[i] = to_float(from[i]);
+    }
+}
+
 // Sum over the lanes of a warp that are a multiple of `APART` away.
 template <int APART> __device__ __forceinline__ float sum_over_groups(float x) {
 #pragma unroll
@@ -59,7 +82,6 @@ __device__ __forceinline__ void decode(
 
     __shared__ float decays[CHUNK + 1];
     __shared__ float scores[CHUNK];
-    __shared__ float query[HEAD_DIM];
     __shared__ float state_sums[WARPS][COLUMNS];
     __shared__ float value_sums[WARPS][COLUMNS];
     __shared__ __align__(16) float key_strip[STRIP][HEAD_DIM];
@@ -68,6 +90,7 @@ __device__ __forceinline__ void decode(
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     const int column = blockIdx.x * COLUMNS, head = blockIdx.y, heads = gridDim.y;
     if (thread <= CHUNK) decays[thread] = powers[head * POWERS + thread];
+    __syncthreads();
     wait_for_previous();
     let_next_start();
     const Span span = span_at(spans, blockIdx.z);
@@ -92,25 +115,23 @@ __device__ __forceinline__ void decode(
     }
     const int key_piece = thread % KEY_LANES * PIECE, value_piece = column + thread % VALUE_LANES * PIECE;
     uint4 keys[KEY_ROWS], values[VALUE_ROWS];
+    const auto load_chunk = [&]() {
 #pragma unroll
-    for (int r = 0; r < KEY_ROWS; r++) {
-        const int j = r * KEY_GROUPS + thread / KEY_LANES;
-        const element* from = j < place ? tail_keys + j * HEAD_DIM : row + HEAD_DIM;
-        keys[r] = j <= place ? load_once(from + key_piece) : uint4{0, 0, 0, 0};
-    }
+        for (int r = 0; r < KEY_ROWS; r++) {
+            const int j = r * KEY_GROUPS + thread / KEY_LANES;
+            const element* from = j < place ? tail_keys + j * HEAD_DIM : row + HEAD_DIM;
+            keys[r] = j <= place ? load_once(from + key_piece) : uint4{0, 0, 0, 0};
+        }
 #pragma unroll
-    for (int r = 0; r < VALUE_ROWS; r++) {
-        const int j = r * VALUE_GROUPS + thread / VALUE_LANES;
-        const element* from = j < place ? tail_values + j * HEAD_DIM : row + 2 * HEAD_DIM;
-        values[r] = j <= place ? load_once(from + value_piece) : uint4{0, 0, 0, 0};
-    }
+        for (int r = 0; r < VALUE_ROWS; r++) {
+            const int j = r * VALUE_GROUPS + thread / VALUE_LANES;
+            const element* from = j < place ? tail_values + j * HEAD_DIM : row + 2 * HEAD_DIM;
+            values[r] = j <= place ? load_once(from + value_piece) : uint4{0, 0, 0, 0};
+        }
+    };
+    load_chunk();
     float query_piece[PIECE];
     widen(*reinterpret_cast<const uint4*>(row + key_piece), query_piece);
-    if (thread < KEY_LANES) {
-#pragma unroll
-        for (int x = 0; x < PIECE; x++) query[key_piece + x] = query_piece[x];
-    }
-    __syncthreads();
 
 #pragma unroll
     for (int r = 0; r < KEY_ROWS; r++) {
@@ -124,11 +145,12 @@ __device__ __forceinline__ void decode(
         if (thread % KEY_LANES == 0 && j < CHUNK) scores[j] = j <= place ? sum * decays[place - j] : 0.0f;
     }
 
-    float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    float query_rows[STATE_ROWS], sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    load_floats(row + state_row, query_rows);
 #pragma unroll
     for (int r = 0; r < STATE_ROWS; r++) {
 #pragma unroll
-        for (int x = 0; x < 4; x++) sums[x] += query[state_row + r] * state[r][x];
+        for (int x = 0; x < 4; x++) sums[x] += query_rows[r] * state[r][x];
     }
 #pragma unroll
     for (int x = 0; x < 4; x++) {
@@ -167,48 +189,49 @@ __device__ __forceinline__ void decode(
 
     if (place < CHUNK - 1) {
         // Blocks divide the row among them, as other blocks read the keys before it.
-#pragma unroll
-        for (int r = 0; r < KEY_ROWS; r++) {
-            const bool own = key_piece >= column && key_piece < column + COLUMNS;
-            if (own && r * KEY_GROUPS + thread / KEY_LANES == place) {
-                *reinterpret_cast<uint4*>(tail_keys + place * HEAD_DIM + key_piece) = keys[r];
-            }
-        }
-#pragma unroll
-        for (int r = 0; r < VALUE_ROWS; r++) {
-            if (r * VALUE_GROUPS + thread / VALUE_LANES == place) {
-                *reinterpret_cast<uint4*>(tail_values + place * HEAD_DIM + value_piece) = values[r];
-            }
+        if (thread < COLUMNS) {
+            tail_keys[place * HEAD_DIM + column + thread] = row[HEAD_DIM + column + thread];
+            tail_values[place * HEAD_DIM + column + thread] = row[2 * HEAD_DIM + column + thread];
         }
         return;
     }
 
+    // Once in CHUNK rows; read again rather than kept in registers until here.
+    load_chunk();
 #pragma unroll
     for (int r = 0; r < STATE_ROWS; r++) {
 #pragma unroll
         for (int x = 0; x < 4; x++) state[r][x] *= decays[CHUNK];
     }
     for (int first = 0; first < CHUNK; first += STRIP) {
-        for (int at = thread; at < STRIP * HEAD_DIM; at += THREADS) {
-            const int j = first + at / HEAD_DIM, channel = at % HEAD_DIM;
-            const element* from = j < place ? tail_keys + j * HEAD_DIM : row + HEAD_DIM;
-            key_strip[at / HEAD_DIM][channel] = to_float(from[channel]) * decays[CHUNK - 1 - j];
+#pragma unroll
+        for (int r = 0; r < KEY_ROWS; r++) {
+            const int j = r * KEY_GROUPS + thread / KEY_LANES;
+            if (j < first || j >= first + STRIP) continue;
+            float key[PIECE];
+            widen(keys[r], key);
+#pragma unroll
+            for (int x = 0; x < PIECE; x++) key_strip[j - first][key_piece + x] = key[x] * decays[CHUNK - 1 - j];
         }
-        for (int at = thread; at < STRIP * COLUMNS; at += THREADS) {
-            const int j = first + at / COLUMNS, channel = at % COLUMNS;
-            const element* from = j < place ? tail_values + j * HEAD_DIM : row + 2 * HEAD_DIM;
-            value_strip[at / COLUMNS][channel] = to_float(from[column + channel]);
+#pragma unroll
+        for (int r = 0; r < VALUE_ROWS; r++) {
+            const int j = r * VALUE_GROUPS + thread / VALUE_LANES;
+            if (j < first || j >= first + STRIP) continue;
+            float value[PIECE];
+            widen(values[r], value);
+#pragma unroll
+            for (int x = 0; x < PIECE; x++) value_strip[j - first][value_piece - column + x] = value[x];
         }
         __syncthreads();
+#pragma unroll 1
         for (int j = 0; j < STRIP; j++) {
-            const float4 value = *reinterpret_cast<const float4*>(&value_strip[j][thread % STATE_LANES * 4]);
+            float value[4], key[STATE_ROWS];
+            load_floats(&value_strip[j][thread % STATE_LANES * 4], value);
+            load_floats(&key_strip[j][state_row], key);
 #pragma unroll
             for (int r = 0; r < STATE_ROWS; r++) {
-                const float key = key_strip[j][state_row + r];
-                state[r][0] += key * value.x;
-                state[r][1] += key * value.y;
-                state[r][2] += key * value.z;
-                state[r][3] += key * value.w;
+#pragma unroll
+                for (int x = 0; x < 4; x++) state[r][x] += key[r] * value[x];
             }
         }
         __syncthreads();
@@ -221,17 +244,15 @@ __device__ __forceinline__ void decode(
 }
 
 // Grid: blocks of value channels, heads, spans. For many spans, wide blocks, which read keys the fewest times; for
-// few, narrow ones, which are more.
-extern "C" __global__ void __launch_bounds__(THREADS, ELEMENT_BYTES == 2 && HEAD_DIM <= 128 ? 2 : 1) lightning_decode_wide(
-    const element* projected, i64 stride, const int4* spans, int rows, int slots, const float* powers, float* states,
-    element* tails, element* out
-) {
-    decode<WIDE>(projected, stride, Spans{spans, rows, slots}, powers, states, tails, out);
-}
+// few, narrower ones, which are more.
+#define DECODE(name, columns, blocks)                                                                              \
+    extern "C" __global__ void __launch_bounds__(THREADS, blocks) name(                                            \
+        const element* projected, i64 stride, const int4* spans, int rows, int slots, const float* powers,         \
+        float* states, element* tails, element* out                                                                \
+    ) {                                                                                                            \
+        decode<columns>(projected, stride, Spans{spans, rows, slots}, powers, states, tails, out);                 \
+    }
 
-extern "C" __global__ void __launch_bounds__(THREADS) lightning_decode_narrow(
-    const element* projected, i64 stride, const int4* spans, int rows, int slots, const float* powers, float* states,
-    element* tails, element* out
-) {
-    decode<WIDE / 4>(projected, stride, Spans{spans, rows, slots}, powers, states, tails, out);
-}
+DECODE(lightning_decode_wide, WIDE, (ELEMENT_BYTES == 2 && HEAD_DIM <= 128 ? 2 : 1))
+DECODE(lightning_decode_half, WIDE / 2, 2)
+DECODE(lightning_decode_quarter, WIDE / 4, 2)

@@ -6,7 +6,14 @@
 // from the first chunk to the last. It enters that product as the sum of two bf16 values, of 16 bits together, and so
 // do the decayed values of the update; the scores and the output are rounded to bf16 once.
 //
-// Its first warpgroup fetches chunks two ahead and computes their scores one ahead of the second.
+// Its first warpgroup fetches chunks two ahead and computes their scores one ahead of the second. A chunk that lies
+// whole in the span comes through the copy engine; one that begins in the tail or ends before its grid point comes
+// row by row.
+
+// As the copy engine reads it.
+struct __align__(64) TensorMap {
+    u64 words[16];
+};
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 
@@ -20,10 +27,11 @@ constexpr int STAGES = 4;
 constexpr int AHEAD = 2;
 constexpr int SCORES = STAGES * STAGE;
 constexpr int OUTPUTS = SCORES + 2 * PANEL;
-constexpr int TABLE = OUTPUTS + 2 * PANEL;
+constexpr int ARRIVED = OUTPUTS + 2 * PANEL;
+constexpr int TABLE = ARRIVED + STAGES * 8;
 
-// Barriers between the warpgroups; each is two, for even and odd chunks.
-enum Barrier { LOADED = 1, SCORED = 3, DONE = 5, WITHIN_FIRST = 7, WITHIN_SECOND = 8 };
+// Barriers between the warpgroups, two each, for even and odd chunks, and barriers within them.
+enum Barrier { SCORED = 1, DONE = 3, WITHIN_FIRST = 5, WITHIN_SECOND = 6 };
 
 __device__ __forceinline__ void meet(int barrier, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
@@ -32,6 +40,26 @@ __device__ __forceinline__ void meet(int barrier, int threads) {
 __device__ __forceinline__ void arrive(int barrier, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
+
+// The barrier of a stage, at which its bytes arrive.
+__device__ __forceinline__ u32 arrival(u32 shared, int n) { return shared + ARRIVED + n % STAGES * 8; }
+
+__device__ __forceinline__ void await_chunk(u32 shared, int n) {
+    asm volatile("{.reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra again;}" ::"r"(
+                     arrival(shared, n)),
+                 "r"(n / STAGES % 2)
+                 : "memory");
+}
+
+// Copies a panel whose first channel and row are given.
+__device__ __forceinline__ void copy_panel(u32 target, const TensorMap* map, int channel, int row, u32 barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+                 ::"r"(target), "l"(map), "r"(channel), "r"(row), "r"(barrier)
+                 : "memory");
+}
+
+// Keeps the compiler from moving the value's computation to where it is used, between products in flight.
+__device__ __forceinline__ void compute_here(u32& x) { asm volatile("" : "+r"(x)); }
 
 // Makes what this thread wrote to shared memory visible to the tensor cores.
 __device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -120,6 +148,8 @@ struct Part {
     int row;    // of the batch, for place 0 of the chunk
     int begin;  // first place of the span
     int end;    // the one after its last
+
+    __device__ __forceinline__ bool whole() const { return begin == 0 && end == CHUNK; }
 };
 
 __device__ __forceinline__ Part part_of(Span span, int chunk) {
@@ -129,47 +159,52 @@ __device__ __forceinline__ Part part_of(Span span, int chunk) {
 
 // Fetches `COLUMNS` channels of a chunk's rows: the span's from the batch, earlier ones from `tail`, zeros after.
 template <int COLUMNS>
-__device__ __forceinline__ void fetch(u32 shared, const bf16* batch, i64 stride, Part part, const bf16* tail) {
+__device__ __forceinline__ void fetch_rows(u32 shared, const bf16* batch, i64 stride, Part part, const bf16* tail) {
     constexpr int PIECES = COLUMNS / 8;
     constexpr int STEP = 128 / PIECES;
     const int piece = threadIdx.x % PIECES, first = threadIdx.x / PIECES;
     // Rows of one thread lie a multiple of 8 apart, so that the swizzle is the same for all.
     shared += (piece / 8) * PANEL + first * 128 + ((piece % 8) ^ (first % 8)) * 16;
-    const bf16* source = batch + (i64(part.row) + first) * stride + piece * 8;
-    if (part.begin == 0 && part.end == CHUNK) {
-#pragma unroll
-        for (int r = 0; r < CHUNK / STEP; r++) copy_async(shared + r * STEP * 128, source + r * STEP * stride, true);
-    } else {
-#pragma unroll
-        for (int r = 0; r < CHUNK / STEP; r++) {
-            const int place = first + r * STEP;
-            const bool early = tail != nullptr && place < part.begin;
-            const bf16* row = early ? tail + place * HEAD_DIM + piece * 8 : source + r * STEP * stride;
-            const bool present = place < part.end && (early || place >= part.begin);
-            copy_async(shared + r * STEP * 128, present ? row : batch, present);
-        }
+#pragma unroll 4
+    for (int r = 0; r < CHUNK / STEP; r++) {
+        const int place = first + r * STEP;
+        const bool early = tail != nullptr && place < part.begin;
+        const bool present = place < part.end && (early || place >= part.begin);
+        const bf16* row = early ? tail + place * HEAD_DIM : batch + (i64(part.row) + place) * stride;
+        copy_async(shared + r * STEP * 128, present ? row + piece * 8 : batch, present);
     }
 }
 
 // Fetches chunks and computes their scores P = (Q K^T) weighted by the decay between the two tokens.
 __device__ __forceinline__ void fetch_and_score(
-    u32 shared, const bf16* batch, i64 stride, Span span, int block, const bf16* tail, const float* powers
+    u32 shared, const TensorMap* map, int head, const bf16* batch, i64 stride, Span span, int block, const bf16* tail,
+    const float* powers
 ) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int first_chunk = span.position / CHUNK;
     const int count = (span.position + span.rows - 1) / CHUNK - first_chunk + 1;
 
     const auto fetch_chunk = [&](int n) {
-        if (n < count) {
-            const Part part = part_of(span, first_chunk + n);
-            const u32 stage = shared + (n % STAGES) * STAGE;
-            const bf16* keys = n == 0 ? tail : nullptr;
-            const bf16* values = n == 0 ? tail + CHUNK * HEAD_DIM + block * 64 : nullptr;
-            fetch<HEAD_DIM>(stage, batch, stride, part, nullptr);
-            fetch<HEAD_DIM>(stage + KEYS, batch + HEAD_DIM, stride, part, keys);
-            fetch<64>(stage + VALUES, batch + 2 * HEAD_DIM + block * 64, stride, part, values);
+        if (n >= count) return;
+        const Part part = part_of(span, first_chunk + n);
+        const u32 stage = shared + (n % STAGES) * STAGE;
+        if (part.whole()) {
+            if (threadIdx.x > 0) return;
+            const int channel = head * 3 * HEAD_DIM;
+            asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrival(shared, n)), "n"(STAGE)
+                         : "memory");
+#pragma unroll
+            for (int p = 0; p < 2 * KEY_PANELS; p++) {
+                copy_panel(stage + p * PANEL, map, channel + p * 64, part.row, arrival(shared, n));
+            }
+            copy_panel(stage + VALUES, map, channel + 2 * HEAD_DIM + block * 64, part.row, arrival(shared, n));
+        } else {
+            fetch_rows<HEAD_DIM>(stage, batch, stride, part, nullptr);
+            fetch_rows<HEAD_DIM>(stage + KEYS, batch + HEAD_DIM, stride, part, n == 0 ? tail : nullptr);
+            fetch_rows<64>(stage + VALUES, batch + 2 * HEAD_DIM + block * 64, stride, part,
+                           n == 0 ? tail + CHUNK * HEAD_DIM + block * 64 : nullptr);
+            commit_copies();
         }
-        commit_copies();
     };
 #pragma unroll
     for (int n = 0; n < AHEAD; n++) fetch_chunk(n);
@@ -185,10 +220,15 @@ __device__ __forceinline__ void fetch_and_score(
         // The second warpgroup is done with the stage to be fetched into, and with these scores' place.
         if (n >= AHEAD) meet(DONE + n % 2, 256);
         fetch_chunk(n + AHEAD);
-        await_copies<AHEAD>();
-        publish();
-        meet(WITHIN_FIRST, 128);
-        arrive(LOADED + n % 2, 256);
+        if (!part_of(span, first_chunk + n).whole()) {
+            await_copies<0>();
+            publish();
+            meet(WITHIN_FIRST, 128);
+            if (threadIdx.x == 0) {
+                asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(arrival(shared, n)) : "memory");
+            }
+        }
+        await_chunk(shared, n);
 
         const u32 queries = shared + (n % STAGES) * STAGE;
         float scores[32];
@@ -245,8 +285,12 @@ __device__ __forceinline__ void attend(
 
         u32 high[HEAD_DIM / 16][4], low[HEAD_DIM / 16][4];
 #pragma unroll
-        for (int x = 0; x < HEAD_DIM / 4; x++) split(state[2 * x], state[2 * x + 1], high[x / 4][x % 4], low[x / 4][x % 4]);
-        meet(LOADED + n % 2, 256);
+        for (int x = 0; x < HEAD_DIM / 4; x++) {
+            split(state[2 * x], state[2 * x + 1], high[x / 4][x % 4], low[x / 4][x % 4]);
+            compute_here(high[x / 4][x % 4]);
+            compute_here(low[x / 4][x % 4]);
+        }
+        await_chunk(shared, n);
 
         float sums[32];
         begin_products();
@@ -267,6 +311,8 @@ __device__ __forceinline__ void attend(
                 const float* decay = powers + CHUNK - 1 - (k * 16 + x / 2 * 8 + lane % 4 * 2);
                 split(low_float(plain[k][x]) * decay[0], high_float(plain[k][x]) * decay[-1], decayed_high[k][x],
                       decayed_low[k][x]);
+                compute_here(decayed_high[k][x]);
+                compute_here(decayed_low[k][x]);
             }
         }
         await_products<0>();
@@ -324,7 +370,7 @@ __device__ __forceinline__ void attend(
 // Grid: blocks of 64 value channels, heads, spans.
 extern "C" __global__ void __launch_bounds__(256, 1) lightning_prefill(
     const bf16* projected, i64 stride, const int4* spans, int rows, int slots, const float* powers, float* states,
-    const bf16* tails, bf16* out
+    const bf16* tails, bf16* out, const __grid_constant__ TensorMap map
 ) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ unsigned char dynamic_shared[];
@@ -332,6 +378,12 @@ extern "C" __global__ void __launch_bounds__(256, 1) lightning_prefill(
     const u32 shared = (shared_address(dynamic_shared) + 1023) & ~1023u;
     float* table = reinterpret_cast<float*>(dynamic_shared + (shared - shared_address(dynamic_shared)) + TABLE);
     for (int n = threadIdx.x; n <= CHUNK; n += 256) table[n] = powers[head * POWERS + n];
+    if (threadIdx.x == 0) {
+        for (int n = 0; n < STAGES; n++) {
+            asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(arrival(shared, n)) : "memory");
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
     __syncthreads();
     wait_for_previous();
     let_next_start();
@@ -340,7 +392,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) lightning_prefill(
 
     const i64 cache = i64(span.slot) * heads + head;
     if (threadIdx.x < 128) {
-        fetch_and_score(shared, projected + head * 3 * HEAD_DIM, stride, span, block,
+        fetch_and_score(shared, &map, head, projected + head * 3 * HEAD_DIM, stride, span, block,
                         tails + cache * 2 * CHUNK * HEAD_DIM, table);
     } else {
         attend(shared, span, block, states + cache * HEAD_DIM * HEAD_DIM, table,
