@@ -19,6 +19,11 @@ mod backward;
 #[cfg(test)]
 mod backward_tests;
 mod cpu;
+mod cuda;
+#[cfg(test)]
+mod cuda_tests;
+#[cfg(test)]
+mod cuda_timing;
 pub mod reference;
 mod rows;
 #[cfg(test)]
@@ -26,6 +31,7 @@ mod tests;
 
 pub use backward::{backward_scratch_len, lightning_attention_backward};
 pub use cpu::{Span, lightning_attention, materialize_state, scratch_len};
+pub use cuda::{DeviceCache, DeviceDecays, Inputs, LightningCuda};
 
 /// Tokens of a chunk.
 pub const CHUNK: usize = 64;
