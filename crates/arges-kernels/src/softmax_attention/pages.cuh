@@ -1,0 +1,92 @@
+// Spans, and where keys and values lie in pages. Compiled for HEAD_DIM, GROUP (query heads of a key-value head) and
+// ELEMENT_BYTES.
+
+constexpr int PAGE = 64;
+
+// Consecutive rows of one sequence: the first in the batch, how many, how many tokens the sequence had before, and
+// which row of the page tables is its. A span without one is padding.
+struct Span {
+    int first, rows, position, slot;
+};
+
+// The spans of a launch, the page tables, and how far they may point.
+struct Batch {
+    const Span* spans;
+    int span_count, rows;
+    const int* tables; // [slots, table_stride]
+    int table_stride, slots, pages;
+};
+
+// Span `index`, as padding where it would reach beyond the batch or its table.
+__device__ __forceinline__ Span span_at(const Batch& batch, int index) {
+    int4 x = *reinterpret_cast<const int4*>(batch.spans + index);
+    bool valid = x.x >= 0 && x.y > 0 && x.x <= batch.rows - x.y && x.z >= 0 && x.w >= 0 && x.w < batch.slots &&
+                 i64(x.z) + x.y <= i64(batch.table_stride) * PAGE;
+    return {x.x, valid ? x.y : 0, x.z, valid ? x.w : -1};
+}
+
+// Number of the span's page at `index` of its table.
+__device__ __forceinline__ int page_at(const Batch& batch, Span span, int index) {
+    return min(max(batch.tables[i64(span.slot) * batch.table_stride + index], 0), batch.pages - 1);
+}
+
+#if ELEMENT_BYTES == 2
+typedef bf16 Element;
+#else
+typedef float Element;
+#endif
+
+// Keys, and as many values, of one head in a page.
+constexpr int HEAD_PAGE = PAGE * HEAD_DIM;
+
+// Keys of a head in a page; its values follow.
+__device__ __forceinline__ i64 head_page(int page, int kv_heads, int kv_head) {
+    return (i64(page) * kv_heads + kv_head) * (2 * HEAD_PAGE);
+}
+
+// Place of a channel of a token within the keys, or the values, of a head. Where tensor cores can take the head, a
+// page lies in memory as they read it from shared memory, so that one plain copy brings it there: strips of 64
+// channels, [PAGE, 64] each, whose rows of 128 bytes have their 16-byte pieces exchanged by the token's last 3 bits.
+__device__ __forceinline__ int page_place(int token, int channel) {
+#if ELEMENT_BYTES == 2 && HEAD_DIM % 64 == 0
+    return (channel / 64 * PAGE + token) * 64 + ((channel % 64) ^ (token % 8 * 8));
+#else
+    return token * HEAD_DIM + channel;
+#endif
+}
+
+// A span's part of numbered work.
+struct Part {
+    Span span;
+    int place; // of the work within the span's; the span is empty where there is no such work
+};
+
+// The span that work `index` belongs to when each has `count(span)` of it, in order. All lanes of a warp call it.
+template <typename Count>
+__device__ __forceinline__ Part find_part(const Batch& batch, int index, Count count) {
+    int lane = threadIdx.x % 32;
+    for (int start = 0; start < batch.span_count; start += 32) {
+        Span span = {0, 0, 0, -1};
+        if (start + lane < batch.span_count) span = span_at(batch, start + lane);
+        int own = span.slot < 0 ? 0 : count(span);
+        int sum = own;
+#pragma unroll
+        for (int step = 1; step < 32; step *= 2) {
+            int before = __shfl_up_sync(~0u, sum, step);
+            if (lane >= step) sum += before;
+        }
+        u32 beyond = __ballot_sync(~0u, index < sum);
+        if (beyond != 0) {
+            int owner = __ffs(beyond) - 1;
+            Part part;
+            part.span.first = __shfl_sync(~0u, span.first, owner);
+            part.span.rows = __shfl_sync(~0u, span.rows, owner);
+            part.span.position = __shfl_sync(~0u, span.position, owner);
+            part.span.slot = __shfl_sync(~0u, span.slot, owner);
+            part.place = index - __shfl_sync(~0u, sum - own, owner);
+            return part;
+        }
+        index -= __shfl_sync(~0u, sum, 31);
+    }
+    return {{0, 0, 0, -1}, 0};
+}
