@@ -13,6 +13,7 @@ mod bench;
 mod chat;
 mod cli;
 mod conversation;
+mod device;
 mod failure;
 mod generate;
 #[cfg(feature = "hub")]

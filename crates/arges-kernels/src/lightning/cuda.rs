@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{CHUNK, Decays, Shape};
 use crate::device::cuda::{
-    Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source, TensorMap,
+    Activations, Argument, Buffer, Cuda, CudaError, Define, Fill, Kernel, LaunchShape, Source, TensorMap,
 };
 use crate::matmul::Element;
 
@@ -80,6 +80,15 @@ impl DeviceCache {
     /// Sequences.
     pub fn slots(&self) -> usize {
         self.slots
+    }
+
+    /// Fills states and tails with random values, for measurements.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn fill_random(&mut self, fill: &Fill, seed: u64) -> Result<(), CudaError> {
+        fill.normal_f32(&mut self.states, seed, 1.0)?;
+        fill.normal(&mut self.tails, seed.wrapping_add(1), 1.0)
     }
 
     /// All states and all tails.
@@ -374,12 +383,8 @@ fn prefill_shared(head_dim: usize) -> usize {
 fn portable_shared(head_dim: usize) -> (usize, usize) {
     let (columns, strip) = if head_dim > 128 { (16, 8) } else { (64, 16) };
     let channels = head_dim.next_multiple_of(4);
-    let values = CHUNK * (channels + 4)
-        + strip * channels
-        + (CHUNK + channels) * columns
-        + strip * CHUNK
-        + CHUNK
-        + 1;
+    let values =
+        CHUNK * (channels + 4) + strip * channels + (CHUNK + channels) * columns + strip * CHUNK + CHUNK + 1;
     (columns, (4 * values).next_multiple_of(16))
 }
 

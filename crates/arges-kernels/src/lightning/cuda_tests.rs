@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use super::cuda::*;
 use super::*;
 use crate::device::cuda::{Activations, Architecture, Buffer, Cuda, CudaError, compile};
 use crate::matmul::Element;
@@ -210,9 +211,8 @@ fn any_split_of_a_ragged_batch_gives_the_same_bits() {
                 }
                 let out = run.step(Way::Prefill, &qkv, &spans);
                 for [first, rows, _, slot] in &spans[1..] {
-                    together[*slot as usize].extend_from_slice(
-                        &out[*first as usize * width / 3..][..*rows as usize * width / 3],
-                    );
+                    together[*slot as usize]
+                        .extend_from_slice(&out[*first as usize * width / 3..][..*rows as usize * width / 3]);
                 }
             }
             for (slot, (together, alone)) in together.iter().zip(&alone).enumerate() {
@@ -234,8 +234,7 @@ fn decode_agrees_with_the_recurrence_from_the_first_token_on_and_after_prefill()
         let width = 3 * shape.heads * shape.head_dim;
         for way in [Way::Decode(0), Way::Decode(1), Way::Decode(2)] {
             let mut run = Run::new(&cuda, element, shape, prompts.len());
-            let inputs: Vec<Vec<f32>> =
-                prompts.iter().map(|n| run.random(&mut random, n + STEPS)).collect();
+            let inputs: Vec<Vec<f32>> = prompts.iter().map(|n| run.random(&mut random, n + STEPS)).collect();
             let mut outputs = vec![Vec::new(); prompts.len()];
             for (slot, (input, prompt)) in inputs.iter().zip(prompts).enumerate() {
                 if prompt > 0 {

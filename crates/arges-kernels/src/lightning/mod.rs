@@ -19,7 +19,7 @@ mod backward;
 #[cfg(test)]
 mod backward_tests;
 mod cpu;
-mod cuda;
+pub mod cuda;
 #[cfg(test)]
 mod cuda_tests;
 #[cfg(test)]
@@ -31,7 +31,6 @@ mod tests;
 
 pub use backward::{backward_scratch_len, lightning_attention_backward};
 pub use cpu::{Span, lightning_attention, materialize_state, scratch_len};
-pub use cuda::{DeviceCache, DeviceDecays, Inputs, LightningCuda};
 
 /// Tokens of a chunk.
 pub const CHUNK: usize = 64;

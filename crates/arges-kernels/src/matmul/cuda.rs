@@ -28,6 +28,7 @@ struct Tiling {
     rows: usize,
     /// Groups of 64 outputs of a warpgroup.
     blocks: usize,
+    /// Warpgroups that multiply.
     warpgroups: usize,
     stages: usize,
 }
@@ -43,6 +44,11 @@ impl Tiling {
 
     const fn threads(self) -> usize {
         128 * (self.warpgroups + 1)
+    }
+
+    /// Rows that the copy engine takes at a time.
+    const fn row_box(self) -> usize {
+        if self.rows.is_multiple_of(64) { 64 } else { self.rows }
     }
 
     /// Bytes of shared memory: the stages, and room to align them.
@@ -62,16 +68,21 @@ impl Tiling {
 }
 
 /// Tilings for ever more rows. Few rows leave the stages to weights, which is what decoding waits for.
-const TILINGS: [Tiling; 5] = [
+const TILINGS: [Tiling; 6] = [
     Tiling::new(8, 1, 1, 24),
     Tiling::new(16, 1, 1, 22),
-    Tiling::new(32, 1, 2, 11),
-    Tiling::new(64, 1, 2, 9),
-    Tiling::new(128, 2, 2, 4),
+    Tiling::new(32, 1, 2, 10),
+    Tiling::new(64, 1, 2, 8),
+    Tiling::new(128, 1, 2, 6),
+    Tiling::new(256, 1, 2, 4),
 ];
 /// The same for rows in parts; eight rows are 24.
-const PART_TILINGS: [Tiling; 3] =
-    [Tiling::new(24, 1, 1, 20), Tiling::new(48, 1, 2, 10), Tiling::new(96, 1, 2, 7)];
+const PART_TILINGS: [Tiling; 4] = [
+    Tiling::new(24, 1, 1, 19),
+    Tiling::new(48, 1, 2, 9),
+    Tiling::new(96, 1, 2, 7),
+    Tiling::new(192, 1, 2, 4),
+];
 
 /// What the kernels do with a product, by their numbers.
 #[derive(Debug, Clone, Copy)]
@@ -89,8 +100,8 @@ pub struct DeviceMatrix {
     k: usize,
     experts: usize,
     data: Activations,
-    /// For tiles of 64, 128 and 256 outputs; none where the copy engine is not used.
-    maps: Option<[TensorMap; 3]>,
+    /// For tiles of 64 and of 128 outputs; none where the copy engine is not used.
+    maps: Option<[TensorMap; 2]>,
 }
 
 impl DeviceMatrix {
@@ -109,7 +120,7 @@ impl DeviceMatrix {
         let maps = match &data {
             Activations::Bf16(buffer) if uses_tensor_cores(cuda, k) => {
                 let map = |tile| TensorMap::bf16(buffer, experts * outputs, k, tile);
-                Some([map(64)?, map(128)?, map(256)?])
+                Some([map(64)?, map(128)?])
             }
             _ => None,
         };
@@ -171,13 +182,14 @@ impl DeviceMatrix {
         self.data.write_rows(first * row, (group + gap) * row, from, rows / group, group * row)
     }
 
+    /// The weights, to be filled on the device.
+    pub fn data_mut(&mut self) -> &mut Activations {
+        &mut self.data
+    }
+
     fn map(&self, tiling: Tiling) -> Option<&TensorMap> {
-        let [small, middle, large] = self.maps.as_ref()?;
-        Some(match tiling.outputs() {
-            64 => small,
-            128 => middle,
-            _ => large,
-        })
+        let [small, large] = self.maps.as_ref()?;
+        Some(if tiling.outputs() == 64 { small } else { large })
     }
 }
 
@@ -205,7 +217,7 @@ impl DeviceRows {
         let maps = match &data {
             Activations::Bf16(buffer) if uses_tensor_cores(cuda, k) => {
                 let tilings = TILINGS.iter().chain(&PART_TILINGS);
-                let map = |tiling: &Tiling| TensorMap::bf16(buffer, rows, k, tiling.rows);
+                let map = |tiling: &Tiling| TensorMap::bf16(buffer, rows, k, tiling.row_box());
                 Some(tilings.map(map).collect::<Result<_, _>>()?)
             }
             _ => None,
@@ -340,7 +352,17 @@ impl Products {
         let call = Call { matrix, x, offsets, rows: most, epilogue, address, stride, silu, row_limit: most };
         match (&x.maps, &matrix.maps) {
             (Some(maps), Some(_)) => {
-                let choice = TILINGS.iter().position(|t| expected <= t.rows).unwrap_or(TILINGS.len() - 1);
+                let last = TILINGS.len() - 1;
+                let fits = |tiling: &Tiling| tiling.rows >= expected;
+                let mut choice = TILINGS.iter().position(fits).unwrap_or(last);
+                // Rather smaller tiles than idle multiprocessors.
+                let tiles = |t: Tiling| most.div_ceil(t.rows) * matrix.outputs.div_ceil(t.outputs());
+                if offsets.is_none()
+                    && choice == last
+                    && tiles(TILINGS[last]) < self.cuda.facts().multiprocessors
+                {
+                    choice -= 1;
+                }
                 self.run_hopper(&call, TILINGS[choice], choice, &maps[choice])
             }
             _ => self.run_portable(&call),

@@ -47,6 +47,8 @@ pub struct DeviceRouting {
     pub sources: Buffer<i32>,
     /// Where each expert's packed rows begin, and the end, `[experts + 1]`.
     pub offsets: Buffer<i32>,
+    /// Experts that served a row, over all calls; it wraps.
+    pub used: Buffer<i32>,
 }
 
 impl DeviceRouting {
@@ -62,6 +64,7 @@ impl DeviceRouting {
             places: Buffer::zeroed(cuda, rows * choices)?,
             sources: Buffer::zeroed(cuda, rows * choices)?,
             offsets: Buffer::zeroed(cuda, experts + 1)?,
+            used: Buffer::zeroed(cuda, 1)?,
         })
     }
 
@@ -108,6 +111,37 @@ impl Router {
         })
     }
 
+    /// Router logits `out[rows, experts]` of rows of `x[_, width]`, from weights `[experts, width]`.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When shapes do not agree.
+    pub fn logits(
+        &self,
+        x: &Buffer<f32>,
+        rows: usize,
+        weights: &Activations,
+        out: &mut Buffer<f32>,
+    ) -> Result<(), CudaError> {
+        let Self { cuda, width, experts, .. } = self;
+        assert!(x.len() >= rows * width && weights.len() == experts * width, "shapes of the router");
+        assert_eq!(weights.element(), self.weights, "element of the router");
+        assert!(out.len() >= rows * experts, "room for {rows} rows");
+        let arguments = [
+            Argument::Pointer(x.address(0)),
+            Argument::Pointer(weights.address(0)),
+            Argument::Pointer(out.address(0)),
+            Argument::I32(rows as i32),
+            Argument::I32(*width as i32),
+            Argument::I32(*experts as i32),
+        ];
+        let shape = LaunchShape::grid(rows.div_ceil(4), experts.div_ceil(8), 1, 256).overlap();
+        // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above.
+        unsafe { cuda.launch(&self.logits, shape, &arguments) }
+    }
+
     /// Experts for `rows` rows of `x[_, width]`, from router weights `[experts, width]`; rows from the number in
     /// `active` on choose none.
     ///
@@ -124,22 +158,10 @@ impl Router {
         weights: &Activations,
         routing: &mut DeviceRouting,
     ) -> Result<(), CudaError> {
-        let Self { cuda, width, experts, choices, .. } = self;
-        assert!(x.len() >= rows * width && weights.len() == experts * width, "shapes of the router");
-        assert_eq!(weights.element(), self.weights, "element of the router");
-        assert!(routing.logits.len() >= rows * experts && routing.places.len() >= rows * choices, "room");
+        let Self { cuda, experts, choices, .. } = self;
+        assert!(routing.places.len() >= rows * choices, "room for {rows} rows");
         assert!(!active.is_empty(), "the number of rows");
-        let arguments = [
-            Argument::Pointer(x.address(0)),
-            Argument::Pointer(weights.address(0)),
-            Argument::Pointer(routing.logits.address(0)),
-            Argument::I32(rows as i32),
-            Argument::I32(*width as i32),
-            Argument::I32(*experts as i32),
-        ];
-        let shape = LaunchShape::grid(rows.div_ceil(4), experts.div_ceil(8), 1, 256).overlap();
-        // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above.
-        unsafe { cuda.launch(&self.logits, shape, &arguments)? };
+        self.logits(x, rows, weights, &mut routing.logits)?;
         let arguments = [
             Argument::Pointer(routing.logits.address(0)),
             Argument::Pointer(routing.chosen.address(0)),
@@ -158,6 +180,7 @@ impl Router {
             Argument::Pointer(routing.sources.address(0)),
             Argument::I32((rows * choices) as i32),
             Argument::I32(*experts as i32),
+            Argument::Pointer(routing.used.address(0)),
         ];
         let threads = (rows * choices).next_multiple_of(32).min(1024);
         // SAFETY: as above; places and sources have room for `rows * choices`, offsets for every expert and the end.

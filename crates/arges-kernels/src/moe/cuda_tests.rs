@@ -52,6 +52,8 @@ fn routing_agrees_with_the_reference_and_groups_rows_by_expert_in_their_order() 
             assert!(range.contains(&(place as i32)), "{place} in {range:?}");
         }
         assert_eq!(offsets[experts] as usize, order.len());
+        let serving = (0..experts).filter(|e| offsets[*e] < offsets[e + 1]).count();
+        assert_eq!(routing.used.to_vec().unwrap(), [serving as i32]);
         assert!(places[active * choices..].iter().all(|place| *place == -1));
 
         let values = bf16_round(&x);

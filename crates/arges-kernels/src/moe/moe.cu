@@ -104,8 +104,9 @@ __device__ __forceinline__ int count_before(bool flag, int* counts, int& all) {
 
 // Puts choices in the order of experts, and within one in that of tokens: block e writes where the rows of expert e
 // begin, the place of each of its choices, and the token of each of its rows. Choices of no expert get place -1.
+// Experts that serve a row are added to `used`.
 extern "C" __global__ void __launch_bounds__(1024) group(
-    const int* chosen, int* offsets, int* places, int* sources, int choices, int experts) {
+    const int* chosen, int* offsets, int* places, int* sources, int choices, int experts, int* used) {
     __shared__ int counts[32];
     wait_for_previous();
     let_next_start();
@@ -130,6 +131,7 @@ extern "C" __global__ void __launch_bounds__(1024) group(
     }
     if (threadIdx.x == 0) {
         offsets[expert] = begin;
+        if (next > begin) atomicAdd(used, 1);
         if (expert == experts - 1) offsets[experts] = next;
     }
 }

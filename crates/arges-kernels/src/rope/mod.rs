@@ -5,10 +5,8 @@
 //! is part of what a model was trained with (one unit in the last place of a frequency is 0.03 rad at a million
 //! tokens).
 
-mod cuda;
+pub mod cuda;
 pub mod reference;
-
-pub use cuda::{ANGLES, DeviceAngles};
 
 use crate::device::cpu::{Cpu, SharedMut};
 

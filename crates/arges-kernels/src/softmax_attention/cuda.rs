@@ -12,9 +12,11 @@
 use std::sync::Arc;
 
 use super::{PAGE, Shape};
-use crate::device::cuda::{Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source};
+use crate::device::cuda::{
+    Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source,
+};
 use crate::matmul::Element;
-use crate::rope::DeviceAngles;
+use crate::rope::cuda::DeviceAngles;
 
 macro_rules! source {
     ($file:literal) => {
@@ -129,7 +131,10 @@ impl DevicePages {
             };
             (2 * head + part) * PAGE * head_dim + within
         };
-        Ok((0..kv_heads).flat_map(|h| (0..head_dim).map(move |c| (h, c))).map(|(h, c)| values[at(h, c)]).collect())
+        Ok((0..kv_heads)
+            .flat_map(|h| (0..head_dim).map(move |c| (h, c)))
+            .map(|(h, c)| values[at(h, c)])
+            .collect())
     }
 }
 
@@ -212,7 +217,9 @@ impl SoftmaxCuda {
     pub fn new(cuda: &Arc<Cuda>, shape: Shape, element: Element) -> Result<Self, CudaError> {
         let Shape { heads, kv_heads, head_dim, rotary_dim } = shape;
         if head_dim > 256 || rotary_dim > head_dim || !rotary_dim.is_multiple_of(2) {
-            return Err(CudaError::Unsupported(format!("heads of {head_dim} channels, {rotary_dim} of them rotated")));
+            return Err(CudaError::Unsupported(format!(
+                "heads of {head_dim} channels, {rotary_dim} of them rotated"
+            )));
         }
         let group = heads / kv_heads;
         let (bytes, most) = match element {
@@ -221,9 +228,9 @@ impl SoftmaxCuda {
         };
         let fits = |n: usize| head_dim.is_multiple_of(n) && (rotary_dim / 2).is_multiple_of(n);
         let vector = if fits(most) { most } else { 1 };
-        let defines =
-            [("HEAD_DIM", head_dim as i64), ("GROUP", group as i64), ("ELEMENT_BYTES", bytes)];
-        let plain_defines = [&defines[..], &[("ROTARY_DIM", rotary_dim as i64), ("VECTOR", vector as i64)]].concat();
+        let defines = [("HEAD_DIM", head_dim as i64), ("GROUP", group as i64), ("ELEMENT_BYTES", bytes)];
+        let plain_defines =
+            [&defines[..], &[("ROTARY_DIM", rotary_dim as i64), ("VECTOR", vector as i64)]].concat();
         let plain = cuda.module(PLAIN, &plain_defines)?;
         let on_tensor_cores = element == Element::Bf16 && matches!(head_dim, 64 | 128) && vector == most;
         let tiled = on_tensor_cores && group.is_power_of_two() && group <= 128;
@@ -305,7 +312,8 @@ impl SoftmaxCuda {
         let Some(prefill) = &self.prefill else {
             return self.attend_plainly(projected, stride, inputs, pages, out);
         };
-        let arguments = self.attend_arguments(projected, stride, inputs, pages, out, std::f32::consts::LOG2_E);
+        let arguments =
+            self.attend_arguments(projected, stride, inputs, pages, out, std::f32::consts::LOG2_E);
         match prefill {
             Prefill::Hopper(kernel) => {
                 let shape = LaunchShape::new(self.cuda.facts().multiprocessors, 384)

@@ -1,10 +1,12 @@
 use std::sync::Arc;
 
+use super::cuda::*;
 use super::*;
 use crate::device::cpu::{Cpu, CpuOptions};
 use crate::device::cuda::{Activations, Architecture, Buffer, Cuda, CudaError, compile};
 use crate::matmul::Element;
-use crate::rope::{ANGLES, Angles, DeviceAngles, Frequencies, rotate};
+use crate::rope::cuda::{ANGLES, DeviceAngles};
+use crate::rope::{Angles, Frequencies, rotate};
 use crate::testing::{Random, assert_close, bf16_round, gpu, widen};
 
 const THETA: f64 = 1e7;
@@ -215,7 +217,10 @@ fn outputs_agree_with_the_reference_over_odd_shapes_and_ragged_batches() {
                     let what = format!("{shape:?} {element:?} {} tokens", x.len() / width);
                     assert_close(own, &expected(shape, element, x), tolerance, &what);
                 }
-                assert!(rest.iter().all(|x| *x == 7.5), "{shape:?} {element:?}: rows of no span were written");
+                assert!(
+                    rest.iter().all(|x| *x == 7.5),
+                    "{shape:?} {element:?}: rows of no span were written"
+                );
             }
         }
     }
@@ -352,11 +357,17 @@ fn keys_and_values_are_stored_rotated_where_the_table_says() {
             let prepared = prepared(shape, element, &qkv);
             for t in [0, 1, 63, 64, 129] {
                 let page = run.table[t / PAGE] as usize;
-                let stored = [run.pages.key(page, t % PAGE).unwrap(), run.pages.value(page, t % PAGE).unwrap()];
+                let stored =
+                    [run.pages.key(page, t % PAGE).unwrap(), run.pages.value(page, t % PAGE).unwrap()];
                 let len = shape.kv_heads * shape.head_dim;
                 let row = &prepared[(t + 1) * run.width() - 2 * len..][..2 * len];
                 let tolerance = if element == Element::F32 { 1e-6 } else { 8e-3 };
-                assert_close(&stored.concat(), &widen(row), tolerance, &format!("{shape:?} {element:?} token {t}"));
+                assert_close(
+                    &stored.concat(),
+                    &widen(row),
+                    tolerance,
+                    &format!("{shape:?} {element:?} token {t}"),
+                );
             }
         }
     }

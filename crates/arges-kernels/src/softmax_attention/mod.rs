@@ -12,7 +12,7 @@ mod backward;
 #[cfg(test)]
 mod backward_tests;
 mod cpu;
-mod cuda;
+pub mod cuda;
 #[cfg(test)]
 mod cuda_tests;
 pub mod reference;
@@ -21,7 +21,6 @@ mod tests;
 
 pub use backward::{BackwardScratch, Forward, softmax_attention_backward};
 pub use cpu::{Pages, Span, scratch_len, softmax_attention};
-pub use cuda::{DECODE, DevicePages, HOPPER, Inputs, PLAIN, SoftmaxCuda};
 
 /// Tokens of a page.
 pub const PAGE: usize = 64;

@@ -111,21 +111,24 @@ impl<T: DeviceValue> Buffer<T> {
         self.cuda.synchronize()
     }
 
-    /// Copies the values from page-locked memory to the front, in the order of the stream. `from` must not change
-    /// until that is done.
+    /// Copies `count` values from page-locked memory to the same places here, in the order of the stream: those from
+    /// `at` on. `from` must not change there until that is done.
     ///
     /// # Errors
     /// When the driver fails.
     ///
     /// # Panics
-    /// When there are more than the buffer holds.
-    pub fn write_pinned(&mut self, from: &Pinned<T>, count: usize) -> Result<(), CudaError> {
-        assert!(count <= self.len && count <= from.len, "{count} values into {}", self.len);
+    /// When they reach beyond the end of either.
+    pub fn copy_from_pinned(&mut self, at: usize, from: &Pinned<T>, count: usize) -> Result<(), CudaError> {
+        assert!(at + count <= self.len && at + count <= from.len, "{count} values at {at} of {}", self.len);
         self.cuda.bind()?;
         // SAFETY: both ranges were checked; the caller keeps `from` unchanged, and its memory lives as long as its
         // device, whose stream is waited for before it is freed.
-        unsafe { result::memcpy_htod_async(self.pointer, &from.as_slice()[..count], self.cuda.stream()) }
-            .map_err(|e| CudaError::driver("copying to the device", e))
+        unsafe {
+            let values = &from.as_slice()[at..at + count];
+            result::memcpy_htod_async(self.address(at), values, self.cuda.stream())
+        }
+        .map_err(|e| CudaError::driver("copying to the device", e))
     }
 
     /// Copies `count` values from the front into page-locked memory, in the order of the stream. They are there once

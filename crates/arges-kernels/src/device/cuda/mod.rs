@@ -8,8 +8,10 @@
 mod buffer;
 mod compile;
 mod error;
+mod fill;
 mod graph;
 mod launch;
+pub mod limits;
 mod tensor_map;
 #[cfg(test)]
 mod tests;
@@ -22,6 +24,7 @@ use cudarc::driver::{CudaContext, CudaStream, sys};
 pub use buffer::{Activations, Buffer, DeviceValue, Pinned};
 pub use compile::{Architecture, Define, Module, Source, compile};
 pub use error::CudaError;
+pub use fill::Fill;
 pub use graph::{Graph, Timer};
 pub use launch::{Argument, Kernel, LaunchShape};
 pub use tensor_map::TensorMap;

@@ -94,6 +94,25 @@ fn memory_is_counted_and_values_come_back() {
 }
 
 #[test]
+fn filled_values_are_normal_and_depend_on_seed_and_place() {
+    let Some(cuda) = gpu() else { return };
+    let fill = Fill::new(&cuda).unwrap();
+    for element in [crate::matmul::Element::F32, crate::matmul::Element::Bf16] {
+        let filled = |seed, len| {
+            let mut values = Activations::zeroed(&cuda, element, len).unwrap();
+            fill.normal(&mut values, seed, 0.5).unwrap();
+            values.to_f32().unwrap()
+        };
+        let values = filled(1, 100_000);
+        assert_eq!(values[..100], filled(1, 100));
+        assert_ne!(values[..100], filled(2, 100));
+        let moment = |power| values.iter().map(|x| f64::from(*x).powi(power)).sum::<f64>() / 100_000.0;
+        assert!(moment(1).abs() < 0.01 && (moment(2) - 0.25).abs() < 0.005, "{} {}", moment(1), moment(2));
+        assert!((moment(4) - 3.0 / 16.0).abs() < 0.01, "{}", moment(4));
+    }
+}
+
+#[test]
 fn rounding_on_the_device_is_that_of_the_host() {
     let Some(cuda) = gpu() else { return };
     let kernel = cuda.module(SOURCE, &[("SHIFT", 0)]).unwrap().kernel("round_values").unwrap();
