@@ -60,6 +60,7 @@ __device__ __forceinline__ void copy_panel(u32 target, const TensorMap* map, int
 
 // Keeps the compiler from moving the value's computation to where it is used, between products in flight.
 __device__ __forceinline__ void compute_here(u32& x) { asm volatile("" : "+r"(x)); }
+__device__ __forceinline__ void compute_here(float& x) { asm volatile("" : "+f"(x)); }
 
 // Makes what this thread wrote to shared memory visible to the tensor cores.
 __device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -278,20 +279,58 @@ __device__ __forceinline__ void attend(
         for_state(saved, block, [&](int x, float& value) { state[x] = value; });
     }
 
-    for (int n = 0; n < count; n++) {
-        const u32 queries = shared + (n % STAGES) * STAGE, keys = queries + KEYS, values = queries + VALUES;
-        const u32 scores = shared + SCORES + (n % 2) * PANEL, outputs = shared + OUTPUTS + (n % 2) * PANEL;
-        const Part part = part_of(span, first_chunk + n);
-
-        u32 high[HEAD_DIM / 16][4], low[HEAD_DIM / 16][4];
+    u32 high[HEAD_DIM / 16][4], low[HEAD_DIM / 16][4], packed[16] = {};
+    const auto split_state = [&]() {
 #pragma unroll
         for (int x = 0; x < HEAD_DIM / 4; x++) {
             split(state[2 * x], state[2 * x + 1], high[x / 4][x % 4], low[x / 4][x % 4]);
             compute_here(high[x / 4][x % 4]);
             compute_here(low[x / 4][x % 4]);
         }
+    };
+    // Through shared memory, so that rows are written whole.
+    const auto store_outputs = [&](int n) {
+        const u32 outputs = shared + OUTPUTS + (n & 1) * PANEL;
+        const Part part = part_of(span, first_chunk + n);
+#pragma unroll
+        for (int t = 0; t < 8; t += 2) {
+            const u32* x = packed + 2 * t;
+            const int token = (t + lane / 16) * 8 + lane % 8, piece = warp * 2 + lane / 8 % 2;
+            store_tiles_transposed(outputs + token * 128 + ((piece ^ (lane % 8)) * 16), x[0], x[1], x[2], x[3]);
+        }
+        meet(WITHIN_SECOND, 128);
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            const int token = thread / 8 + 16 * r, piece = thread % 8;
+            int4 x;
+            asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+                         : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                         : "r"(outputs + token * 128 + ((piece ^ (token % 8)) * 16)));
+            // Without a branch, across which the compiler would not leave products in flight.
+            asm volatile("{.reg .pred p; setp.ne.b32 p, %5, 0; @p st.global.v4.b32 [%0], {%1,%2,%3,%4};}"
+                         ::"l"(out + (i64(part.row) + token) * out_stride + piece * 8), "r"(x.x), "r"(x.y), "r"(x.z),
+                         "r"(x.w), "r"(int(token >= part.begin && token < part.end))
+                         : "memory");
+        }
+    };
+
+    split_state();
+    for (int n = 0; n < count; n++) {
+        const u32 queries = shared + (n % STAGES) * STAGE, keys = queries + KEYS, values = queries + VALUES;
+        const u32 scores = shared + SCORES + (n % 2) * PANEL;
+        // The saved state stays at the last chunk that is whole; nothing reads it after this one.
+        if (n > 0 && n == count - 1 && end % CHUNK != 0) {
+            for_state(saved, block, [&](int x, float& value) { value = state[x]; });
+        }
+#pragma unroll
+        for (int x = 0; x < HEAD_DIM / 2; x++) {
+            state[x] *= chunk_decay;
+            compute_here(state[x]);
+        }
         await_chunk(shared, n);
 
+        // The tensor cores take Q S, then the update of the state, then the product of scores and values; what is not
+        // their work lies beside one of these.
         float sums[32];
         begin_products();
 #pragma unroll
@@ -315,8 +354,16 @@ __device__ __forceinline__ void attend(
                 compute_here(decayed_low[k][x]);
             }
         }
-        await_products<0>();
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < 4; k++) multiply_rows(state, decayed_high[k], tokens(keys, k));
+#pragma unroll
+        for (int k = 0; k < 4; k++) multiply_rows(state, decayed_low[k], tokens(keys, k));
+        commit_products();
+        // Of the chunk before the first it stores no row.
+        store_outputs(n - 1);
 
+        await_products<1>();
 #pragma unroll
         for (int x = 0; x < 32; x++) sums[x] *= powers[x / 4 * 8 + lane % 4 * 2 + x % 2 + 1];
         meet(SCORED + n % 2, 256);
@@ -325,43 +372,17 @@ __device__ __forceinline__ void attend(
         for (int k = 0; k < 4; k++) multiply(sums, plain[k], channels(scores, k), 1);
         commit_products();
 
-        // The state stays at the last chunk that is whole; nothing reads it after this one.
-        if (n > 0 && n == count - 1 && part.end < CHUNK) {
-            for_state(saved, block, [&](int x, float& value) { value = state[x]; });
-        }
-#pragma unroll
-        for (int x = 0; x < HEAD_DIM / 2; x++) state[x] *= chunk_decay;
-        begin_products();
-#pragma unroll
-        for (int k = 0; k < 4; k++) multiply_rows(state, decayed_high[k], tokens(keys, k));
-#pragma unroll
-        for (int k = 0; k < 4; k++) multiply_rows(state, decayed_low[k], tokens(keys, k));
-        commit_products();
         await_products<1>();
-
-        // Through shared memory, so that rows are written whole.
-#pragma unroll
-        for (int t = 0; t < 8; t += 2) {
-            const float* s = sums + 4 * t;
-            const int token = (t + lane / 16) * 8 + lane % 8, piece = warp * 2 + lane / 8 % 2;
-            store_tiles_transposed(outputs + token * 128 + ((piece ^ (lane % 8)) * 16), pack_bf16(s[0], s[1]),
-                                   pack_bf16(s[2], s[3]), pack_bf16(s[4], s[5]), pack_bf16(s[6], s[7]));
-        }
-        meet(WITHIN_SECOND, 128);
-#pragma unroll
-        for (int r = 0; r < 4; r++) {
-            const int token = thread / 8 + 16 * r, piece = thread % 8;
-            int4 x;
-            asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
-                         : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                         : "r"(outputs + token * 128 + ((piece ^ (token % 8)) * 16)));
-            if (token >= part.begin && token < part.end) {
-                *reinterpret_cast<int4*>(out + (i64(part.row) + token) * out_stride + piece * 8) = x;
-            }
-        }
+        split_state();
         await_products<0>();
         if (n + AHEAD < count) arrive(DONE + n % 2, 256);
+#pragma unroll
+        for (int x = 0; x < 16; x++) {
+            packed[x] = pack_bf16(sums[2 * x], sums[2 * x + 1]);
+            compute_here(packed[x]);
+        }
     }
+    store_outputs(count - 1);
     if (end % CHUNK == 0) for_state(saved, block, [&](int x, float& value) { value = state[x]; });
 }
 
