@@ -172,13 +172,9 @@ pub struct LightningCuda {
     /// By spans.
     prefill: Launch,
     append: Kernel,
-    /// By single rows, in ever narrower blocks; none for widths at which prefill's kernel takes single rows too.
-    decode: Option<[Launch; DECODE_KERNELS.len()]>,
+    /// By single rows, in wide and in narrow blocks; none for widths at which prefill's kernel takes these too.
+    decode: Option<[Launch; 2]>,
 }
-
-/// Kernels of `decode.cu`, whose blocks have all value channels that fit, half and a quarter of them.
-const DECODE_KERNELS: [&str; 3] =
-    ["lightning_decode_wide", "lightning_decode_half", "lightning_decode_quarter"];
 
 /// A kernel and its blocks.
 struct Launch {
@@ -218,11 +214,11 @@ impl LightningCuda {
             None => None,
             Some(wide) => {
                 let module = cuda.module(DECODE, &[defines[0], defines[1], ("WIDE", wide as i64)])?;
-                let launch = |at: usize| {
-                    let kernel = module.kernel(DECODE_KERNELS[at])?;
-                    Ok::<_, CudaError>(Launch { kernel, columns: wide >> at, shared: 0, copy_engine: false })
+                let launch = |name, columns| {
+                    let kernel = module.kernel(name)?;
+                    Ok::<_, CudaError>(Launch { kernel, columns, shared: 0, copy_engine: false })
                 };
-                Some([launch(0)?, launch(1)?, launch(2)?])
+                Some([launch("lightning_decode_wide", wide)?, launch("lightning_decode_narrow", wide / 4)?])
             }
         };
         let append = portable.kernel("lightning_append")?;
@@ -269,24 +265,22 @@ impl LightningCuda {
         cache: &mut DeviceCache,
         out: &mut Activations,
     ) -> Result<(), CudaError> {
-        let Some([wide, ..]) = &self.decode else { return self.prefill(inputs, cache, out) };
+        let Some([wide, _]) = &self.decode else { return self.prefill(inputs, cache, out) };
         let blocks = inputs.span_count * self.shape.heads * (self.shape.head_dim / wide.columns);
-        let multiprocessors = self.cuda.facts().multiprocessors;
-        let halvings = if blocks < multiprocessors { 2 } else { usize::from(blocks < 5 * multiprocessors) };
-        self.decode_in(halvings, inputs, cache, out)
+        self.decode_in(2 * blocks <= self.cuda.facts().multiprocessors, inputs, cache, out)
     }
 
-    /// [`decode`](Self::decode) in blocks halved that many times.
+    /// [`decode`](Self::decode) in narrow or wide blocks.
     pub(super) fn decode_in(
         &self,
-        halvings: usize,
+        narrow: bool,
         inputs: &Inputs<'_>,
         cache: &mut DeviceCache,
         out: &mut Activations,
     ) -> Result<(), CudaError> {
         match &self.decode {
             None => self.prefill(inputs, cache, out),
-            Some(launches) => self.launch(&launches[halvings], inputs, cache, out),
+            Some(launches) => self.launch(&launches[usize::from(narrow)], inputs, cache, out),
         }
     }
 

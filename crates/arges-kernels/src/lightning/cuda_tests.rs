@@ -25,8 +25,8 @@ fn shapes() -> impl Iterator<Item = (Element, Shape)> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Way {
     Prefill,
-    /// In blocks halved that many times.
-    Decode(usize),
+    DecodeWide,
+    DecodeNarrow,
 }
 
 struct Run {
@@ -93,7 +93,8 @@ impl Run {
         };
         match way {
             Way::Prefill => self.kernels.prefill(&inputs, &mut self.cache, &mut out),
-            Way::Decode(halvings) => self.kernels.decode_in(halvings, &inputs, &mut self.cache, &mut out),
+            Way::DecodeWide => self.kernels.decode_in(false, &inputs, &mut self.cache, &mut out),
+            Way::DecodeNarrow => self.kernels.decode_in(true, &inputs, &mut self.cache, &mut out),
         }
         .unwrap();
         out.to_f32().unwrap()
@@ -232,7 +233,7 @@ fn decode_agrees_with_the_recurrence_from_the_first_token_on_and_after_prefill()
     const STEPS: usize = 70;
     for (element, shape) in shapes() {
         let width = 3 * shape.heads * shape.head_dim;
-        for way in [Way::Decode(0), Way::Decode(1), Way::Decode(2)] {
+        for way in [Way::DecodeWide, Way::DecodeNarrow] {
             let mut run = Run::new(&cuda, element, shape, prompts.len());
             let inputs: Vec<Vec<f32>> =
                 prompts.iter().map(|n| run.random(&mut random, n + STEPS)).collect();
@@ -271,7 +272,7 @@ fn spans_without_rows_or_slot_and_spans_beyond_the_end_touch_nothing() {
     let Some(cuda) = gpu() else { return };
     let mut random = Random::new(4);
     for (element, shape) in shapes() {
-        for way in [Way::Prefill, Way::Decode(0), Way::Decode(1), Way::Decode(2)] {
+        for way in [Way::Prefill, Way::DecodeWide, Way::DecodeNarrow] {
             let mut run = Run::new(&cuda, element, shape, 2);
             let qkv = run.random(&mut random, 3);
             let untouched =

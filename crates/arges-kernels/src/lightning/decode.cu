@@ -78,6 +78,8 @@ __device__ __forceinline__ void decode(
     constexpr int KEY_ROWS = (CHUNK + KEY_GROUPS - 1) / KEY_GROUPS;
     constexpr int VALUE_LANES = COLUMNS / PIECE, VALUE_GROUPS = THREADS / VALUE_LANES;
     constexpr int VALUE_ROWS = (CHUNK + VALUE_GROUPS - 1) / VALUE_GROUPS;
+    // As far as registers go.
+    constexpr int UNROLLED = STATE_ROWS > 8 ? 1 : 4;
     static_assert(STATE_LANES <= 32 && KEY_LANES <= 32 && STATE_ROWS >= 1, "a row is within a warp");
 
     __shared__ float decays[CHUNK + 1];
@@ -227,7 +229,7 @@ __device__ __forceinline__ void decode(
             for (int x = 0; x < PIECE; x++) value_strip[j - first][value_piece - column + x] = value[x];
         }
         __syncthreads();
-#pragma unroll 1
+#pragma unroll UNROLLED
         for (int j = 0; j < STRIP; j++) {
             float value[4], key[STATE_ROWS];
             load_floats(&value_strip[j][thread % STATE_LANES * 4], value);
@@ -248,7 +250,7 @@ __device__ __forceinline__ void decode(
 }
 
 // Grid: blocks of value channels, heads, spans. For many spans, wide blocks, which read keys the fewest times; for
-// few, narrower ones, which are more.
+// few, narrow ones, which are more.
 #define DECODE(name, columns, blocks)                                                                              \
     extern "C" __global__ void __launch_bounds__(THREADS, blocks) name(                                            \
         const element* projected, i64 stride, const int4* spans, int rows, int slots, const float* powers,         \
@@ -258,5 +260,4 @@ __device__ __forceinline__ void decode(
     }
 
 DECODE(lightning_decode_wide, WIDE, (ELEMENT_BYTES == 2 && HEAD_DIM <= 128 ? 2 : 1))
-DECODE(lightning_decode_half, WIDE / 2, 2)
-DECODE(lightning_decode_quarter, WIDE / 4, 3)
+DECODE(lightning_decode_narrow, WIDE / 4, 2)

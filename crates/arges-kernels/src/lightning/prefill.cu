@@ -279,48 +279,19 @@ __device__ __forceinline__ void attend(
         for_state(saved, block, [&](int x, float& value) { state[x] = value; });
     }
 
-    u32 high[HEAD_DIM / 16][4], low[HEAD_DIM / 16][4], packed[16] = {};
-    const auto split_state = [&]() {
-#pragma unroll
-        for (int x = 0; x < HEAD_DIM / 4; x++) {
-            split(state[2 * x], state[2 * x + 1], high[x / 4][x % 4], low[x / 4][x % 4]);
-            compute_here(high[x / 4][x % 4]);
-            compute_here(low[x / 4][x % 4]);
-        }
-    };
-    // Through shared memory, so that rows are written whole.
-    const auto store_outputs = [&](int n) {
-        const u32 outputs = shared + OUTPUTS + (n & 1) * PANEL;
-        const Part part = part_of(span, first_chunk + n);
-#pragma unroll
-        for (int t = 0; t < 8; t += 2) {
-            const u32* x = packed + 2 * t;
-            const int token = (t + lane / 16) * 8 + lane % 8, piece = warp * 2 + lane / 8 % 2;
-            store_tiles_transposed(outputs + token * 128 + ((piece ^ (lane % 8)) * 16), x[0], x[1], x[2], x[3]);
-        }
-        meet(WITHIN_SECOND, 128);
-#pragma unroll
-        for (int r = 0; r < 4; r++) {
-            const int token = thread / 8 + 16 * r, piece = thread % 8;
-            int4 x;
-            asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
-                         : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                         : "r"(outputs + token * 128 + ((piece ^ (token % 8)) * 16)));
-            // Without a branch, across which the compiler would not leave products in flight.
-            asm volatile("{.reg .pred p; setp.ne.b32 p, %5, 0; @p st.global.v4.b32 [%0], {%1,%2,%3,%4};}"
-                         ::"l"(out + (i64(part.row) + token) * out_stride + piece * 8), "r"(x.x), "r"(x.y), "r"(x.z),
-                         "r"(x.w), "r"(int(token >= part.begin && token < part.end))
-                         : "memory");
-        }
-    };
-
-    split_state();
     for (int n = 0; n < count; n++) {
         const u32 queries = shared + (n % STAGES) * STAGE, keys = queries + KEYS, values = queries + VALUES;
         const u32 scores = shared + SCORES + (n % 2) * PANEL;
         // The saved state stays at the last chunk that is whole; nothing reads it after this one.
         if (n > 0 && n == count - 1 && end % CHUNK != 0) {
             for_state(saved, block, [&](int x, float& value) { value = state[x]; });
+        }
+        u32 high[HEAD_DIM / 16][4], low[HEAD_DIM / 16][4];
+#pragma unroll
+        for (int x = 0; x < HEAD_DIM / 4; x++) {
+            split(state[2 * x], state[2 * x + 1], high[x / 4][x % 4], low[x / 4][x % 4]);
+            compute_here(high[x / 4][x % 4]);
+            compute_here(low[x / 4][x % 4]);
         }
 #pragma unroll
         for (int x = 0; x < HEAD_DIM / 2; x++) {
@@ -329,8 +300,8 @@ __device__ __forceinline__ void attend(
         }
         await_chunk(shared, n);
 
-        // The tensor cores take Q S, then the update of the state, then the product of scores and values; what is not
-        // their work lies beside one of these.
+        // The tensor cores take Q S, half of the state's update, the product of scores and values, and the other half;
+        // what is not their work lies beside these.
         float sums[32];
         begin_products();
 #pragma unroll
@@ -357,11 +328,7 @@ __device__ __forceinline__ void attend(
         begin_products();
 #pragma unroll
         for (int k = 0; k < 4; k++) multiply_rows(state, decayed_high[k], tokens(keys, k));
-#pragma unroll
-        for (int k = 0; k < 4; k++) multiply_rows(state, decayed_low[k], tokens(keys, k));
         commit_products();
-        // Of the chunk before the first it stores no row.
-        store_outputs(n - 1);
 
         await_products<1>();
 #pragma unroll
@@ -371,25 +338,52 @@ __device__ __forceinline__ void attend(
 #pragma unroll
         for (int k = 0; k < 4; k++) multiply(sums, plain[k], channels(scores, k), 1);
         commit_products();
+#pragma unroll
+        for (int k = 0; k < 4; k++) multiply_rows(state, decayed_low[k], tokens(keys, k));
+        commit_products();
 
         await_products<1>();
-        split_state();
+        // Through shared memory, so that rows are written whole.
+        const Part part = part_of(span, first_chunk + n);
+        const u32 outputs = shared + OUTPUTS + (n % 2) * PANEL;
+#pragma unroll
+        for (int t = 0; t < 8; t += 2) {
+            const float* s = sums + 4 * t;
+            const int token = (t + lane / 16) * 8 + lane % 8, piece = warp * 2 + lane / 8 % 2;
+            store_tiles_transposed(outputs + token * 128 + ((piece ^ (lane % 8)) * 16), pack_bf16(s[0], s[1]),
+                                   pack_bf16(s[2], s[3]), pack_bf16(s[4], s[5]), pack_bf16(s[6], s[7]));
+        }
+        meet(WITHIN_SECOND, 128);
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            const int token = thread / 8 + 16 * r, piece = thread % 8;
+            int4 x;
+            asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+                         : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                         : "r"(outputs + token * 128 + ((piece ^ (token % 8)) * 16)));
+            // Without a branch, across which the compiler would not leave products in flight.
+            asm volatile("{.reg .pred p; setp.ne.b32 p, %5, 0; @p st.global.v4.b32 [%0], {%1,%2,%3,%4};}"
+                         ::"l"(out + (i64(part.row) + token) * out_stride + piece * 8), "r"(x.x), "r"(x.y), "r"(x.z),
+                         "r"(x.w), "r"(int(token >= part.begin && token < part.end))
+                         : "memory");
+        }
         await_products<0>();
         if (n + AHEAD < count) arrive(DONE + n % 2, 256);
-#pragma unroll
-        for (int x = 0; x < 16; x++) {
-            packed[x] = pack_bf16(sums[2 * x], sums[2 * x + 1]);
-            compute_here(packed[x]);
-        }
     }
-    store_outputs(count - 1);
     if (end % CHUNK == 0) for_state(saved, block, [&](int x, float& value) { value = state[x]; });
 }
 
 #endif
 
+// The blocks of a head read the same queries and keys: they run together, so that memory gives these once.
+#if __CUDA_ARCH_FEAT_SM90_ALL && HEAD_DIM > 64
+#define TOGETHER __cluster_dims__(HEAD_DIM / 64, 1, 1)
+#else
+#define TOGETHER
+#endif
+
 // Grid: blocks of 64 value channels, heads, spans.
-extern "C" __global__ void __launch_bounds__(256, 1) lightning_prefill(
+extern "C" __global__ void __launch_bounds__(256, 1) TOGETHER lightning_prefill(
     const bf16* projected, i64 stride, const int4* spans, int rows, int slots, const float* powers, float* states,
     const bf16* tails, bf16* out, const __grid_constant__ TensorMap map
 ) {
