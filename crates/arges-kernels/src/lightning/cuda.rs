@@ -147,15 +147,14 @@ pub struct Inputs<'a> {
 
 /// All kernels' sources, and the macros that they are compiled with for heads of a width.
 #[cfg(test)]
-pub(super) fn sources(head_dim: usize, element: Element) -> Vec<(Source, Vec<Define>)> {
-    let mut defines = defines(head_dim, element).to_vec();
-    let mut sources = vec![(PORTABLE, defines.clone())];
-    if matches!(head_dim, 64 | 128) {
-        sources.push((PREFILL, defines.clone()));
+pub(super) fn sources(head_dim: usize, element: Element, wgmma: bool) -> Vec<(Source, Vec<Define>)> {
+    let [d, bytes] = defines(head_dim, element);
+    let mut sources = vec![(PORTABLE, vec![d, bytes])];
+    if element == Element::Bf16 && matches!(head_dim, 64 | 128) {
+        sources.push((PREFILL, vec![d, bytes, ("WGMMA", i64::from(wgmma))]));
     }
     if let Some(wide) = decode_columns(head_dim, element) {
-        defines.push(("WIDE", wide as i64));
-        sources.push((DECODE, defines));
+        sources.push((DECODE, vec![d, bytes, ("WIDE", wide as i64)]));
     }
     sources
 }
@@ -192,6 +191,16 @@ impl LightningCuda {
     /// # Errors
     /// When heads are wider than 256, or the kernels do not compile.
     pub fn new(cuda: &Arc<Cuda>, shape: Shape, element: Element) -> Result<Self, CudaError> {
+        Self::with_wgmma(cuda, shape, element, cuda.facts().architecture.has_wgmma())
+    }
+
+    /// With or without the warpgroup products of Hopper.
+    pub(super) fn with_wgmma(
+        cuda: &Arc<Cuda>,
+        shape: Shape,
+        element: Element,
+        wgmma: bool,
+    ) -> Result<Self, CudaError> {
         let d = shape.head_dim;
         if shape.heads == 0 || d == 0 || d > 256 {
             return Err(CudaError::Unsupported(format!(
@@ -199,13 +208,15 @@ impl LightningCuda {
                 shape.heads
             )));
         }
-        let tensor_cores =
-            cuda.facts().architecture.has_wgmma() && element == Element::Bf16 && matches!(d, 64 | 128);
+        let tensor_cores = element == Element::Bf16
+            && matches!(d, 64 | 128)
+            && prefill_shared(d, wgmma) <= cuda.facts().shared_memory;
         let defines = defines(d, element);
         let portable = cuda.module(PORTABLE, &defines)?;
         let prefill = if tensor_cores {
-            let kernel = cuda.module(PREFILL, &defines)?.kernel("lightning_prefill")?;
-            Launch { kernel, columns: 64, shared: prefill_shared(d), copy_engine: true }
+            let module = cuda.module(PREFILL, &[defines[0], defines[1], ("WGMMA", i64::from(wgmma))])?;
+            let kernel = module.kernel("lightning_prefill")?;
+            Launch { kernel, columns: 64, shared: prefill_shared(d, wgmma), copy_engine: wgmma }
         } else {
             let (columns, shared) = portable_shared(d);
             Launch { kernel: portable.kernel("lightning_portable")?, columns, shared, copy_engine: false }
@@ -359,21 +370,18 @@ fn element_bytes(element: Element) -> usize {
 }
 
 /// Bytes of shared memory of a block of `prefill.cu`: stages, scores, outputs, barriers, powers, and room to align them.
-fn prefill_shared(head_dim: usize) -> usize {
+fn prefill_shared(head_dim: usize, wgmma: bool) -> usize {
     const PANEL: usize = CHUNK * 128;
-    4 * (2 * head_dim / 64 + 1) * PANEL + 4 * PANEL + 4 * 8 + 4 * (CHUNK + 1) + 1024
+    let stages = if wgmma { 4 } else { 3 };
+    stages * (2 * head_dim / 64 + 1) * PANEL + 4 * PANEL + 4 * 8 + 4 * (CHUNK + 1) + 1024
 }
 
 /// Value channels of a block of `portable.cu` and the bytes of its `Shared`.
 fn portable_shared(head_dim: usize) -> (usize, usize) {
     let (columns, strip) = if head_dim > 128 { (16, 8) } else { (64, 16) };
     let channels = head_dim.next_multiple_of(4);
-    let values = CHUNK * (channels + 4)
-        + strip * channels
-        + (CHUNK + channels) * columns
-        + strip * CHUNK
-        + CHUNK
-        + 1;
+    let values =
+        CHUNK * (channels + 4) + strip * channels + (CHUNK + channels) * columns + strip * CHUNK + CHUNK + 1;
     (columns, (4 * values).next_multiple_of(16))
 }
 
