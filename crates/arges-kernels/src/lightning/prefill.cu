@@ -93,8 +93,9 @@ template <int PENDING> __device__ __forceinline__ void await_products() {
 }
 
 // Describes swizzled panels to the tensor cores: groups of 8 rows follow one another, and so do panels.
+// An address within a cluster says above its lowest 18 bits whose shared memory it is, which has no place here.
 __device__ __forceinline__ u64 matrix(u32 address) {
-    return u64(address >> 4) | u64(PANEL >> 4) << 16 | u64(1024 >> 4) << 32 | u64(1) << 62;
+    return u64((address & 0x3ffff) >> 4) | u64(PANEL >> 4) << 16 | u64(1024 >> 4) << 32 | u64(1) << 62;
 }
 
 // Channels 16 k to 16 k + 15 of rows whose channels are summed over.
