@@ -295,12 +295,6 @@ impl LightningCuda {
         }
     }
 
-    #[cfg(test)]
-    pub(super) fn registers(&self) -> Vec<(i32, i32)> {
-        let decode = self.decode.iter().flatten().map(|launch| &launch.kernel);
-        decode.chain([&self.prefill.kernel, &self.append]).map(Kernel::registers_and_spills).collect()
-    }
-
     fn launch(
         &self,
         launch: &Launch,
