@@ -134,7 +134,7 @@ pub struct Inputs<'a> {
     pub decays: &'a DeviceDecays,
     /// Rows of `stride` values that start with `[heads, 3, head_dim]`: query, key and value of each head after SiLU.
     pub projected: &'a Activations,
-    /// Values of a row.
+    /// Values of a row, of a multiple of 16 bytes where `head_dim` is a multiple of 8.
     pub stride: usize,
     /// `[first, rows, position, slot]` of each span, as [`Span`](super::Span) says; a slot below 0 is padding. No two
     /// spans of a launch may have one slot. Spans that reach beyond the rows or the slots are left out.
@@ -363,7 +363,8 @@ fn element_bytes(element: Element) -> usize {
     }
 }
 
-/// Bytes of shared memory of a block of `prefill.cu`: stages, scores, outputs, barriers, powers, and room to align them.
+/// Bytes of shared memory of a block of `prefill.cu`: stages, scores, outputs, barriers, powers, and room to align
+/// them.
 fn prefill_shared(head_dim: usize, wgmma: bool) -> usize {
     const PANEL: usize = CHUNK * 128;
     let stages = if wgmma { 4 } else { 3 };

@@ -18,7 +18,8 @@ constexpr int KEYS = KEY_PANELS * PANEL;
 constexpr int VALUES = 2 * KEYS;
 constexpr int STAGE = VALUES + PANEL;
 constexpr int STAGES = WGMMA ? 4 : 3;
-// How many chunks ahead of the first warpgroup's work they are fetched, and how many it is ahead of the second's at most.
+// How many chunks ahead of the first warpgroup's work they are fetched, and how many it is ahead of the second's at
+// most.
 constexpr int AHEAD = STAGES - 2;
 constexpr int LEAD = 2;
 constexpr int SCORES = STAGES * STAGE;
@@ -61,16 +62,15 @@ struct __align__(64) TensorMap {
 __device__ __forceinline__ u32 arrival(u32 shared, int n) { return shared + ARRIVED + n % STAGES * 8; }
 
 __device__ __forceinline__ void await_chunk(u32 shared, int n) {
-    asm volatile("{.reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra again;}" ::"r"(
-                     arrival(shared, n)),
-                 "r"(n / STAGES % 2)
+    asm volatile("{.reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra again;}"
+                 ::"r"(arrival(shared, n)), "r"(n / STAGES % 2)
                  : "memory");
 }
 
 // Copies a panel whose first channel and row are given.
 __device__ __forceinline__ void copy_panel(u32 target, const void* map, int channel, int row, u32 barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
-                 ::"r"(target), "l"(map), "r"(channel), "r"(row), "r"(barrier)
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
+                 "[%4];" ::"r"(target), "l"(map), "r"(channel), "r"(row), "r"(barrier)
                  : "memory");
 }
 
