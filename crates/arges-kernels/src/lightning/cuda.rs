@@ -143,7 +143,7 @@ pub struct Inputs<'a> {
     pub decays: &'a DeviceDecays,
     /// Rows of `stride` values that start with `[heads, 3, head_dim]`: query, key and value of each head after SiLU.
     pub projected: &'a Activations,
-    /// Values of a row.
+    /// Values of a row, of a multiple of 16 bytes where `head_dim` is a multiple of 8.
     pub stride: usize,
     /// `[first, rows, position, slot]` of each span, as [`Span`](super::Span) says; a slot below 0 is padding. No two
     /// spans of a launch may have one slot. Spans that reach beyond the rows or the slots are left out.
@@ -156,15 +156,14 @@ pub struct Inputs<'a> {
 
 /// All kernels' sources, and the macros that they are compiled with for heads of a width.
 #[cfg(test)]
-pub(super) fn sources(head_dim: usize, element: Element) -> Vec<(Source, Vec<Define>)> {
-    let mut defines = defines(head_dim, element).to_vec();
-    let mut sources = vec![(PORTABLE, defines.clone())];
-    if matches!(head_dim, 64 | 128) {
-        sources.push((PREFILL, defines.clone()));
+pub(super) fn sources(head_dim: usize, element: Element, wgmma: bool) -> Vec<(Source, Vec<Define>)> {
+    let [d, bytes] = defines(head_dim, element);
+    let mut sources = vec![(PORTABLE, vec![d, bytes])];
+    if element == Element::Bf16 && matches!(head_dim, 64 | 128) {
+        sources.push((PREFILL, vec![d, bytes, ("WGMMA", i64::from(wgmma))]));
     }
     if let Some(wide) = decode_columns(head_dim, element) {
-        defines.push(("WIDE", wide as i64));
-        sources.push((DECODE, defines));
+        sources.push((DECODE, vec![d, bytes, ("WIDE", wide as i64)]));
     }
     sources
 }
@@ -181,13 +180,9 @@ pub struct LightningCuda {
     /// By spans.
     prefill: Launch,
     append: Kernel,
-    /// By single rows, in ever narrower blocks; none for widths at which prefill's kernel takes single rows too.
-    decode: Option<[Launch; DECODE_KERNELS.len()]>,
+    /// By single rows, in wide and in narrow blocks; none for widths at which prefill's kernel takes these too.
+    decode: Option<[Launch; 2]>,
 }
-
-/// Kernels of `decode.cu`, whose blocks have all value channels that fit, half and a quarter of them.
-const DECODE_KERNELS: [&str; 3] =
-    ["lightning_decode_wide", "lightning_decode_half", "lightning_decode_quarter"];
 
 /// A kernel and its blocks.
 struct Launch {
@@ -205,6 +200,16 @@ impl LightningCuda {
     /// # Errors
     /// When heads are wider than 256, or the kernels do not compile.
     pub fn new(cuda: &Arc<Cuda>, shape: Shape, element: Element) -> Result<Self, CudaError> {
+        Self::with_wgmma(cuda, shape, element, cuda.facts().architecture.has_wgmma())
+    }
+
+    /// With or without the warpgroup products of Hopper.
+    pub(super) fn with_wgmma(
+        cuda: &Arc<Cuda>,
+        shape: Shape,
+        element: Element,
+        wgmma: bool,
+    ) -> Result<Self, CudaError> {
         let d = shape.head_dim;
         if shape.heads == 0 || d == 0 || d > 256 {
             return Err(CudaError::Unsupported(format!(
@@ -212,13 +217,15 @@ impl LightningCuda {
                 shape.heads
             )));
         }
-        let tensor_cores =
-            cuda.facts().architecture.has_wgmma() && element == Element::Bf16 && matches!(d, 64 | 128);
+        let tensor_cores = element == Element::Bf16
+            && matches!(d, 64 | 128)
+            && prefill_shared(d, wgmma) <= cuda.facts().shared_memory;
         let defines = defines(d, element);
         let portable = cuda.module(PORTABLE, &defines)?;
         let prefill = if tensor_cores {
-            let kernel = cuda.module(PREFILL, &defines)?.kernel("lightning_prefill")?;
-            Launch { kernel, columns: 64, shared: prefill_shared(d), copy_engine: true }
+            let module = cuda.module(PREFILL, &[defines[0], defines[1], ("WGMMA", i64::from(wgmma))])?;
+            let kernel = module.kernel("lightning_prefill")?;
+            Launch { kernel, columns: 64, shared: prefill_shared(d, wgmma), copy_engine: wgmma }
         } else {
             let (columns, shared) = portable_shared(d);
             Launch { kernel: portable.kernel("lightning_portable")?, columns, shared, copy_engine: false }
@@ -227,11 +234,11 @@ impl LightningCuda {
             None => None,
             Some(wide) => {
                 let module = cuda.module(DECODE, &[defines[0], defines[1], ("WIDE", wide as i64)])?;
-                let launch = |at: usize| {
-                    let kernel = module.kernel(DECODE_KERNELS[at])?;
-                    Ok::<_, CudaError>(Launch { kernel, columns: wide >> at, shared: 0, copy_engine: false })
+                let launch = |name, columns| {
+                    let kernel = module.kernel(name)?;
+                    Ok::<_, CudaError>(Launch { kernel, columns, shared: 0, copy_engine: false })
                 };
-                Some([launch(0)?, launch(1)?, launch(2)?])
+                Some([launch("lightning_decode_wide", wide)?, launch("lightning_decode_narrow", wide / 4)?])
             }
         };
         let append = portable.kernel("lightning_append")?;
@@ -278,31 +285,23 @@ impl LightningCuda {
         cache: &mut DeviceCache,
         out: &mut Activations,
     ) -> Result<(), CudaError> {
-        let Some([wide, ..]) = &self.decode else { return self.prefill(inputs, cache, out) };
+        let Some([wide, _]) = &self.decode else { return self.prefill(inputs, cache, out) };
         let blocks = inputs.span_count * self.shape.heads * (self.shape.head_dim / wide.columns);
-        let multiprocessors = self.cuda.facts().multiprocessors;
-        let halvings = if blocks < multiprocessors { 2 } else { usize::from(blocks < 5 * multiprocessors) };
-        self.decode_in(halvings, inputs, cache, out)
+        self.decode_in(2 * blocks <= self.cuda.facts().multiprocessors, inputs, cache, out)
     }
 
-    /// [`decode`](Self::decode) in blocks halved that many times.
+    /// [`decode`](Self::decode) in narrow or wide blocks.
     pub(super) fn decode_in(
         &self,
-        halvings: usize,
+        narrow: bool,
         inputs: &Inputs<'_>,
         cache: &mut DeviceCache,
         out: &mut Activations,
     ) -> Result<(), CudaError> {
         match &self.decode {
             None => self.prefill(inputs, cache, out),
-            Some(launches) => self.launch(&launches[halvings], inputs, cache, out),
+            Some(launches) => self.launch(&launches[usize::from(narrow)], inputs, cache, out),
         }
-    }
-
-    #[cfg(test)]
-    pub(super) fn registers(&self) -> Vec<(i32, i32)> {
-        let decode = self.decode.iter().flatten().map(|launch| &launch.kernel);
-        decode.chain([&self.prefill.kernel, &self.append]).map(Kernel::registers_and_spills).collect()
     }
 
     fn launch(
@@ -373,10 +372,12 @@ fn element_bytes(element: Element) -> usize {
     }
 }
 
-/// Bytes of shared memory of a block of `prefill.cu`: stages, scores, outputs, barriers, powers, and room to align them.
-fn prefill_shared(head_dim: usize) -> usize {
+/// Bytes of shared memory of a block of `prefill.cu`: stages, scores, outputs, barriers, powers, and room to align
+/// them.
+fn prefill_shared(head_dim: usize, wgmma: bool) -> usize {
     const PANEL: usize = CHUNK * 128;
-    4 * (2 * head_dim / 64 + 1) * PANEL + 4 * PANEL + 4 * 8 + 4 * (CHUNK + 1) + 1024
+    let stages = if wgmma { 4 } else { 3 };
+    stages * (2 * head_dim / 64 + 1) * PANEL + 4 * PANEL + 4 * 8 + 4 * (CHUNK + 1) + 1024
 }
 
 /// Value channels of a block of `portable.cu` and the bytes of its `Shared`.

@@ -78,10 +78,13 @@ __device__ __forceinline__ void decode(
     constexpr int KEY_ROWS = (CHUNK + KEY_GROUPS - 1) / KEY_GROUPS;
     constexpr int VALUE_LANES = COLUMNS / PIECE, VALUE_GROUPS = THREADS / VALUE_LANES;
     constexpr int VALUE_ROWS = (CHUNK + VALUE_GROUPS - 1) / VALUE_GROUPS;
+    // As far as registers go.
+    constexpr int UNROLLED = STATE_ROWS > 8 ? 1 : 4;
     static_assert(STATE_LANES <= 32 && KEY_LANES <= 32 && STATE_ROWS >= 1, "a row is within a warp");
 
     __shared__ float decays[CHUNK + 1];
     __shared__ float scores[CHUNK];
+    __shared__ __align__(16) float query[HEAD_DIM];
     __shared__ float state_sums[WARPS][COLUMNS];
     __shared__ float value_sums[WARPS][COLUMNS];
     __shared__ __align__(16) float key_strip[STRIP][HEAD_DIM];
@@ -132,6 +135,10 @@ __device__ __forceinline__ void decode(
     load_chunk();
     float query_piece[PIECE];
     widen(*reinterpret_cast<const uint4*>(row + key_piece), query_piece);
+    if (thread < KEY_LANES) {
+#pragma unroll
+        for (int x = 0; x < PIECE; x++) query[key_piece + x] = query_piece[x];
+    }
 
 #pragma unroll
     for (int r = 0; r < KEY_ROWS; r++) {
@@ -143,10 +150,15 @@ __device__ __forceinline__ void decode(
 #pragma unroll
         for (int apart = KEY_LANES / 2; apart > 0; apart >>= 1) sum += __shfl_xor_sync(~0u, sum, apart);
         if (thread % KEY_LANES == 0 && j < CHUNK) scores[j] = j <= place ? sum * decays[place - j] : 0.0f;
+        // Blocks divide the new row among them, as the others read the keys before it.
+        if (j == place && place < CHUNK - 1 && key_piece >= column && key_piece < column + COLUMNS) {
+            *reinterpret_cast<uint4*>(tail_keys + place * HEAD_DIM + key_piece) = keys[r];
+        }
     }
+    __syncthreads();
 
     float query_rows[STATE_ROWS], sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    load_floats(row + state_row, query_rows);
+    load_floats(query + state_row, query_rows);
 #pragma unroll
     for (int r = 0; r < STATE_ROWS; r++) {
 #pragma unroll
@@ -157,7 +169,6 @@ __device__ __forceinline__ void decode(
         const float sum = sum_over_groups<STATE_LANES>(sums[x]);
         if (lane < STATE_LANES) state_sums[warp][lane * 4 + x] = sum;
     }
-    __syncthreads();
 
     float weighted[PIECE];
 #pragma unroll
@@ -170,6 +181,9 @@ __device__ __forceinline__ void decode(
         const float score = j < CHUNK ? scores[j] : 0.0f;
 #pragma unroll
         for (int x = 0; x < PIECE; x++) weighted[x] += score * value[x];
+        if (j == place && place < CHUNK - 1) {
+            *reinterpret_cast<uint4*>(tail_values + place * HEAD_DIM + value_piece) = values[r];
+        }
     }
 #pragma unroll
     for (int x = 0; x < PIECE; x++) {
@@ -187,15 +201,7 @@ __device__ __forceinline__ void decode(
             from_float<element>(decays[place + 1] * from_state + from_chunk);
     }
 
-    if (place < CHUNK - 1) {
-        // Blocks divide the row among them, as other blocks read the keys before it.
-        if (thread < COLUMNS) {
-            tail_keys[place * HEAD_DIM + column + thread] = row[HEAD_DIM + column + thread];
-            tail_values[place * HEAD_DIM + column + thread] = row[2 * HEAD_DIM + column + thread];
-        }
-        return;
-    }
-
+    if (place < CHUNK - 1) return;
     // Once in CHUNK rows; read again rather than kept in registers until here.
     load_chunk();
 #pragma unroll
@@ -223,7 +229,7 @@ __device__ __forceinline__ void decode(
             for (int x = 0; x < PIECE; x++) value_strip[j - first][value_piece - column + x] = value[x];
         }
         __syncthreads();
-#pragma unroll 1
+#pragma unroll UNROLLED
         for (int j = 0; j < STRIP; j++) {
             float value[4], key[STATE_ROWS];
             load_floats(&value_strip[j][thread % STATE_LANES * 4], value);
@@ -244,7 +250,7 @@ __device__ __forceinline__ void decode(
 }
 
 // Grid: blocks of value channels, heads, spans. For many spans, wide blocks, which read keys the fewest times; for
-// few, narrower ones, which are more.
+// few, narrow ones, which are more.
 #define DECODE(name, columns, blocks)                                                                              \
     extern "C" __global__ void __launch_bounds__(THREADS, blocks) name(                                            \
         const element* projected, i64 stride, const int4* spans, int rows, int slots, const float* powers,         \
@@ -254,5 +260,4 @@ __device__ __forceinline__ void decode(
     }
 
 DECODE(lightning_decode_wide, WIDE, (ELEMENT_BYTES == 2 && HEAD_DIM <= 128 ? 2 : 1))
-DECODE(lightning_decode_half, WIDE / 2, 2)
-DECODE(lightning_decode_quarter, WIDE / 4, 2)
+DECODE(lightning_decode_narrow, WIDE / 4, 2)

@@ -22,8 +22,6 @@ mod cpu;
 pub mod cuda;
 #[cfg(test)]
 mod cuda_tests;
-#[cfg(test)]
-mod cuda_timing;
 pub mod reference;
 mod rows;
 #[cfg(test)]

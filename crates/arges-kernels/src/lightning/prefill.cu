@@ -1,21 +1,15 @@
-// Lightning attention over spans of any length on Hopper's tensor cores, in bf16. A block takes 64 value channels of
-// one head of one span, chunk by chunk.
+// Lightning attention over spans of any length on tensor cores, in bf16. A block takes 64 value channels of one head of
+// one span, chunk by chunk. With WGMMA it uses Hopper's warpgroup products and its copy engine, else what every device
+// since Ampere has; the order of things is the same.
 //
 // Its second warpgroup computes everything transposed: the state S^T [value channel, key channel] is an accumulator
 // whose registers are, as they lie, also the left operand of O^T = S^T Q^T. So the state stays in f32 in registers
 // from the first chunk to the last. It enters that product as the sum of two bf16 values, of 16 bits together, and so
 // do the decayed values of the update; the scores and the output are rounded to bf16 once.
 //
-// Its first warpgroup fetches chunks two ahead and computes their scores one ahead of the second. A chunk that lies
-// whole in the span comes through the copy engine; one that begins in the tail or ends before its grid point comes
-// row by row.
-
-// As the copy engine reads it.
-struct __align__(64) TensorMap {
-    u64 words[16];
-};
-
-#if __CUDA_ARCH_FEAT_SM90_ALL
+// Its first warpgroup fetches chunks ahead of their use and computes their scores one ahead of the second. A chunk that
+// lies whole in the span comes through the copy engine; one that begins in the tail or ends before its grid point, and
+// without WGMMA every one, comes row by row.
 
 // 64 rows of 64 bf16 channels, whose 16-byte pieces are swizzled over the 128 bytes of a row.
 constexpr int PANEL = CHUNK * 128;
@@ -23,15 +17,18 @@ constexpr int KEY_PANELS = HEAD_DIM / 64;
 constexpr int KEYS = KEY_PANELS * PANEL;
 constexpr int VALUES = 2 * KEYS;
 constexpr int STAGE = VALUES + PANEL;
-constexpr int STAGES = 4;
-constexpr int AHEAD = 2;
+constexpr int STAGES = WGMMA ? 4 : 3;
+// How many chunks ahead of the first warpgroup's work they are fetched, and how many it is ahead of the second's at
+// most.
+constexpr int AHEAD = STAGES - 2;
+constexpr int LEAD = 2;
 constexpr int SCORES = STAGES * STAGE;
 constexpr int OUTPUTS = SCORES + 2 * PANEL;
 constexpr int ARRIVED = OUTPUTS + 2 * PANEL;
 constexpr int TABLE = ARRIVED + STAGES * 8;
 
 // Barriers between the warpgroups, two each, for even and odd chunks, and barriers within them.
-enum Barrier { SCORED = 1, DONE = 3, WITHIN_FIRST = 5, WITHIN_SECOND = 6 };
+enum Barrier { SCORED = 1, DONE = 3, LOADED = 5, WITHIN_FIRST = 7, WITHIN_SECOND = 8 };
 
 __device__ __forceinline__ void meet(int barrier, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
@@ -41,25 +38,50 @@ __device__ __forceinline__ void arrive(int barrier, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
+// Keeps the compiler from moving the value's computation to where it is used, between products in flight.
+__device__ __forceinline__ void compute_here(u32& x) { asm volatile("" : "+r"(x)); }
+__device__ __forceinline__ void compute_here(float& x) { asm volatile("" : "+f"(x)); }
+
+// Two values as sums of two bf16 values each, cut off after 16 bits.
+__device__ __forceinline__ void split(float x, float y, u32& high, u32& low) {
+    const u32 x_bits = __float_as_uint(x), y_bits = __float_as_uint(y);
+    high = __byte_perm(x_bits, y_bits, 0x7632);
+    const float x_rest = x - __uint_as_float(x_bits & 0xffff0000u);
+    const float y_rest = y - __uint_as_float(y_bits & 0xffff0000u);
+    low = __byte_perm(__float_as_uint(x_rest), __float_as_uint(y_rest), 0x7632);
+}
+
+#if WGMMA
+
+// As the copy engine reads it.
+struct __align__(64) TensorMap {
+    u64 words[16];
+};
+
 // The barrier of a stage, at which its bytes arrive.
 __device__ __forceinline__ u32 arrival(u32 shared, int n) { return shared + ARRIVED + n % STAGES * 8; }
 
 __device__ __forceinline__ void await_chunk(u32 shared, int n) {
-    asm volatile("{.reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra again;}" ::"r"(
-                     arrival(shared, n)),
-                 "r"(n / STAGES % 2)
+    asm volatile("{.reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra again;}"
+                 ::"r"(arrival(shared, n)), "r"(n / STAGES % 2)
                  : "memory");
 }
 
 // Copies a panel whose first channel and row are given.
-__device__ __forceinline__ void copy_panel(u32 target, const TensorMap* map, int channel, int row, u32 barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
-                 ::"r"(target), "l"(map), "r"(channel), "r"(row), "r"(barrier)
+__device__ __forceinline__ void copy_panel(u32 target, const void* map, int channel, int row, u32 barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
+                 "[%4];" ::"r"(target), "l"(map), "r"(channel), "r"(row), "r"(barrier)
                  : "memory");
 }
 
-// Keeps the compiler from moving the value's computation to where it is used, between products in flight.
-__device__ __forceinline__ void compute_here(u32& x) { asm volatile("" : "+r"(x)); }
+// Copies queries, keys and a block's values of the 64 rows from `row` on.
+__device__ __forceinline__ void copy_chunk(u32 stage, const void* map, int head, int block, int row, u32 barrier) {
+    const int channel = head * 3 * HEAD_DIM;
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "n"(STAGE) : "memory");
+#pragma unroll
+    for (int p = 0; p < 2 * KEY_PANELS; p++) copy_panel(stage + p * PANEL, map, channel + p * 64, row, barrier);
+    copy_panel(stage + VALUES, map, channel + 2 * HEAD_DIM + block * 64, row, barrier);
+}
 
 // Makes what this thread wrote to shared memory visible to the tensor cores.
 __device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -71,8 +93,9 @@ template <int PENDING> __device__ __forceinline__ void await_products() {
 }
 
 // Describes swizzled panels to the tensor cores: groups of 8 rows follow one another, and so do panels.
+// An address within a cluster says above its lowest 18 bits whose shared memory it is, which has no place here.
 __device__ __forceinline__ u64 matrix(u32 address) {
-    return u64(address >> 4) | u64(PANEL >> 4) << 16 | u64(1024 >> 4) << 32 | u64(1) << 62;
+    return u64((address & 0x3ffff) >> 4) | u64(PANEL >> 4) << 16 | u64(1024 >> 4) << 32 | u64(1) << 62;
 }
 
 // Channels 16 k to 16 k + 15 of rows whose channels are summed over.
@@ -127,21 +150,93 @@ __device__ __forceinline__ void multiply_rows(float (&d)[32], const u32 (&a)[4],
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-// Two values as sums of two bf16 values each, cut off after 16 bits.
-__device__ __forceinline__ void split(float x, float y, u32& high, u32& low) {
-    const u32 x_bits = __float_as_uint(x), y_bits = __float_as_uint(y);
-    high = __byte_perm(x_bits, y_bits, 0x7632);
-    const float x_rest = x - __uint_as_float(x_bits & 0xffff0000u);
-    const float y_rest = y - __uint_as_float(y_bits & 0xffff0000u);
-    low = __byte_perm(__float_as_uint(x_rest), __float_as_uint(y_rest), 0x7632);
-}
-
 // Stores four 8 by 8 tiles, each transposed; lane l gives the address of row l % 8 of tile l / 8.
 __device__ __forceinline__ void store_tiles_transposed(u32 address, u32 a, u32 b, u32 c, u32 d) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(a),
                  "r"(b), "r"(c), "r"(d)
                  : "memory");
 }
+
+#else
+
+// The same products by warps: each has the 16 rows of its place in the warpgroup. They are done when they are issued.
+__device__ __forceinline__ void publish() {}
+__device__ __forceinline__ void begin_products() {}
+__device__ __forceinline__ void commit_products() {}
+template <int PENDING> __device__ __forceinline__ void await_products() {}
+
+__device__ __forceinline__ void await_chunk(u32, int n) { meet(LOADED + n % 2, 256); }
+
+struct Channels {
+    u32 panel;
+    int piece;
+};
+__device__ __forceinline__ Channels channels(u32 panels, int k) { return {panels + k / 4 * PANEL, k % 4 * 2}; }
+
+struct Tokens {
+    u32 panels;
+    int first;
+};
+__device__ __forceinline__ Tokens tokens(u32 panels, int k) { return {panels, k * 16}; }
+
+__device__ __forceinline__ u32 piece_address(u32 panel, int row, int piece) {
+    return panel + row * 128 + ((piece ^ (row % 8)) * 16);
+}
+
+template <int COUNT>
+__device__ __forceinline__ void multiply_tiles(float (&d)[COUNT], int tile, const u32 (&a)[4], const u32 (&b)[4]) {
+    mma_bf16(reinterpret_cast<float(&)[4]>(d[4 * tile]), a, b[0], b[1]);
+    mma_bf16(reinterpret_cast<float(&)[4]>(d[4 * tile + 4]), a, b[2], b[3]);
+}
+
+__device__ __forceinline__ void multiply(float (&d)[32], const u32 (&a)[4], Channels b, int add) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int x = 0; x < 32; x++) d[x] = add ? d[x] : 0.0f;
+#pragma unroll
+    for (int t = 0; t < 8; t += 2) {
+        u32 tiles[4];
+        load_tiles(tiles, piece_address(b.panel, (t + lane / 16) * 8 + lane % 8, b.piece + lane / 8 % 2));
+        multiply_tiles(d, t, a, tiles);
+    }
+}
+
+__device__ __forceinline__ void multiply(float (&d)[32], Channels a, Channels b, int add) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
+    u32 tiles[4];
+    load_tiles(tiles, piece_address(a.panel, warp * 16 + lane % 16, a.piece + lane / 16));
+    multiply(d, tiles, b, add);
+}
+
+template <int COUNT>
+__device__ __forceinline__ void multiply_rows(float (&d)[COUNT], const u32 (&a)[4], Tokens b) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int t = 0; t < COUNT / 4; t += 2) {
+        u32 tiles[4];
+        load_tiles_transposed(tiles, piece_address(b.panels + t / 8 * PANEL, b.first + lane % 16, t % 8 + lane / 16));
+        multiply_tiles(d, t, a, tiles);
+    }
+}
+
+__device__ __forceinline__ u32 transpose(u32 x) {
+    u32 y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+}
+
+// Stores four 8 by 8 tiles, each transposed; lane l gives the address of row l % 8 of tile l / 8.
+__device__ __forceinline__ void store_tiles_transposed(u32 address, u32 a, u32 b, u32 c, u32 d) {
+    const u32 tiles[4] = {transpose(a), transpose(b), transpose(c), transpose(d)};
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const u32 row = __shfl_sync(~0u, address, i * 8 + lane / 4);
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(row + lane % 4 * 4), "r"(tiles[i]) : "memory");
+    }
+}
+
+#endif
 
 // The part of a span that lies in one chunk.
 struct Part {
@@ -177,7 +272,7 @@ __device__ __forceinline__ void fetch_rows(u32 shared, const bf16* batch, i64 st
 
 // Fetches chunks and computes their scores P = (Q K^T) weighted by the decay between the two tokens.
 __device__ __forceinline__ void fetch_and_score(
-    u32 shared, const TensorMap* map, int head, const bf16* batch, i64 stride, Span span, int block, const bf16* tail,
+    u32 shared, const void* map, int head, const bf16* batch, i64 stride, Span span, int block, const bf16* tail,
     const float* powers
 ) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -185,26 +280,21 @@ __device__ __forceinline__ void fetch_and_score(
     const int count = (span.position + span.rows - 1) / CHUNK - first_chunk + 1;
 
     const auto fetch_chunk = [&](int n) {
-        if (n >= count) return;
-        const Part part = part_of(span, first_chunk + n);
-        const u32 stage = shared + (n % STAGES) * STAGE;
-        if (part.whole()) {
-            if (threadIdx.x > 0) return;
-            const int channel = head * 3 * HEAD_DIM;
-            asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrival(shared, n)), "n"(STAGE)
-                         : "memory");
-#pragma unroll
-            for (int p = 0; p < 2 * KEY_PANELS; p++) {
-                copy_panel(stage + p * PANEL, map, channel + p * 64, part.row, arrival(shared, n));
+        if (n < count) {
+            const Part part = part_of(span, first_chunk + n);
+            const u32 stage = shared + (n % STAGES) * STAGE;
+#if WGMMA
+            if (part.whole()) {
+                if (threadIdx.x == 0) copy_chunk(stage, map, head, block, part.row, arrival(shared, n));
+                return;
             }
-            copy_panel(stage + VALUES, map, channel + 2 * HEAD_DIM + block * 64, part.row, arrival(shared, n));
-        } else {
+#endif
             fetch_rows<HEAD_DIM>(stage, batch, stride, part, nullptr);
             fetch_rows<HEAD_DIM>(stage + KEYS, batch + HEAD_DIM, stride, part, n == 0 ? tail : nullptr);
             fetch_rows<64>(stage + VALUES, batch + 2 * HEAD_DIM + block * 64, stride, part,
                            n == 0 ? tail + CHUNK * HEAD_DIM + block * 64 : nullptr);
-            commit_copies();
         }
+        commit_copies();
     };
 #pragma unroll
     for (int n = 0; n < AHEAD; n++) fetch_chunk(n);
@@ -218,8 +308,9 @@ __device__ __forceinline__ void fetch_and_score(
 
     for (int n = 0; n < count; n++) {
         // The second warpgroup is done with the stage to be fetched into, and with these scores' place.
-        if (n >= AHEAD) meet(DONE + n % 2, 256);
+        if (n >= LEAD) meet(DONE + n % 2, 256);
         fetch_chunk(n + AHEAD);
+#if WGMMA
         if (!part_of(span, first_chunk + n).whole()) {
             await_copies<0>();
             publish();
@@ -229,6 +320,11 @@ __device__ __forceinline__ void fetch_and_score(
             }
         }
         await_chunk(shared, n);
+#else
+        await_copies<AHEAD>();
+        meet(WITHIN_FIRST, 128);
+        arrive(LOADED + n % 2, 256);
+#endif
 
         const u32 queries = shared + (n % STAGES) * STAGE;
         float scores[32];
@@ -280,9 +376,11 @@ __device__ __forceinline__ void attend(
 
     for (int n = 0; n < count; n++) {
         const u32 queries = shared + (n % STAGES) * STAGE, keys = queries + KEYS, values = queries + VALUES;
-        const u32 scores = shared + SCORES + (n % 2) * PANEL, outputs = shared + OUTPUTS + (n % 2) * PANEL;
-        const Part part = part_of(span, first_chunk + n);
-
+        const u32 scores = shared + SCORES + (n % 2) * PANEL;
+        // The saved state stays at the last chunk that is whole; nothing reads it after this one.
+        if (n > 0 && n == count - 1 && end % CHUNK != 0) {
+            for_state(saved, block, [&](int x, float& value) { value = state[x]; });
+        }
         u32 high[HEAD_DIM / 16][4], low[HEAD_DIM / 16][4];
 #pragma unroll
         for (int x = 0; x < HEAD_DIM / 4; x++) {
@@ -290,8 +388,15 @@ __device__ __forceinline__ void attend(
             compute_here(high[x / 4][x % 4]);
             compute_here(low[x / 4][x % 4]);
         }
+#pragma unroll
+        for (int x = 0; x < HEAD_DIM / 2; x++) {
+            state[x] *= chunk_decay;
+            compute_here(state[x]);
+        }
         await_chunk(shared, n);
 
+        // The tensor cores take Q S, half of the state's update, the product of scores and values, and the other half;
+        // what is not their work lies beside these.
         float sums[32];
         begin_products();
 #pragma unroll
@@ -315,8 +420,12 @@ __device__ __forceinline__ void attend(
                 compute_here(decayed_low[k][x]);
             }
         }
-        await_products<0>();
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < 4; k++) multiply_rows(state, decayed_high[k], tokens(keys, k));
+        commit_products();
 
+        await_products<1>();
 #pragma unroll
         for (int x = 0; x < 32; x++) sums[x] *= powers[x / 4 * 8 + lane % 4 * 2 + x % 2 + 1];
         meet(SCORED + n % 2, 256);
@@ -324,22 +433,14 @@ __device__ __forceinline__ void attend(
 #pragma unroll
         for (int k = 0; k < 4; k++) multiply(sums, plain[k], channels(scores, k), 1);
         commit_products();
-
-        // The state stays at the last chunk that is whole; nothing reads it after this one.
-        if (n > 0 && n == count - 1 && part.end < CHUNK) {
-            for_state(saved, block, [&](int x, float& value) { value = state[x]; });
-        }
-#pragma unroll
-        for (int x = 0; x < HEAD_DIM / 2; x++) state[x] *= chunk_decay;
-        begin_products();
-#pragma unroll
-        for (int k = 0; k < 4; k++) multiply_rows(state, decayed_high[k], tokens(keys, k));
 #pragma unroll
         for (int k = 0; k < 4; k++) multiply_rows(state, decayed_low[k], tokens(keys, k));
         commit_products();
-        await_products<1>();
 
+        await_products<1>();
         // Through shared memory, so that rows are written whole.
+        const Part part = part_of(span, first_chunk + n);
+        const u32 outputs = shared + OUTPUTS + (n % 2) * PANEL;
 #pragma unroll
         for (int t = 0; t < 8; t += 2) {
             const float* s = sums + 4 * t;
@@ -355,35 +456,49 @@ __device__ __forceinline__ void attend(
             asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
                          : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
                          : "r"(outputs + token * 128 + ((piece ^ (token % 8)) * 16)));
-            if (token >= part.begin && token < part.end) {
-                *reinterpret_cast<int4*>(out + (i64(part.row) + token) * out_stride + piece * 8) = x;
-            }
+            // Without a branch, across which the compiler would not leave products in flight.
+            asm volatile("{.reg .pred p; setp.ne.b32 p, %5, 0; @p st.global.v4.b32 [%0], {%1,%2,%3,%4};}"
+                         ::"l"(out + (i64(part.row) + token) * out_stride + piece * 8), "r"(x.x), "r"(x.y), "r"(x.z),
+                         "r"(x.w), "r"(int(token >= part.begin && token < part.end))
+                         : "memory");
         }
         await_products<0>();
-        if (n + AHEAD < count) arrive(DONE + n % 2, 256);
+        if (n + LEAD < count) arrive(DONE + n % 2, 256);
     }
     if (end % CHUNK == 0) for_state(saved, block, [&](int x, float& value) { value = state[x]; });
 }
 
+// The blocks of a head read the same queries and keys: they run together, so that memory gives these once.
+#if WGMMA && HEAD_DIM > 64
+#define TOGETHER __cluster_dims__(HEAD_DIM / 64, 1, 1)
+#else
+#define TOGETHER
 #endif
 
 // Grid: blocks of 64 value channels, heads, spans.
-extern "C" __global__ void __launch_bounds__(256, 1) lightning_prefill(
+extern "C" __global__ void __launch_bounds__(256, 1) TOGETHER lightning_prefill(
     const bf16* projected, i64 stride, const int4* spans, int rows, int slots, const float* powers, float* states,
-    const bf16* tails, bf16* out, const __grid_constant__ TensorMap map
+    const bf16* tails, bf16* out
+#if WGMMA
+    ,
+    const __grid_constant__ TensorMap map
+#endif
 ) {
-#if __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ unsigned char dynamic_shared[];
     const int block = blockIdx.x, head = blockIdx.y, heads = gridDim.y;
     const u32 shared = (shared_address(dynamic_shared) + 1023) & ~1023u;
     float* table = reinterpret_cast<float*>(dynamic_shared + (shared - shared_address(dynamic_shared)) + TABLE);
     for (int n = threadIdx.x; n <= CHUNK; n += 256) table[n] = powers[head * POWERS + n];
+    const void* map_address = nullptr;
+#if WGMMA
+    map_address = &map;
     if (threadIdx.x == 0) {
         for (int n = 0; n < STAGES; n++) {
             asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(arrival(shared, n)) : "memory");
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
+#endif
     __syncthreads();
     wait_for_previous();
     let_next_start();
@@ -392,11 +507,10 @@ extern "C" __global__ void __launch_bounds__(256, 1) lightning_prefill(
 
     const i64 cache = i64(span.slot) * heads + head;
     if (threadIdx.x < 128) {
-        fetch_and_score(shared, &map, head, projected + head * 3 * HEAD_DIM, stride, span, block,
+        fetch_and_score(shared, map_address, head, projected + head * 3 * HEAD_DIM, stride, span, block,
                         tails + cache * 2 * CHUNK * HEAD_DIM, table);
     } else {
         attend(shared, span, block, states + cache * HEAD_DIM * HEAD_DIM, table,
                out + head * HEAD_DIM + block * 64, i64(heads) * HEAD_DIM);
     }
-#endif
 }
