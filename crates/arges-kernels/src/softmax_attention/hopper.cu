@@ -17,32 +17,6 @@ constexpr int QUERY_BYTES = TILE_ROWS * HEAD_DIM * 2;
 constexpr int CONSUMER_WARPS = 8, QUERY_THREADS = 64;
 constexpr float NONE = -3.0e38f;
 
-// A tile of a span.
-struct Tile {
-    Span span;
-    int kv_head;
-    int token; // the first one's position
-    int blocks;
-};
-
-// The block's `turn`th tile. Those of a span come with the longest first, and blocks take them in turn, there and back,
-// so that none gets the longer ones each time.
-__device__ __forceinline__ bool find_tile(Tile& tile, const Batch& batch, int kv_heads, int turn) {
-    int place = turn % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
-    auto token_tiles = [](Span span) {
-        return (span.position + span.rows - 1) / TILE_TOKENS - span.position / TILE_TOKENS + 1;
-    };
-    Part part = find_part(batch, turn * int(gridDim.x) + place,
-                          [&](Span span) { return token_tiles(span) * kv_heads; });
-    tile.span = part.span;
-    if (part.span.slot < 0) return false;
-    int tiles = token_tiles(part.span);
-    tile.kv_head = part.place % kv_heads;
-    tile.token = (part.span.position / TILE_TOKENS + tiles - 1 - part.place / kv_heads) * TILE_TOKENS;
-    tile.blocks = tile.token / KEYS + 1;
-    return true;
-}
-
 __device__ __forceinline__ void barrier_init(u32 barrier, int count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
@@ -239,17 +213,23 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
     let_next_start();
 
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    Tile tile;
+    // Blocks take tiles in turn, there and back, so that none gets the longer ones each time.
+    auto next_tile = [&](int turn) {
+        int place = turn % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
+        return find_tile<TILE_TOKENS>(batch, kv_heads, turn * int(gridDim.x) + place);
+    };
     if (warp < 4) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (warp == 0) {
             // What earlier kernels stored is read by the copy engine.
             asm volatile("fence.proxy.async;" ::: "memory");
             int filled = 0;
-            for (int turn = 0; find_tile(tile, batch, kv_heads, turn); turn++) {
-                int last = (tile.span.position + tile.span.rows - 1) / PAGE;
+            for (int turn = 0;; turn++) {
+                Tile tile = next_tile(turn);
+                if (tile.span.slot < 0) break;
+                int last = (tile.span.position + tile.span.rows - 1) / PAGE, blocks = tile.token / KEYS + 1;
                 int page = 0;
-                for (int block = 0; block < tile.blocks; block++, filled++) {
+                for (int block = 0; block < blocks; block++, filled++) {
                     // Where a sequence ends in the first page of a block, that page stands in for the second.
                     if (block % 16 == 0) page = page_at(batch, tile.span, min(block * 2 + lane, last));
                     int stage = filled % STAGES, phase = filled / STAGES % 2 ^ 1;
@@ -283,8 +263,9 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
                 }
             }
         } else if (warp >= 2) {
-            constexpr int PIECES = HEAD_DIM / 8;
-            for (int turn = 0; find_tile(tile, batch, kv_heads, turn); turn++) {
+            for (int turn = 0;; turn++) {
+                Tile tile = next_tile(turn);
+                if (tile.span.slot < 0) break;
                 u32 to = all_queries + turn % 2 * QUERY_BYTES;
                 barrier_wait(queries_free + 8 * (turn % 2), turn / 2 % 2 ^ 1);
                 int piece = threadIdx.x % PIECES;
@@ -307,8 +288,11 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
         int row = group * 64 + warp % 4 * 16 + lane / 4;
         int used = 0;
         bool arrives = lane == 0;
-        for (int turn = 0; find_tile(tile, batch, kv_heads, turn); turn++) {
+        for (int turn = 0;; turn++) {
+            Tile tile = next_tile(turn);
+            if (tile.span.slot < 0) break;
             u32 queries = all_queries + turn % 2 * QUERY_BYTES + group * (64 * 128);
+            int blocks = tile.token / KEYS + 1;
             float score[64], sum[HEAD_DIM / 2], most[2] = {NONE, NONE}, total[2] = {0.0f, 0.0f}, shrink[2];
             u32 weight[8][4];
             // The last block has the tile's own tokens, and tokens after them.
@@ -327,12 +311,12 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
             await_products<0>();
             settle(score);
             if (arrives) barrier_arrive(keys_free + 8 * (used % STAGES));
-            if (tile.blocks == 1) mask();
+            if (blocks == 1) mask();
             soften(score, most, total, shrink, scale);
             pack_weights(weight, score);
 #pragma unroll
             for (int i = 0; i < HEAD_DIM / 2; i++) sum[i] = 0.0f;
-            for (int block = 1; block < tile.blocks; block++) {
+            for (int block = 1; block < blocks; block++) {
                 int stage = used % STAGES, phase = used / STAGES % 2;
                 used++;
                 int next = used % STAGES;
@@ -346,7 +330,7 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
                 await_products<1>();
                 settle(score);
                 if (arrives) barrier_arrive(keys_free + 8 * next);
-                if (block == tile.blocks - 1) mask();
+                if (block == blocks - 1) mask();
                 soften(score, most, total, shrink, scale);
                 await_products<0>();
                 settle(sum);

@@ -21,7 +21,7 @@ mod tests;
 
 pub use backward::{BackwardScratch, Forward, softmax_attention_backward};
 pub use cpu::{Pages, Span, scratch_len, softmax_attention};
-pub use cuda::{DECODE, DevicePages, HOPPER, Inputs, PLAIN, SoftmaxCuda};
+pub use cuda::{DECODE, DevicePages, HOPPER, Inputs, PLAIN, SoftmaxCuda, TILES};
 
 /// Tokens of a page.
 pub const PAGE: usize = 64;

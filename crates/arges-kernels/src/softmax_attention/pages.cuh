@@ -39,6 +39,9 @@ typedef float Element;
 // Keys, and as many values, of one head in a page.
 constexpr int HEAD_PAGE = PAGE * HEAD_DIM;
 
+// Pieces of 16 bytes in a row of bf16 values.
+constexpr int PIECES = HEAD_DIM / 8;
+
 // Keys of a head in a page; its values follow.
 __device__ __forceinline__ i64 head_page(int page, int kv_heads, int kv_head) {
     return (i64(page) * kv_heads + kv_head) * (2 * HEAD_PAGE);
@@ -53,6 +56,11 @@ __device__ __forceinline__ int page_place(int token, int channel) {
 #else
     return token * HEAD_DIM + channel;
 #endif
+}
+
+// Address in shared memory of a 16-byte piece of a token's keys or values, from where a head's lie at `base`.
+__device__ __forceinline__ u32 piece_address(u32 base, int token, int piece) {
+    return base + (piece / 8 * PAGE + token) * 128 + ((piece ^ token) % 8) * 16;
 }
 
 // A span's part of numbered work.
@@ -89,4 +97,20 @@ __device__ __forceinline__ Part find_part(const Batch& batch, int index, Count c
         index -= __shfl_sync(~0u, sum, 31);
     }
     return {{0, 0, 0, -1}, 0};
+}
+
+// Some tokens of a span, for one key-value head.
+struct Tile {
+    Span span; // without a slot where there is no such tile
+    int kv_head;
+    int token; // position of the first one, a multiple of the tokens of a tile
+};
+
+// Tile `index` of a launch. Those of a span come with the latest tokens, which have the most keys, first.
+template <int TOKENS> __device__ __forceinline__ Tile find_tile(const Batch& batch, int kv_heads, int index) {
+    auto tiles = [](Span span) { return (span.position + span.rows - 1) / TOKENS - span.position / TOKENS + 1; };
+    Part part = find_part(batch, index, [&](Span span) { return tiles(span) * kv_heads; });
+    int later = part.place / kv_heads;
+    int token = (part.span.position / TOKENS + tiles(part.span) - 1 - later) * TOKENS;
+    return {part.span, part.place % kv_heads, token};
 }
