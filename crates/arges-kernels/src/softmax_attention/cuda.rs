@@ -177,7 +177,11 @@ pub struct SoftmaxCuda {
 
 /// Spans of any length on tensor cores.
 enum Prefill {
-    Hopper(Kernel),
+    Hopper {
+        kernel: Kernel,
+        /// How many tiles blocks have drawn; 0 between launches.
+        drawn: Buffer<i32>,
+    },
     Tiles(Kernel),
 }
 
@@ -250,7 +254,8 @@ impl SoftmaxCuda {
         let plain = cuda.module(PLAIN, &plain_defines)?;
         let on_tensor_cores = element == Element::Bf16 && matches!(head_dim, 64 | 128) && vector == most;
         let prefill = if on_tensor_cores && hopper && group.is_power_of_two() && group <= 128 {
-            Some(Prefill::Hopper(cuda.module(HOPPER, &defines)?.kernel("prefill")?))
+            let kernel = cuda.module(HOPPER, &defines)?.kernel("prefill")?;
+            Some(Prefill::Hopper { kernel, drawn: Buffer::zeroed(cuda, 1)? })
         } else if on_tensor_cores && group <= TILE_ROWS {
             Some(Prefill::Tiles(cuda.module(TILES, &defines)?.kernel("prefill")?))
         } else {
@@ -333,7 +338,8 @@ impl SoftmaxCuda {
             self.attend_arguments(projected, stride, inputs, pages, out, std::f32::consts::LOG2_E);
         let Shape { heads, kv_heads, head_dim, .. } = self.shape;
         let (kernel, shape) = match prefill {
-            Prefill::Hopper(kernel) => {
+            Prefill::Hopper { kernel, drawn } => {
+                arguments.push(Argument::Pointer(drawn.address(0)));
                 let shape = LaunchShape::new(self.cuda.facts().multiprocessors, 384);
                 (kernel, shape.shared(hopper_shared(head_dim)))
             }
@@ -343,7 +349,7 @@ impl SoftmaxCuda {
                 (kernel, LaunchShape::new(tiles * kv_heads, TILE_THREADS).shared(2 * 2 * PAGE * head_dim * 2))
             }
         };
-        // SAFETY: the thirteen arguments of either kernel. It reads rows of `projected` and pages and writes rows of
+        // SAFETY: the thirteen arguments of either kernel, and Hopper's counter. It reads rows of `projected` and pages and writes rows of
         // `out`, all within the numbers given, whatever spans and tables name; their sizes were checked.
         unsafe { self.cuda.launch(kernel, shape.overlap(), &arguments) }
     }
@@ -401,7 +407,7 @@ impl SoftmaxCuda {
         let tiles = inputs.rows * (heads / kv_heads) / PLAIN_TILE + inputs.span_count;
         let floats = PAGE * (head_dim + 1) + PLAIN_TILE * (head_dim + PAGE);
         let shape = LaunchShape::grid(tiles, kv_heads, 1, PLAIN_THREADS).shared(4 * floats).overlap();
-        let arguments = self.attend_arguments(projected, stride, inputs, pages, out, 1.0);
+        let mut arguments = self.attend_arguments(projected, stride, inputs, pages, out, 1.0);
         // SAFETY: as for `prefill`.
         unsafe { self.cuda.launch(&self.plain, shape, &arguments) }
     }

@@ -10,7 +10,7 @@ use crate::testing::{Random, assert_close, bf16_round, gpu, widen};
 const THETA: f64 = 1e7;
 const ELEMENTS: [Element; 2] = [Element::F32, Element::Bf16];
 /// Of outputs, relative: products of f32 add up to this, and bf16 is rounded twice (weights and outputs).
-const TOLERANCES: [f64; 2] = [1e-5, 1e-2];
+const TOLERANCES: [f64; 2] = [1e-5, 1.5e-2];
 
 fn shape(heads: usize, kv_heads: usize, head_dim: usize, rotary_dim: usize) -> Shape {
     Shape { heads, kv_heads, head_dim, rotary_dim }
@@ -156,6 +156,14 @@ fn expected(shape: Shape, element: Element, qkv: &[f32]) -> Vec<f64> {
     out
 }
 
+/// Rows that see few keys have large outputs, and large errors: each head of a row is held to its own size.
+fn assert_heads_close(got: &[f32], expected: &[f64], shape: Shape, tolerance: f64, what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (got, expected) in got.chunks(shape.head_dim).zip(expected.chunks(shape.head_dim)) {
+        assert_close(got, expected, tolerance, what);
+    }
+}
+
 #[test]
 fn every_architecture_compiles_the_kernels() {
     for (major, minor) in [(8, 0), (9, 0), (10, 0)] {
@@ -226,7 +234,7 @@ fn outputs_agree_with_the_reference_over_odd_shapes_and_ragged_batches() {
                         let (own, others) = rest.split_at(expected.len());
                         rest = others;
                         let what = format!("{what}, {} tokens", expected.len() / out_width);
-                        assert_close(own, expected, tolerance, &what);
+                        assert_heads_close(own, expected, shape, tolerance, &what);
                     }
                     assert!(rest.iter().all(|x| *x == 7.5), "{what}: rows of no span were written");
                 }
@@ -310,7 +318,7 @@ fn decoding_agrees_with_the_reference_however_keys_are_split() {
                 let first = run.step(&last, &last_parts, Some(max_context));
                 let (own, padding) = first.split_at(expected_last.len());
                 let what = format!("{shape:?} {element:?} for contexts up to {max_context}");
-                assert_close(own, &expected_last, tolerance, &what);
+                assert_heads_close(own, &expected_last, shape, tolerance, &what);
                 assert!(padding.iter().all(|x| *x == 7.5), "{what}: rows of no span were written");
                 assert_eq!(first, run.step(&last, &last_parts, Some(max_context)), "{what}, again");
             }
@@ -354,7 +362,7 @@ fn a_captured_decoding_step_follows_its_growing_sequence() {
         graph.replay().unwrap();
         got.extend(out.to_f32().unwrap());
     }
-    assert_close(&got, &expected(shape, element, &qkv), TOLERANCES[1], "200 replays");
+    assert_heads_close(&got, &expected(shape, element, &qkv), shape, TOLERANCES[1], "200 replays");
 }
 
 #[test]

@@ -66,7 +66,7 @@ __device__ __forceinline__ u32 piece_address(u32 base, int token, int piece) {
 // A span's part of numbered work.
 struct Part {
     Span span;
-    int place; // of the work within the span's; the span is empty where there is no such work
+    int place; // of the work within the span's; where there is no such work, beyond the last
 };
 
 // The span that work `index` belongs to when each has `count(span)` of it, in order. All lanes of a warp call it.
@@ -96,21 +96,23 @@ __device__ __forceinline__ Part find_part(const Batch& batch, int index, Count c
         }
         index -= __shfl_sync(~0u, sum, 31);
     }
-    return {{0, 0, 0, -1}, 0};
+    return {{0, 0, 0, -1}, index};
 }
 
 // Some tokens of a span, for one key-value head.
 struct Tile {
     Span span; // without a slot where there is no such tile
     int kv_head;
-    int token; // position of the first one, a multiple of the tokens of a tile
+    int token;  // position of the first one, a multiple of the tokens of a tile
+    int beyond; // how far beyond the last it is where there is no such tile
 };
 
-// Tile `index` of a launch. Those of a span come with the latest tokens, which have the most keys, first.
+// Tile `index` of a launch. Those of a head come together, and of them the latest, which have the most keys, first: tiles
+// that run at a time share keys in the cache, and short ones are left for the end.
 template <int TOKENS> __device__ __forceinline__ Tile find_tile(const Batch& batch, int kv_heads, int index) {
     auto tiles = [](Span span) { return (span.position + span.rows - 1) / TOKENS - span.position / TOKENS + 1; };
     Part part = find_part(batch, index, [&](Span span) { return tiles(span) * kv_heads; });
-    int later = part.place / kv_heads;
-    int token = (part.span.position / TOKENS + tiles(part.span) - 1 - later) * TOKENS;
-    return {part.span, part.place % kv_heads, token};
+    int count = tiles(part.span);
+    int token = (part.span.position / TOKENS + count - 1 - part.place % count) * TOKENS;
+    return {part.span, part.place / count, token, part.place};
 }
