@@ -334,7 +334,7 @@ impl SoftmaxCuda {
         let Some(prefill) = &self.prefill else {
             return self.attend_plainly(projected, stride, inputs, pages, out);
         };
-        let arguments =
+        let mut arguments =
             self.attend_arguments(projected, stride, inputs, pages, out, std::f32::consts::LOG2_E);
         let Shape { heads, kv_heads, head_dim, .. } = self.shape;
         let (kernel, shape) = match prefill {
@@ -407,7 +407,7 @@ impl SoftmaxCuda {
         let tiles = inputs.rows * (heads / kv_heads) / PLAIN_TILE + inputs.span_count;
         let floats = PAGE * (head_dim + 1) + PLAIN_TILE * (head_dim + PAGE);
         let shape = LaunchShape::grid(tiles, kv_heads, 1, PLAIN_THREADS).shared(4 * floats).overlap();
-        let mut arguments = self.attend_arguments(projected, stride, inputs, pages, out, 1.0);
+        let arguments = self.attend_arguments(projected, stride, inputs, pages, out, 1.0);
         // SAFETY: as for `prefill`.
         unsafe { self.cuda.launch(&self.plain, shape, &arguments) }
     }
