@@ -15,6 +15,8 @@ mod cpu;
 mod cuda;
 #[cfg(test)]
 mod cuda_tests;
+#[cfg(test)]
+mod cuda_timing;
 pub mod reference;
 #[cfg(test)]
 mod tests;

@@ -107,12 +107,20 @@ struct Tile {
     int beyond; // how far beyond the last it is where there is no such tile
 };
 
-// Tile `index` of a launch. Those of a head come together, and of them the latest, which have the most keys, first: tiles
-// that run at a time share keys in the cache, and short ones are left for the end.
+// Bytes of keys and values that the second-level cache surely keeps while tiles pass over them.
+constexpr i64 CACHED_BYTES = 40 << 20;
+
+// Tile `index` of a launch. The latest tokens of a span, which have the most keys, come first, so that short tiles are
+// left for the end. Where a span's keys are too many for the cache, its heads go one after the other, so that the tiles
+// that run at a time share them.
 template <int TOKENS> __device__ __forceinline__ Tile find_tile(const Batch& batch, int kv_heads, int index) {
     auto tiles = [](Span span) { return (span.position + span.rows - 1) / TOKENS - span.position / TOKENS + 1; };
     Part part = find_part(batch, index, [&](Span span) { return tiles(span) * kv_heads; });
     int count = tiles(part.span);
-    int token = (part.span.position / TOKENS + count - 1 - part.place % count) * TOKENS;
-    return {part.span, part.place / count, token, part.place};
+    i64 bytes = i64(part.span.position + part.span.rows) * kv_heads * HEAD_DIM * 2 * sizeof(Element);
+    bool together = bytes <= CACHED_BYTES;
+    int kv_head = together ? part.place % kv_heads : part.place / count;
+    int later = together ? part.place / kv_heads : part.place % count;
+    int token = (part.span.position / TOKENS + count - 1 - later) * TOKENS;
+    return {part.span, kv_head, token, part.place};
 }
