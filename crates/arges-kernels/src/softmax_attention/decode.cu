@@ -29,12 +29,13 @@ decode(const Span* spans, int span_count, int rows, const int* tables, int table
        float* totals, u32* arrived) {
     Batch batch = {spans, span_count, rows, tables, table_stride, slots, page_count};
     extern __shared__ __align__(128) char shared[];
-    // The kernel before this one is `append`: spans and tables are older, and so are all pages but each sequence's last.
+    wait_for_previous();
+    let_next_start();
     Span span = span_at(batch, blockIdx.z);
+    if (span.slot < 0) return;
     int kv_head = blockIdx.x, split = blockIdx.y, splits = gridDim.y;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int last_page = span.position / PAGE;
-    i64 held = span.slot < 0 ? 0 : last_page + 1;
+    i64 held = span.position / PAGE + 1;
     int first_page = int(held * split / splits), end_page = int(held * (split + 1) / splits);
     u32 base = shared_address(shared);
 
@@ -47,16 +48,11 @@ decode(const Span* spans, int span_count, int rows, const int* tables, int table
             copy_async(to + at, from + at, true);
         }
     };
-    bool early = first_page + STAGES - 1 <= last_page;
-    if (!early) wait_for_previous();
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; stage++) {
         if (first_page + stage < end_page) load(stage, page_at(batch, span, first_page + stage));
         commit_copies();
     }
-    if (early) wait_for_previous();
-    let_next_start();
-    if (span.slot < 0) return;
     int next = first_page + STAGES - 1;
     int next_page = next < end_page ? page_at(batch, span, next) : 0;
 
