@@ -33,6 +33,8 @@ pub const PLAIN: Source = source!("plain.cu");
 pub const DECODE: Source = source!("decode.cu");
 /// Spans of any length on Hopper.
 pub const HOPPER: Source = source!("hopper.cu");
+/// Spans of any length on other tensor cores.
+pub const TILES: Source = source!("tiles.cu");
 
 /// Parts into which the keys of a row are split at most.
 const MAX_SPLITS: usize = 64;
@@ -42,6 +44,9 @@ const MIN_SPLIT_PAGES: usize = 2;
 /// Rows of a tile of `plain.cu`, and threads of its blocks.
 const PLAIN_TILE: usize = 32;
 const PLAIN_THREADS: usize = 256;
+/// The same of `tiles.cu`.
+const TILE_ROWS: usize = 64;
+const TILE_THREADS: usize = 128;
 
 /// The pages of one layer, `[pages, kv_heads, 2, PAGE * head_dim]`: of each head the keys, then the values, laid out
 /// as `page_place` in `pages.cuh` says.
@@ -172,7 +177,12 @@ pub struct SoftmaxCuda {
 
 /// Spans of any length on tensor cores.
 enum Prefill {
-    Hopper(Kernel),
+    Hopper {
+        kernel: Kernel,
+        /// How many tiles blocks have drawn; 0 between launches.
+        drawn: Buffer<i32>,
+    },
+    Tiles(Kernel),
 }
 
 /// One row a span on tensor cores.
@@ -215,6 +225,16 @@ impl SoftmaxCuda {
     /// # Errors
     /// When a head has more than 256 channels, or the compiler fails.
     pub fn new(cuda: &Arc<Cuda>, shape: Shape, element: Element) -> Result<Self, CudaError> {
+        Self::with(cuda, shape, element, cuda.facts().architecture.has_wgmma())
+    }
+
+    /// [`new`](Self::new), with Hopper's own products where asked.
+    pub(super) fn with(
+        cuda: &Arc<Cuda>,
+        shape: Shape,
+        element: Element,
+        hopper: bool,
+    ) -> Result<Self, CudaError> {
         let Shape { heads, kv_heads, head_dim, rotary_dim } = shape;
         if head_dim > 256 || rotary_dim > head_dim || !rotary_dim.is_multiple_of(2) {
             return Err(CudaError::Unsupported(format!(
@@ -233,9 +253,11 @@ impl SoftmaxCuda {
             [&defines[..], &[("ROTARY_DIM", rotary_dim as i64), ("VECTOR", vector as i64)]].concat();
         let plain = cuda.module(PLAIN, &plain_defines)?;
         let on_tensor_cores = element == Element::Bf16 && matches!(head_dim, 64 | 128) && vector == most;
-        let tiled = on_tensor_cores && group.is_power_of_two() && group <= 128;
-        let prefill = if tiled && cuda.facts().architecture.has_wgmma() {
-            Some(Prefill::Hopper(cuda.module(HOPPER, &defines)?.kernel("prefill")?))
+        let prefill = if on_tensor_cores && hopper && group.is_power_of_two() && group <= 128 {
+            let kernel = cuda.module(HOPPER, &defines)?.kernel("prefill")?;
+            Some(Prefill::Hopper { kernel, drawn: Buffer::zeroed(cuda, 1)? })
+        } else if on_tensor_cores && group <= TILE_ROWS {
+            Some(Prefill::Tiles(cuda.module(TILES, &defines)?.kernel("prefill")?))
         } else {
             None
         };
@@ -312,18 +334,24 @@ impl SoftmaxCuda {
         let Some(prefill) = &self.prefill else {
             return self.attend_plainly(projected, stride, inputs, pages, out);
         };
-        let arguments =
+        let mut arguments =
             self.attend_arguments(projected, stride, inputs, pages, out, std::f32::consts::LOG2_E);
-        match prefill {
-            Prefill::Hopper(kernel) => {
-                let shape = LaunchShape::new(self.cuda.facts().multiprocessors, 384)
-                    .shared(hopper_shared(self.shape.head_dim))
-                    .overlap();
-                // SAFETY: the kernel's thirteen arguments. It reads rows of `projected` and pages and writes rows of
-                // `out`, all within the numbers given, whatever spans and tables name; their sizes were checked.
-                unsafe { self.cuda.launch(kernel, shape, &arguments) }
+        let Shape { heads, kv_heads, head_dim, .. } = self.shape;
+        let (kernel, shape) = match prefill {
+            Prefill::Hopper { kernel, drawn } => {
+                arguments.push(Argument::Pointer(drawn.address(0)));
+                let shape = LaunchShape::new(self.cuda.facts().multiprocessors, 384);
+                (kernel, shape.shared(hopper_shared(head_dim)))
             }
-        }
+            Prefill::Tiles(kernel) => {
+                // Each span fills its first and its last tile in part.
+                let tiles = inputs.rows / (TILE_ROWS * kv_heads / heads) + 2 * inputs.span_count;
+                (kernel, LaunchShape::new(tiles * kv_heads, TILE_THREADS).shared(2 * 2 * PAGE * head_dim * 2))
+            }
+        };
+        // SAFETY: the thirteen arguments of either kernel, and Hopper's counter. It reads rows of `projected` and pages and writes rows of
+        // `out`, all within the numbers given, whatever spans and tables name; their sizes were checked.
+        unsafe { self.cuda.launch(kernel, shape.overlap(), &arguments) }
     }
 
     /// Attention of spans of one row after [`append`](Self::append); the same otherwise. `max_context` is the most

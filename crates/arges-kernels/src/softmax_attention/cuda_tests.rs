@@ -12,10 +12,15 @@ use crate::testing::{Random, assert_close, bf16_round, gpu, widen};
 const THETA: f64 = 1e7;
 const ELEMENTS: [Element; 2] = [Element::F32, Element::Bf16];
 /// Of outputs, relative: products of f32 add up to this, and bf16 is rounded twice (weights and outputs).
-const TOLERANCES: [f64; 2] = [1e-5, 1e-2];
+const TOLERANCES: [f64; 2] = [1e-5, 1.5e-2];
 
 fn shape(heads: usize, kv_heads: usize, head_dim: usize, rotary_dim: usize) -> Shape {
     Shape { heads, kv_heads, head_dim, rotary_dim }
+}
+
+/// Whether to use Hopper's own products: no, and where there are any, yes.
+fn products(cuda: &Cuda) -> Vec<bool> {
+    if cuda.facts().architecture.has_wgmma() { vec![false, true] } else { vec![false] }
 }
 
 /// Rows as the device has them.
@@ -45,6 +50,11 @@ type Part = (i32, usize, usize);
 impl Run {
     /// Room for sequences of those lengths, in pages that are full of NaN and in no order.
     fn new(cuda: &Arc<Cuda>, shape: Shape, element: Element, lengths: &[usize]) -> Self {
+        Self::with(cuda, shape, element, lengths, cuda.facts().architecture.has_wgmma())
+    }
+
+    /// The same, with Hopper's own products where asked.
+    fn with(cuda: &Arc<Cuda>, shape: Shape, element: Element, lengths: &[usize], hopper: bool) -> Self {
         let table_stride = lengths.iter().max().unwrap().div_ceil(PAGE);
         let mut table = vec![-1; lengths.len() * table_stride];
         let total: usize = lengths.iter().map(|n| n.div_ceil(PAGE)).sum();
@@ -63,7 +73,7 @@ impl Run {
         Self {
             shape,
             element,
-            attention: SoftmaxCuda::new(cuda, shape, element).unwrap(),
+            attention: SoftmaxCuda::with(cuda, shape, element, hopper).unwrap(),
             angles: DeviceAngles::new(cuda, &Frequencies::new(THETA, shape.rotary_dim), 2048).unwrap(),
             pages,
             tables: Buffer::from_slice(cuda, &table).unwrap(),
@@ -148,6 +158,14 @@ fn expected(shape: Shape, element: Element, qkv: &[f32]) -> Vec<f64> {
     out
 }
 
+/// Rows that see few keys have large outputs, and large errors: each head of a row is held to its own size.
+fn assert_heads_close(got: &[f32], expected: &[f64], shape: Shape, tolerance: f64, what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (got, expected) in got.chunks(shape.head_dim).zip(expected.chunks(shape.head_dim)) {
+        assert_close(got, expected, tolerance, what);
+    }
+}
+
 #[test]
 fn every_architecture_compiles_the_kernels() {
     for (major, minor) in [(8, 0), (9, 0), (10, 0)] {
@@ -169,7 +187,7 @@ fn every_architecture_compiles_the_kernels() {
         result(ANGLES, 64, 1, 2, 8);
         result(PLAIN, 20, 3, 4, 1);
         for (head_dim, group) in [(64, 1), (128, 8), (128, 16)] {
-            for source in [PLAIN, DECODE, HOPPER] {
+            for source in [PLAIN, DECODE, HOPPER, TILES] {
                 result(source, head_dim, group, 2, 8);
             }
         }
@@ -207,20 +225,21 @@ fn outputs_agree_with_the_reference_over_odd_shapes_and_ragged_batches() {
                     qkv.extend(x);
                 }
                 qkv.extend(vec![f32::NAN; 2 * width]);
-                let got = Run::new(&cuda, shape, element, &lengths).step(&qkv, &parts, None);
+                let expected: Vec<Vec<f64>> = sequences.iter().map(|x| expected(shape, element, x)).collect();
                 let out_width = shape.heads * shape.head_dim;
-                let (padding, mut rest) = got.split_at(3 * out_width);
-                assert!(padding.iter().all(|x| *x == 7.5), "{shape:?} {element:?}: padding was written");
-                for x in &sequences {
-                    let (own, others) = rest.split_at(x.len() / width * out_width);
-                    rest = others;
-                    let what = format!("{shape:?} {element:?} {} tokens", x.len() / width);
-                    assert_close(own, &expected(shape, element, x), tolerance, &what);
+                for hopper in products(&cuda) {
+                    let got = Run::with(&cuda, shape, element, &lengths, hopper).step(&qkv, &parts, None);
+                    let what = format!("{shape:?} {element:?} on Hopper's products: {hopper}");
+                    let (padding, mut rest) = got.split_at(3 * out_width);
+                    assert!(padding.iter().all(|x| *x == 7.5), "{what}: padding was written");
+                    for expected in &expected {
+                        let (own, others) = rest.split_at(expected.len());
+                        rest = others;
+                        let what = format!("{what}, {} tokens", expected.len() / out_width);
+                        assert_heads_close(own, expected, shape, tolerance, &what);
+                    }
+                    assert!(rest.iter().all(|x| *x == 7.5), "{what}: rows of no span were written");
                 }
-                assert!(
-                    rest.iter().all(|x| *x == 7.5),
-                    "{shape:?} {element:?}: rows of no span were written"
-                );
             }
         }
     }
@@ -234,17 +253,20 @@ fn any_split_of_a_ragged_batch_gives_the_same_bits() {
         let width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
         let out_width = shape.heads * shape.head_dim;
         let lengths = [300, 1, 64, 129];
-        for element in ELEMENTS {
+        for (element, hopper) in [(Element::F32, false), (Element::Bf16, false), (Element::Bf16, true)] {
+            if hopper && !products(&cuda).contains(&true) {
+                continue;
+            }
             let inputs: Vec<Vec<f32>> = lengths.iter().map(|n| random.normal(n * width)).collect();
             let alone: Vec<Vec<f32>> = inputs
                 .iter()
                 .map(|x| {
                     let tokens = x.len() / width;
-                    Run::new(&cuda, shape, element, &[tokens]).step(x, &[(0, 0, tokens)], None)
+                    Run::with(&cuda, shape, element, &[tokens], hopper).step(x, &[(0, 0, tokens)], None)
                 })
                 .collect();
             for piece in [1, 7, 64, 100] {
-                let mut run = Run::new(&cuda, shape, element, &lengths);
+                let mut run = Run::with(&cuda, shape, element, &lengths, hopper);
                 let mut together = vec![Vec::new(); lengths.len()];
                 for start in (0..300).step_by(piece) {
                     let (mut qkv, mut parts) = (Vec::new(), Vec::new());
@@ -298,7 +320,7 @@ fn decoding_agrees_with_the_reference_however_keys_are_split() {
                 let first = run.step(&last, &last_parts, Some(max_context));
                 let (own, padding) = first.split_at(expected_last.len());
                 let what = format!("{shape:?} {element:?} for contexts up to {max_context}");
-                assert_close(own, &expected_last, tolerance, &what);
+                assert_heads_close(own, &expected_last, shape, tolerance, &what);
                 assert!(padding.iter().all(|x| *x == 7.5), "{what}: rows of no span were written");
                 assert_eq!(first, run.step(&last, &last_parts, Some(max_context)), "{what}, again");
             }
@@ -342,7 +364,7 @@ fn a_captured_decoding_step_follows_its_growing_sequence() {
         graph.replay().unwrap();
         got.extend(out.to_f32().unwrap());
     }
-    assert_close(&got, &expected(shape, element, &qkv), TOLERANCES[1], "200 replays");
+    assert_heads_close(&got, &expected(shape, element, &qkv), shape, TOLERANCES[1], "200 replays");
 }
 
 #[test]

@@ -4,14 +4,8 @@ constexpr int THREADS = 128, WARPS = 4, STAGES = 3;
 constexpr int HEAD_PAGE_BYTES = HEAD_PAGE * 2;
 constexpr int STAGE_BYTES = 2 * HEAD_PAGE_BYTES;
 constexpr int STEPS = HEAD_DIM / 16;  // of a product over channels
-constexpr int PIECES = HEAD_DIM / 8;  // of 16 bytes in a row
 constexpr int HALVES = GROUP > 8 ? 2 : 1; // of the 16 rows of a tile that have query heads
 constexpr float NONE = -3.0e38f;
-
-// Address in shared memory of a 16-byte piece of a token's keys or values.
-__device__ __forceinline__ u32 piece_address(u32 base, int token, int piece) {
-    return base + (piece / 8 * PAGE + token) * 128 + ((piece ^ token) % 8) * 16;
-}
 
 // Adds up what `count` parts summed for one row: each has a maximum, a total and HEAD_DIM sums relative to its maximum.
 struct Merge {

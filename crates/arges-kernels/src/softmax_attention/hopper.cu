@@ -14,34 +14,8 @@ constexpr int STRIPS = HEAD_DIM / 64, STEPS = HEAD_DIM / 16;
 constexpr int STRIP_BYTES = PAGE * 128;                  // [PAGE, 64] of a page
 constexpr int BLOCK_BYTES = KEYS * HEAD_DIM * 2;         // keys, or values, of a block
 constexpr int QUERY_BYTES = TILE_ROWS * HEAD_DIM * 2;
-constexpr int CONSUMER_WARPS = 8, QUERY_THREADS = 64;
+constexpr int CONSUMER_WARPS = 8, QUERY_THREADS = 64, TICKETS = 4;
 constexpr float NONE = -3.0e38f;
-
-// A tile of a span.
-struct Tile {
-    Span span;
-    int kv_head;
-    int token; // the first one's position
-    int blocks;
-};
-
-// The block's `turn`th tile. Those of a span come with the longest first, and blocks take them in turn, there and back,
-// so that none gets the longer ones each time.
-__device__ __forceinline__ bool find_tile(Tile& tile, const Batch& batch, int kv_heads, int turn) {
-    int place = turn % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
-    auto token_tiles = [](Span span) {
-        return (span.position + span.rows - 1) / TILE_TOKENS - span.position / TILE_TOKENS + 1;
-    };
-    Part part = find_part(batch, turn * int(gridDim.x) + place,
-                          [&](Span span) { return token_tiles(span) * kv_heads; });
-    tile.span = part.span;
-    if (part.span.slot < 0) return false;
-    int tiles = token_tiles(part.span);
-    tile.kv_head = part.place % kv_heads;
-    tile.token = (part.span.position / TILE_TOKENS + tiles - 1 - part.place / kv_heads) * TILE_TOKENS;
-    tile.blocks = tile.token / KEYS + 1;
-    return true;
-}
 
 __device__ __forceinline__ void barrier_init(u32 barrier, int count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
@@ -148,6 +122,12 @@ template <int N> __device__ __forceinline__ void settle(float (&x)[N]) {
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(x[i])::"memory");
 }
 
+// Never sleeps, as no total is negative; but the assembler does not move a wait for products in front of it, and so not
+// in front of the exponentials that are to run beside them.
+__device__ __forceinline__ void follow(float total) {
+    asm volatile("{.reg .pred p; setp.lt.f32 p, %0, 0f00000000; @p nanosleep.u32 1;}" ::"f"(total) : "memory");
+}
+
 __device__ __forceinline__ float power_of_two(float x) {
     asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
     return x;
@@ -208,10 +188,11 @@ __device__ __forceinline__ void start_sums(float (&sum)[HEAD_DIM / 2], const u32
     commit_products();
 }
 
-// out [rows, heads * HEAD_DIM]. `scale` is in units of log 2. One block a multiprocessor.
+// out [rows, heads * HEAD_DIM]. `scale` is in units of log 2. One block a multiprocessor;
+// `drawn` is 0 before and after.
 extern "C" __global__ void __launch_bounds__(384, 1)
 prefill(const Span* spans, int span_count, int rows, const int* tables, int table_stride, int slots, int page_count,
-        int kv_heads, const bf16* projected, i64 stride, const bf16* pages, float scale, bf16* out) {
+        int kv_heads, const bf16* projected, i64 stride, const bf16* pages, float scale, bf16* out, int* drawn) {
     Batch batch = {spans, span_count, rows, tables, table_stride, slots, page_count};
     extern __shared__ char shared[];
     u32 base = (shared_address(shared) + 1023) / 1024 * 1024;
@@ -219,7 +200,8 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
     u32 barriers = all_values + STAGES * BLOCK_BYTES;
     u32 keys_full = barriers, keys_free = keys_full + 8 * STAGES, values_full = keys_free + 8 * STAGES,
         values_free = values_full + 8 * STAGES, queries_full = values_free + 8 * STAGES,
-        queries_free = queries_full + 16;
+        queries_free = queries_full + 16, tickets_full = queries_free + 16;
+    __shared__ volatile int tickets[TICKETS];
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
             barrier_init(keys_full + 8 * i, 1);
@@ -231,6 +213,7 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
             barrier_init(queries_full + 8 * i, QUERY_THREADS);
             barrier_init(queries_free + 8 * i, CONSUMER_WARPS);
         }
+        for (int i = 0; i < TICKETS; i++) barrier_init(tickets_full + 8 * i, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         asm volatile("fence.proxy.async;" ::: "memory");
     }
@@ -239,17 +222,34 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
     let_next_start();
 
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    Tile tile;
+    // A tile goes to whichever block is free. The first warp draws the numbers, one ahead; it has at most two blocks of
+    // keys in hand, so that nobody is as far behind as the ring of numbers is long.
+    auto pass_ticket = [&](int turn, int ticket) {
+        if (lane != 0) return;
+        tickets[turn % TICKETS] = ticket;
+        barrier_arrive(tickets_full + 8 * (turn % TICKETS));
+    };
+    auto take_tile = [&](int turn) {
+        barrier_wait(tickets_full + 8 * (turn % TICKETS), turn / TICKETS % 2);
+        return find_tile<TILE_TOKENS>(batch, kv_heads, tickets[turn % TICKETS]);
+    };
     if (warp < 4) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (warp == 0) {
             // What earlier kernels stored is read by the copy engine.
             asm volatile("fence.proxy.async;" ::: "memory");
-            int filled = 0;
-            for (int turn = 0; find_tile(tile, batch, kv_heads, turn); turn++) {
-                int last = (tile.span.position + tile.span.rows - 1) / PAGE;
+            int filled = 0, ticket = blockIdx.x;
+            pass_ticket(0, ticket);
+            for (int turn = 0;; turn++) {
+                Tile tile = find_tile<TILE_TOKENS>(batch, kv_heads, ticket);
+                if (tile.span.slot < 0) {
+                    // Each block that had a tile draws one number in vain; whose is the last leaves the counter at 0.
+                    if (lane == 0 && tile.beyond == gridDim.x - 1) *drawn = 0;
+                    break;
+                }
+                int last = (tile.span.position + tile.span.rows - 1) / PAGE, blocks = tile.token / KEYS + 1;
                 int page = 0;
-                for (int block = 0; block < tile.blocks; block++, filled++) {
+                for (int block = 0; block < blocks; block++, filled++) {
                     // Where a sequence ends in the first page of a block, that page stands in for the second.
                     if (block % 16 == 0) page = page_at(batch, tile.span, min(block * 2 + lane, last));
                     int stage = filled % STAGES, phase = filled / STAGES % 2 ^ 1;
@@ -279,12 +279,18 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
                                       values_full + 8 * stage);
                         }
                     }
+                    if (block == 0) {
+                        if (lane == 0) ticket = gridDim.x + atomicAdd(drawn, 1);
+                        ticket = __shfl_sync(~0u, ticket, 0);
+                        pass_ticket(turn + 1, ticket);
+                    }
                     __syncwarp();
                 }
             }
         } else if (warp >= 2) {
-            constexpr int PIECES = HEAD_DIM / 8;
-            for (int turn = 0; find_tile(tile, batch, kv_heads, turn); turn++) {
+            for (int turn = 0;; turn++) {
+                Tile tile = take_tile(turn);
+                if (tile.span.slot < 0) break;
                 u32 to = all_queries + turn % 2 * QUERY_BYTES;
                 barrier_wait(queries_free + 8 * (turn % 2), turn / 2 % 2 ^ 1);
                 int piece = threadIdx.x % PIECES;
@@ -307,9 +313,23 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
         int row = group * 64 + warp % 4 * 16 + lane / 4;
         int used = 0;
         bool arrives = lane == 0;
-        for (int turn = 0; find_tile(tile, batch, kv_heads, turn); turn++) {
+        float score[64], sum[HEAD_DIM / 2];
+        // Scores with the first block of keys of a tile; of anything where there is none.
+        auto start_tile = [&](int turn, bool present) {
+            if (present) {
+                barrier_wait(queries_full + 8 * (turn % 2), turn / 2 % 2);
+                barrier_wait(keys_full + 8 * (used % STAGES), used / STAGES % 2);
+            }
+            begin_products();
+            start_scores(score, all_queries + turn % 2 * QUERY_BYTES + group * (64 * 128),
+                         all_keys + used % STAGES * BLOCK_BYTES);
+        };
+        Tile tile = take_tile(0);
+        start_tile(0, tile.span.slot >= 0);
+        for (int turn = 0; tile.span.slot >= 0; turn++) {
             u32 queries = all_queries + turn % 2 * QUERY_BYTES + group * (64 * 128);
-            float score[64], sum[HEAD_DIM / 2], most[2] = {NONE, NONE}, total[2] = {0.0f, 0.0f}, shrink[2];
+            int blocks = tile.token / KEYS + 1;
+            float most[2] = {NONE, NONE}, total[2] = {0.0f, 0.0f}, shrink[2];
             u32 weight[8][4];
             // The last block has the tile's own tokens, and tokens after them.
             auto mask = [&] {
@@ -320,19 +340,13 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
                     if (key > seen) score[i] = __int_as_float(0xff800000);
                 }
             };
-            barrier_wait(queries_full + 8 * (turn % 2), turn / 2 % 2);
-            barrier_wait(keys_full + 8 * (used % STAGES), used / STAGES % 2);
-            begin_products();
-            start_scores(score, queries, all_keys + used % STAGES * BLOCK_BYTES);
             await_products<0>();
             settle(score);
             if (arrives) barrier_arrive(keys_free + 8 * (used % STAGES));
-            if (tile.blocks == 1) mask();
+            if (blocks == 1) mask();
             soften(score, most, total, shrink, scale);
             pack_weights(weight, score);
-#pragma unroll
-            for (int i = 0; i < HEAD_DIM / 2; i++) sum[i] = 0.0f;
-            for (int block = 1; block < tile.blocks; block++) {
+            for (int block = 1; block < blocks; block++) {
                 int stage = used % STAGES, phase = used / STAGES % 2;
                 used++;
                 int next = used % STAGES;
@@ -342,12 +356,13 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
                 begin_products();
                 start_scores(score, queries, all_keys + next * BLOCK_BYTES);
                 barrier_wait(values_full + 8 * stage, phase);
-                start_sums(sum, weight, all_values + stage * BLOCK_BYTES, true);
+                start_sums(sum, weight, all_values + stage * BLOCK_BYTES, block > 1);
                 await_products<1>();
                 settle(score);
                 if (arrives) barrier_arrive(keys_free + 8 * next);
-                if (block == tile.blocks - 1) mask();
+                if (block == blocks - 1) mask();
                 soften(score, most, total, shrink, scale);
+                follow(total[0] + total[1]);
                 await_products<0>();
                 settle(sum);
                 if (arrives) barrier_arrive(values_free + 8 * stage);
@@ -360,11 +375,13 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
             barrier_wait(values_full + 8 * stage, used / STAGES % 2);
             settle(sum);
             begin_products();
-            start_sums(sum, weight, all_values + stage * BLOCK_BYTES, true);
-            await_products<0>();
+            start_sums(sum, weight, all_values + stage * BLOCK_BYTES, blocks > 1);
+            used++;
+            Tile next = take_tile(turn + 1);
+            start_tile(turn + 1, next.span.slot >= 0);
+            await_products<1>();
             settle(sum);
             if (arrives) barrier_arrive(values_free + 8 * stage);
-            used++;
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 float all = total[h];
@@ -380,7 +397,9 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
                     to[i * 4] = pack_bf16(sum[4 * i + 2 * h] * part, sum[4 * i + 2 * h + 1] * part);
                 }
             }
+            tile = next;
         }
+        await_products<0>();
     }
 }
 

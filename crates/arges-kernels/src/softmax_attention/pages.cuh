@@ -39,6 +39,9 @@ typedef float Element;
 // Keys, and as many values, of one head in a page.
 constexpr int HEAD_PAGE = PAGE * HEAD_DIM;
 
+// Pieces of 16 bytes in a row of bf16 values.
+constexpr int PIECES = HEAD_DIM / 8;
+
 // Keys of a head in a page; its values follow.
 __device__ __forceinline__ i64 head_page(int page, int kv_heads, int kv_head) {
     return (i64(page) * kv_heads + kv_head) * (2 * HEAD_PAGE);
@@ -55,10 +58,15 @@ __device__ __forceinline__ int page_place(int token, int channel) {
 #endif
 }
 
+// Address in shared memory of a 16-byte piece of a token's keys or values, from where a head's lie at `base`.
+__device__ __forceinline__ u32 piece_address(u32 base, int token, int piece) {
+    return base + (piece / 8 * PAGE + token) * 128 + ((piece ^ token) % 8) * 16;
+}
+
 // A span's part of numbered work.
 struct Part {
     Span span;
-    int place; // of the work within the span's; the span is empty where there is no such work
+    int place; // of the work within the span's; where there is no such work, beyond the last
 };
 
 // The span that work `index` belongs to when each has `count(span)` of it, in order. All lanes of a warp call it.
@@ -88,5 +96,31 @@ __device__ __forceinline__ Part find_part(const Batch& batch, int index, Count c
         }
         index -= __shfl_sync(~0u, sum, 31);
     }
-    return {{0, 0, 0, -1}, 0};
+    return {{0, 0, 0, -1}, index};
+}
+
+// Some tokens of a span, for one key-value head.
+struct Tile {
+    Span span; // without a slot where there is no such tile
+    int kv_head;
+    int token;  // position of the first one, a multiple of the tokens of a tile
+    int beyond; // how far beyond the last it is where there is no such tile
+};
+
+// Bytes of keys and values that the second-level cache surely keeps while tiles pass over them.
+constexpr i64 CACHED_BYTES = 40 << 20;
+
+// Tile `index` of a launch. The latest tokens of a span, which have the most keys, come first, so that short tiles are
+// left for the end. Where a span's keys are too many for the cache, its heads go one after the other, so that the tiles
+// that run at a time share them.
+template <int TOKENS> __device__ __forceinline__ Tile find_tile(const Batch& batch, int kv_heads, int index) {
+    auto tiles = [](Span span) { return (span.position + span.rows - 1) / TOKENS - span.position / TOKENS + 1; };
+    Part part = find_part(batch, index, [&](Span span) { return tiles(span) * kv_heads; });
+    int count = tiles(part.span);
+    i64 bytes = i64(part.span.position + part.span.rows) * kv_heads * HEAD_DIM * 2 * sizeof(Element);
+    bool together = bytes <= CACHED_BYTES;
+    int kv_head = together ? part.place % kv_heads : part.place / count;
+    int later = together ? part.place / kv_heads : part.place % count;
+    int token = (part.span.position / TOKENS + count - 1 - later) * TOKENS;
+    return {part.span, kv_head, token, part.place};
 }

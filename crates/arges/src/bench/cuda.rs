@@ -143,18 +143,22 @@ impl<'a> Bench<'a> {
     fn prefill(&mut self, tokens: usize, runs: usize) -> Result<Value> {
         let mut seconds = Vec::new();
         let piece = self.workspace.plan().max_tokens;
-        let used = self.workspace.experts_used()?;
+        let mut used = 0;
         // Seconds at which every hundred thousand tokens were done, in the last run.
         let mut marks = Vec::new();
-        for _ in 0..=runs {
+        for run in 0..=runs {
             let sequence = self.open(tokens)?;
-            let prompt = self.random.take(tokens);
+            // One step is enough to warm up.
+            let prompt = self.random.take(if run == 0 { tokens.min(piece) } else { tokens });
             let mut batch = Batch::new();
             marks.clear();
+            if run == 1 {
+                used = self.workspace.experts_used()?;
+            }
             let start = Instant::now();
             for (done, part) in prompt.chunks(piece).enumerate() {
                 batch.clear();
-                let last = (done + 1) * piece >= tokens;
+                let last = (done + 1) * piece >= prompt.len();
                 batch.push(sequence, part, if last { LogitRows::Last } else { LogitRows::None });
                 self.step(&batch)?;
                 if (done * piece) / 100_000 < (done * piece + part.len()) / 100_000 {
@@ -164,7 +168,7 @@ impl<'a> Bench<'a> {
             seconds.push(start.elapsed().as_secs_f64());
             self.cache.close(sequence);
         }
-        let experts = f64::from(self.workspace.experts_used()?.wrapping_sub(used)) / (runs + 1) as f64;
+        let experts = f64::from(self.workspace.experts_used()?.wrapping_sub(used)) / runs as f64;
         let flops = self.accounting(tokens).flops;
         let flops = flops.prefill_token.total * tokens as f64 + flops.decode_token.head;
         let bytes = (tokens.div_ceil(piece) * self.model.dense_bytes()) as f64
