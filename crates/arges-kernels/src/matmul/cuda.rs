@@ -19,8 +19,9 @@ pub const PORTABLE: Source = Source { name: "matmul/portable.cu", text: include_
 
 /// Gates and up projections of a gated matrix stand in turn in groups of so many outputs.
 pub const GATE_GROUP: usize = 8;
-/// Parts of bf16 into which an f32 is split for a product that loses nothing of it.
-pub const PARTS: usize = 3;
+/// Parts of bf16 into which an f32 is split for a product that needs its precision. Two hold 16 bits and a sign, so that
+/// a sum of thousands of products is off by no more than adding them up in f32 makes it anyway.
+pub const PARTS: usize = 2;
 
 /// Rows and outputs of a tile, and how many tiles are copied ahead.
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +68,7 @@ impl Tiling {
     }
 }
 
-/// Tilings for ever more rows. Few rows leave the stages to weights, which is what decoding waits for.
+/// Tilings for ever more rows. Few rows leave the shared memory to weights, which is what decoding waits for.
 const TILINGS: [Tiling; 6] = [
     Tiling::new(8, 1, 1, 24),
     Tiling::new(16, 1, 1, 22),
@@ -75,13 +76,6 @@ const TILINGS: [Tiling; 6] = [
     Tiling::new(64, 1, 2, 8),
     Tiling::new(128, 1, 2, 6),
     Tiling::new(256, 1, 2, 4),
-];
-/// The same for rows in parts; eight rows are 24.
-const PART_TILINGS: [Tiling; 4] = [
-    Tiling::new(24, 1, 1, 19),
-    Tiling::new(48, 1, 2, 9),
-    Tiling::new(96, 1, 2, 7),
-    Tiling::new(192, 1, 2, 4),
 ];
 
 /// What the kernels do with a product, by their numbers.
@@ -203,7 +197,7 @@ pub struct DeviceRows {
     rows: usize,
     k: usize,
     data: Activations,
-    /// For each tiling of [`TILINGS`] and of [`PART_TILINGS`]; none where the copy engine is not used.
+    /// For each of [`TILINGS`]; none where the copy engine is not used.
     maps: Option<Vec<TensorMap>>,
 }
 
@@ -216,9 +210,8 @@ impl DeviceRows {
         let data = Activations::zeroed(cuda, element, rows * k)?;
         let maps = match &data {
             Activations::Bf16(buffer) if uses_tensor_cores(cuda, k) => {
-                let tilings = TILINGS.iter().chain(&PART_TILINGS);
                 let map = |tiling: &Tiling| TensorMap::bf16(buffer, rows, k, tiling.row_box());
-                Some(tilings.map(map).collect::<Result<_, _>>()?)
+                Some(TILINGS.iter().map(map).collect::<Result<_, _>>()?)
             }
             _ => None,
         };
@@ -271,7 +264,7 @@ pub enum Output<'a> {
 /// The compiled products of a device.
 pub struct Products {
     cuda: Arc<Cuda>,
-    /// For each of [`TILINGS`] and [`PART_TILINGS`]; none before and after Hopper.
+    /// For each of [`TILINGS`]; none before and after Hopper.
     hopper: Vec<Kernel>,
     /// For f32 rows and bf16 rows, f32 weights and bf16 weights.
     portable: [[Option<Kernel>; 2]; 2],
@@ -292,7 +285,7 @@ impl Products {
     pub fn new(cuda: &Arc<Cuda>) -> Result<Self, CudaError> {
         let mut hopper = Vec::new();
         if cuda.facts().architecture.has_wgmma() {
-            for tiling in TILINGS.iter().chain(&PART_TILINGS) {
+            for tiling in &TILINGS {
                 hopper.push(cuda.module(HOPPER, &tiling.defines())?.kernel("product")?);
             }
         }
@@ -352,24 +345,17 @@ impl Products {
         let call = Call { matrix, x, offsets, rows: most, epilogue, address, stride, silu, row_limit: most };
         match (&x.maps, &matrix.maps) {
             (Some(maps), Some(_)) => {
-                let last = TILINGS.len() - 1;
-                let fits = |tiling: &Tiling| tiling.rows >= expected;
-                let mut choice = TILINGS.iter().position(fits).unwrap_or(last);
-                // Rather smaller tiles than idle multiprocessors.
-                let tiles = |t: Tiling| most.div_ceil(t.rows) * matrix.outputs.div_ceil(t.outputs());
-                if offsets.is_none()
-                    && choice == last
-                    && tiles(TILINGS[last]) < self.cuda.facts().multiprocessors
-                {
-                    choice -= 1;
-                }
-                self.run_hopper(&call, TILINGS[choice], choice, &maps[choice])
+                let choice = match offsets {
+                    Some(_) => fitting(expected),
+                    None => self.tiling_of_one(most, matrix.outputs),
+                };
+                self.run_hopper(&call, choice, &maps[choice])
             }
             _ => self.run_portable(&call),
         }
     }
 
-    /// Multiplies f32 rows with bf16 weights on the tensor cores, each row split into [`PARTS`] that add up to it:
+    /// Multiplies f32 rows with bf16 weights on the tensor cores, each row split into [`PARTS`] that nearly add up to it:
     /// rows `8 g + i` lie in `x` as rows `8 (PARTS g + part) + i`. `out[rows, outputs]`.
     ///
     /// # Errors
@@ -393,7 +379,7 @@ impl Products {
         let (Some(maps), Some(_)) = (&x.maps, &matrix.maps) else {
             return Err(CudaError::Unsupported("products in parts need Hopper's tensor cores".to_owned()));
         };
-        let choice = PART_TILINGS.iter().position(|t| parts <= t.rows).unwrap_or(PART_TILINGS.len() - 1);
+        let choice = self.tiling_of_one(parts, matrix.outputs).max(1);
         let call = Call {
             matrix,
             x,
@@ -405,18 +391,20 @@ impl Products {
             silu: 0,
             row_limit: rows,
         };
-        let place = TILINGS.len() + choice;
-        self.run_hopper(&call, PART_TILINGS[choice], place, &maps[place])
+        self.run_hopper(&call, choice, &maps[choice])
     }
 
-    fn run_hopper(
-        &self,
-        call: &Call<'_>,
-        tiling: Tiling,
-        kernel: usize,
-        rows: &TensorMap,
-    ) -> Result<(), CudaError> {
+    /// The tiling for `rows` rows of one matrix: rather smaller tiles than idle multiprocessors.
+    fn tiling_of_one(&self, rows: usize, outputs: usize) -> usize {
+        let choice = fitting(rows);
+        let tiles = rows.div_ceil(TILINGS[choice].rows) * outputs.div_ceil(TILINGS[choice].outputs());
+        let last = choice == TILINGS.len() - 1;
+        if last && tiles < self.cuda.facts().multiprocessors { choice - 1 } else { choice }
+    }
+
+    fn run_hopper(&self, call: &Call<'_>, choice: usize, rows: &TensorMap) -> Result<(), CudaError> {
         let Call { matrix, offsets, .. } = call;
+        let tiling = TILINGS[choice];
         let weights = matrix.map(tiling).expect("the caller has looked");
         let tiles = call.rows.div_ceil(tiling.rows) * matrix.outputs.div_ceil(tiling.outputs());
         let processors = self.cuda.facts().multiprocessors;
@@ -439,7 +427,7 @@ impl Products {
         // SAFETY: the kernel's arguments, in order. Copies stay within the two maps' matrices. Writes stay within
         // `rows` (the offsets' last is at most that; with parts, `row_limit`) times `stride` elements, for which the
         // callers have checked that there is room.
-        unsafe { self.cuda.launch(&self.hopper[kernel], shape, &arguments) }
+        unsafe { self.cuda.launch(&self.hopper[choice], shape, &arguments) }
     }
 
     fn run_portable(&self, call: &Call<'_>) -> Result<(), CudaError> {
@@ -481,9 +469,14 @@ struct Call<'a> {
     row_limit: usize,
 }
 
-/// Rows that a tile should hold for most experts to need one: about three times the average, as the number of rows
-/// that an expert is chosen for spreads like a Poisson variable.
+/// The smallest tiling that holds so many rows in one tile, else the largest.
+fn fitting(rows: usize) -> usize {
+    TILINGS.iter().position(|tiling| tiling.rows >= rows).unwrap_or(TILINGS.len() - 1)
+}
+
+/// Rows that a tile should hold for most experts to need one: three standard deviations above the average, as the
+/// number of rows that an expert is chosen for spreads like a Poisson variable.
 fn expected_rows(rows: usize, experts: usize) -> usize {
-    let average = rows.div_ceil(experts);
-    (2 * average + 4).min(rows)
+    let average = rows as f64 / experts as f64;
+    ((average + 3.0 * average.sqrt()).ceil() as usize).min(rows)
 }

@@ -20,8 +20,11 @@ constexpr int BOXES = ROWS / BOX;
 constexpr int BOX_BYTES = BOX * K_TILE * 2;
 constexpr int STAGE_BYTES = WEIGHT_BYTES + BOXES * BOX_BYTES;
 constexpr int THREADS = 128 * (CONSUMERS + 1);
-// Tiles of rows that share weights in the second-level cache before the next ones are begun: some 2048 rows.
+// Tiles of rows that share weights in the second-level cache before the next ones are begun: some 2048 rows of one
+// matrix. An expert's last tile, which is seldom full, comes apart from the full ones: blocks that take turns at tiles
+// of one cost stay together, and find in the cache what the others have asked for.
 constexpr int BAND = ROWS >= 128 ? 2048 / ROWS : 16;
+constexpr int EXPERT_BAND = 2;
 
 struct alignas(64) Map {
     char opaque[128];
@@ -104,10 +107,10 @@ struct Walk {
     __device__ __forceinline__ void place(int tile, int& row, int& output) const {
         int row_tiles = (end - begin + ROWS - 1) / ROWS;
         int local = tile - before;
-        int band = local / (BAND * output_tiles);
-        local -= band * BAND * output_tiles;
-        int width = min(BAND, row_tiles - band * BAND);
-        row = begin + (band * BAND + local % width) * ROWS;
+        int most = offsets ? EXPERT_BAND : BAND, band = local / (most * output_tiles);
+        local -= band * most * output_tiles;
+        int width = min(most, row_tiles - band * most);
+        row = begin + (band * most + local % width) * ROWS;
         output = local / width * OUTPUTS;
     }
 };
@@ -139,7 +142,7 @@ template <typename T> __device__ __forceinline__ void write_eight(T* at, const f
 
 // Rows of one piece of an epilogue: a warp's 16 outputs pass through shared memory for so many rows at a time, so that
 // what is done with them is a short loop and stores are whole sectors.
-constexpr int PIECE = ROWS % 32 == 0 && ROWS % (8 * PARTS) != 0 ? 32 : ROWS % 24 == 0 ? 24 : ROWS;
+constexpr int PIECE = ROWS < 32 ? ROWS : 32;
 constexpr int PIECES = ROWS / PIECE;
 constexpr int PIECE_STRIDE = 20;
 
@@ -149,24 +152,17 @@ __device__ __forceinline__ void drain(const float* piece, const Target& target, 
     // Whole vectors where every row begins at a multiple of 16 bytes.
     bool whole = target.stride % 8 == 0;
     if (target.epilogue == STORE_PARTS) {
-#if ROWS % (8 * PARTS) == 0
-        if (lane >= 16) return;
-        int local = lane / 2, n = output + lane % 2 * 8, t = row / PARTS + local;
-        if (t >= target.row_limit || n >= target.outputs) return;
+        // Groups of 8 tokens, of each first all first parts, then the second ones.
+        int local = lane / 2 % 8 + lane / 16 * 16, n = output + lane % 2 * 8, t = row / 2 + local / 16 * 8 + local % 8;
+        if (local + 8 >= PIECE || t >= target.row_limit || n >= target.outputs) return;
+        const float* from = piece + local * PIECE_STRIDE + lane % 2 * 8;
         float x[8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            // The smallest part first.
-            const float* at = piece + local * PIECE_STRIDE + lane % 2 * 8 + i;
-            float sum = at[(PARTS - 1) * 8 * PIECE_STRIDE];
-#pragma unroll
-            for (int part = PARTS - 2; part >= 0; --part) sum += at[part * 8 * PIECE_STRIDE];
-            x[i] = sum;
-        }
+        for (int i = 0; i < 8; ++i) x[i] = from[8 * PIECE_STRIDE + i] + from[i];
         int count = target.outputs - n;
-        write_eight(static_cast<float*>(target.out) + i64(t) * target.stride + n, x, whole ? count : min(count, 7));
-        if (!whole && count >= 8) static_cast<float*>(target.out)[i64(t) * target.stride + n + 7] = x[7];
-#endif
+        float* at = static_cast<float*>(target.out) + i64(t) * target.stride + n;
+        write_eight(at, x, whole ? count : min(count, 7));
+        if (!whole && count >= 8) at[7] = x[7];
         return;
     }
 #pragma unroll 1

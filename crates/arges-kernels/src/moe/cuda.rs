@@ -27,11 +27,19 @@ pub struct Router {
     experts: usize,
     choices: usize,
     weights: Element,
-    logits: Kernel,
+    /// Logits of few rows, a warp an expert, and of many, four experts a warp.
+    few: Kernel,
+    many: Kernel,
     choose: Kernel,
     group: Kernel,
+    choose_and_group: Kernel,
     gather: Kernel,
 }
+
+/// Rows up to which a warp makes the logits of one expert alone.
+const FEW_ROWS: usize = 64;
+/// Choices that one block chooses and groups; `FEW_CHOICES` in moe.cu.
+const FEW_CHOICES: usize = 1024;
 
 /// Which experts serve the rows of a step.
 pub struct DeviceRouting {
@@ -104,9 +112,11 @@ impl Router {
             experts,
             choices,
             weights,
-            logits: module.kernel("router")?,
+            few: module.kernel("router_few")?,
+            many: module.kernel("router_many")?,
             choose: module.kernel("choose")?,
             group: module.kernel("group")?,
+            choose_and_group: module.kernel("choose_and_group")?,
             gather: module.kernel("gather")?,
         })
     }
@@ -137,9 +147,13 @@ impl Router {
             Argument::I32(*width as i32),
             Argument::I32(*experts as i32),
         ];
-        let shape = LaunchShape::grid(rows.div_ceil(4), experts.div_ceil(8), 1, 256).overlap();
+        let tiles = rows.div_ceil(4);
+        let (kernel, shape) = match rows <= FEW_ROWS {
+            true => (&self.few, LaunchShape::grid(tiles, *experts, 1, 32)),
+            false => (&self.many, LaunchShape::grid(tiles, experts.div_ceil(32), 1, 256)),
+        };
         // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above.
-        unsafe { cuda.launch(&self.logits, shape, &arguments) }
+        unsafe { cuda.launch(kernel, shape.overlap(), &arguments) }
     }
 
     /// Experts for `rows` rows of `x[_, width]`, from router weights `[experts, width]`; rows from the number in
@@ -162,6 +176,25 @@ impl Router {
         assert!(routing.places.len() >= rows * choices, "room for {rows} rows");
         assert!(!active.is_empty(), "the number of rows");
         self.logits(x, rows, weights, &mut routing.logits)?;
+        if rows * choices <= FEW_CHOICES {
+            let arguments = [
+                Argument::Pointer(routing.logits.address(0)),
+                Argument::Pointer(routing.chosen.address(0)),
+                Argument::Pointer(routing.weights.address(0)),
+                Argument::Pointer(routing.offsets.address(0)),
+                Argument::Pointer(routing.places.address(0)),
+                Argument::Pointer(routing.sources.address(0)),
+                Argument::I32(rows as i32),
+                Argument::Pointer(active.address(0)),
+                Argument::I32(*experts as i32),
+                Argument::Pointer(routing.used.address(0)),
+            ];
+            // SAFETY: the kernel's arguments, in order; there is room for `rows * choices` of each, and for an offset
+            // for every expert and the end. A thread a row, as there are no more rows than threads.
+            return unsafe {
+                cuda.launch(&self.choose_and_group, LaunchShape::new(1, 1024).overlap(), &arguments)
+            };
+        }
         let arguments = [
             Argument::Pointer(routing.logits.address(0)),
             Argument::Pointer(routing.chosen.address(0)),

@@ -15,61 +15,88 @@ __device__ __forceinline__ float4 load_four(const bf16* at) {
     return make_float4(low_float(pair.x), high_float(pair.x), low_float(pair.y), high_float(pair.y));
 }
 
-// logits[t, e] = x[t] . weights[e] in f32; a warp makes one expert's logits of 4 rows.
-extern "C" __global__ void __launch_bounds__(256) router(
-    const float* x, const W* weights, float* logits, int rows, int width, int experts) {
-    wait_for_previous();
-    let_next_start();
-    int expert = blockIdx.y * 8 + threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.x * ROUTER_ROWS;
-    if (expert >= experts) return;
-    float sums[ROUTER_ROWS] = {};
-    const W* weight = weights + i64(expert) * width;
+// logits[t, e] = x[t] . weights[e] in f32: a warp makes those of 4 rows for EXPERTS experts. The order of a sum is the
+// same for any number of them.
+template <int EXPERTS>
+__device__ __forceinline__ void route(
+    const float* x, const W* weights, float* logits, int rows, int width, int experts, int first, int expert) {
+    int lane = threadIdx.x % 32;
+    float sums[EXPERTS][ROUTER_ROWS] = {};
+    // Rows and experts beyond the end are the last once more, and not stored.
+    const float* row_of[ROUTER_ROWS];
+    const W* weight_of[EXPERTS];
+#pragma unroll
+    for (int row = 0; row < ROUTER_ROWS; ++row) row_of[row] = x + i64(min(first + row, rows - 1)) * width;
+#pragma unroll
+    for (int e = 0; e < EXPERTS; ++e) weight_of[e] = weights + i64(min(expert + e, experts - 1)) * width;
+#pragma unroll 4
     for (int i = 4 * lane; i < width; i += 128) {
-        float4 w = load_four(weight + i);
+        float4 w[EXPERTS];
+#pragma unroll
+        for (int e = 0; e < EXPERTS; ++e) w[e] = load_four(weight_of[e] + i);
 #pragma unroll
         for (int row = 0; row < ROUTER_ROWS; ++row) {
-            // Rows beyond the end are the last once more, and not stored.
-            float4 value = load_four(x + i64(min(first + row, rows - 1)) * width + i);
-            sums[row] = fmaf(value.x, w.x, sums[row]);
-            sums[row] = fmaf(value.y, w.y, sums[row]);
-            sums[row] = fmaf(value.z, w.z, sums[row]);
-            sums[row] = fmaf(value.w, w.w, sums[row]);
+            float4 value = load_four(row_of[row] + i);
+#pragma unroll
+            for (int e = 0; e < EXPERTS; ++e) {
+                float sum = sums[e][row];
+                sum = fmaf(value.x, w[e].x, sum);
+                sum = fmaf(value.y, w[e].y, sum);
+                sum = fmaf(value.z, w[e].z, sum);
+                sums[e][row] = fmaf(value.w, w[e].w, sum);
+            }
         }
     }
 #pragma unroll
-    for (int row = 0; row < ROUTER_ROWS; ++row) {
-        float sum = warp_sum(sums[row]);
-        if (lane == 0 && first + row < rows) logits[i64(first + row) * experts + expert] = sum;
+    for (int e = 0; e < EXPERTS; ++e) {
+#pragma unroll
+        for (int row = 0; row < ROUTER_ROWS; ++row) {
+            float sum = warp_sum(sums[e][row]);
+            if (lane == 0 && first + row < rows && expert + e < experts)
+                logits[i64(first + row) * experts + expert + e] = sum;
+        }
     }
 }
 
-// The CHOICES largest logits of each row, best first and the lower expert among equals, and their softmax. Rows from
-// `active` on choose no expert, which is written as `experts`.
-extern "C" __global__ void choose(
-    const float* logits, int* chosen, float* weights, int rows, const int* active, int experts) {
+// A warp makes one expert's logits.
+extern "C" __global__ void __launch_bounds__(32) router_few(
+    const float* x, const W* weights, float* logits, int rows, int width, int experts) {
+    prefetch(weights + i64(blockIdx.y) * width, sizeof(W) * width);
     wait_for_previous();
     let_next_start();
-    int t = blockIdx.x * blockDim.x + threadIdx.x;
-    if (t >= rows) return;
+    route<1>(x, weights, logits, rows, width, experts, blockIdx.x * ROUTER_ROWS, blockIdx.y);
+}
+
+// A warp makes four experts' logits, a block those of 32.
+extern "C" __global__ void __launch_bounds__(256) router_many(
+    const float* x, const W* weights, float* logits, int rows, int width, int experts) {
+    wait_for_previous();
+    let_next_start();
+    int expert = 4 * (blockIdx.y * 8 + threadIdx.x / 32);
+    if (expert < experts)
+        route<4>(x, weights, logits, rows, width, experts, blockIdx.x * ROUTER_ROWS, expert);
+}
+
+// The CHOICES largest logits of a row, best first and the lower expert among equals, and their softmax. A row that is
+// not `active` chooses no expert, which is written as `experts`.
+__device__ __forceinline__ void choose_row(
+    const float* logits, int (&which)[CHOICES], float* weights, bool active, int experts) {
     float best[CHOICES];
-    int which[CHOICES];
 #pragma unroll
     for (int i = 0; i < CHOICES; ++i) best[i] = MINUS_INFINITY, which[i] = experts;
-    if (t < *active) {
-        for (int e = 0; e < experts; ++e) {
-            float logit = logits[i64(t) * experts + e];
-            int expert = e;
-            bool shift = false;
+    for (int e = 0; active && e < experts; ++e) {
+        float logit = logits[e];
+        int expert = e;
+        bool shift = false;
 #pragma unroll
-            for (int i = 0; i < CHOICES; ++i) {
-                // From its place on, everything moves down by one.
-                shift = shift || logit > best[i] || which[i] == experts;
-                if (shift) {
-                    float other = best[i];
-                    int other_expert = which[i];
-                    best[i] = logit, which[i] = expert;
-                    logit = other, expert = other_expert;
-                }
+        for (int i = 0; i < CHOICES; ++i) {
+            // From its place on, everything moves down by one.
+            shift = shift || logit > best[i] || which[i] == experts;
+            if (shift) {
+                float other = best[i];
+                int other_expert = which[i];
+                best[i] = logit, which[i] = expert;
+                logit = other, expert = other_expert;
             }
         }
     }
@@ -80,10 +107,20 @@ extern "C" __global__ void choose(
         sum += best[i];
     }
 #pragma unroll
-    for (int i = 0; i < CHOICES; ++i) {
-        chosen[t * CHOICES + i] = which[i];
-        weights[t * CHOICES + i] = sum > 0.0f ? best[i] / sum : 0.0f;
-    }
+    for (int i = 0; i < CHOICES; ++i) weights[i] = sum > 0.0f ? best[i] / sum : 0.0f;
+}
+
+// Choices of each row; rows from `active` on choose nobody.
+extern "C" __global__ void choose(
+    const float* logits, int* chosen, float* weights, int rows, const int* active, int experts) {
+    wait_for_previous();
+    let_next_start();
+    int t = blockIdx.x * blockDim.x + threadIdx.x;
+    if (t >= rows) return;
+    int which[CHOICES];
+    choose_row(logits + i64(t) * experts, which, weights + t * CHOICES, t < *active, experts);
+#pragma unroll
+    for (int i = 0; i < CHOICES; ++i) chosen[t * CHOICES + i] = which[i];
 }
 
 // The number of threads before this one in the block for which `flag` holds, and of all.
@@ -133,6 +170,52 @@ extern "C" __global__ void __launch_bounds__(1024) group(
         offsets[expert] = begin;
         if (next > begin) atomicAdd(used, 1);
         if (expert == experts - 1) offsets[experts] = next;
+    }
+}
+
+// `choose` and `group` for few rows, in one block: a warp orders the choices of one expert after the other.
+constexpr int FEW_CHOICES = 1024;
+
+extern "C" __global__ void __launch_bounds__(1024) choose_and_group(
+    const float* logits, int* chosen, float* weights, int* offsets, int* places, int* sources, int rows,
+    const int* active, int experts, int* used) {
+    __shared__ int all[FEW_CHOICES];
+    wait_for_previous();
+    let_next_start();
+    int choices = rows * CHOICES, t = threadIdx.x;
+    if (t < rows) {
+        int which[CHOICES];
+        choose_row(logits + i64(t) * experts, which, weights + t * CHOICES, t < *active, experts);
+#pragma unroll
+        for (int i = 0; i < CHOICES; ++i) all[t * CHOICES + i] = chosen[t * CHOICES + i] = which[i];
+    }
+    __syncthreads();
+    int lane = threadIdx.x % 32;
+    for (int i = threadIdx.x; i < choices; i += blockDim.x)
+        if (all[i] == experts) places[i] = -1;
+    for (int expert = threadIdx.x / 32; expert < experts; expert += blockDim.x / 32) {
+        int begin = 0;
+        for (int start = 0; start < choices; start += 32) {
+            int i = start + lane;
+            begin += __popc(__ballot_sync(~0u, i < choices && all[i] < expert));
+        }
+        int next = begin;
+        for (int start = 0; start < choices; start += 32) {
+            int i = start + lane;
+            bool own = i < choices && all[i] == expert;
+            u32 votes = __ballot_sync(~0u, own);
+            if (own) {
+                int place = next + __popc(votes & ((1u << lane) - 1));
+                places[i] = place;
+                sources[place] = i / CHOICES;
+            }
+            next += __popc(votes);
+        }
+        if (lane == 0) {
+            offsets[expert] = begin;
+            if (next > begin) atomicAdd(used, 1);
+            if (expert == experts - 1) offsets[experts] = next;
+        }
     }
 }
 

@@ -135,7 +135,7 @@ fn gated_norms_agree_with_the_reference() {
 }
 
 #[test]
-fn rows_for_the_head_are_normed_and_their_parts_add_up_to_them() {
+fn rows_for_the_head_are_normed_and_their_parts_add_up_to_16_bits_of_them() {
     let Some(cuda) = gpu() else { return };
     let mut random = Random::new(4);
     let (rows, width) = (20, 96);
@@ -156,7 +156,8 @@ fn rows_for_the_head_are_normed_and_their_parts_add_up_to_them() {
     for r in 0..chosen.len() {
         for c in 0..width {
             let part = |p: usize| parts[(r / 8 * 8 * PARTS + p * 8 + r % 8) * width + c];
-            assert_eq!((0..PARTS).rev().map(part).sum::<f32>(), normed[r * width + c]);
+            let (sum, whole) = ((0..PARTS).rev().map(part).sum::<f32>(), normed[r * width + c]);
+            assert!((sum - whole).abs() <= whole.abs() / 65536.0, "{sum} for {whole}");
         }
     }
 }

@@ -83,6 +83,7 @@ extern "C" __global__ void join(
     const float* weight, float eps, int width, A* rounded) {
     extern __shared__ float row[];
     __shared__ float partial[32];
+    if (weight) prefetch(weight, 4 * width);
     wait_for_previous();
     let_next_start();
     i64 t = blockIdx.x;
@@ -120,6 +121,7 @@ extern "C" __global__ void join(
 extern "C" __global__ void gated_norm(
     const A* attended, const A* gate, int gate_stride, const float* weight, float eps, int width, A* out) {
     __shared__ float partial[32];
+    prefetch(weight, 4 * width);
     wait_for_previous();
     let_next_start();
     i64 t = blockIdx.x;

@@ -16,7 +16,7 @@ fn the_largest_sampleable_logit_is_chosen_with_its_logprob() {
         let device = Buffer::from_slice(&cuda, &logits).unwrap();
         let (mut tokens, mut logprobs) =
             (Buffer::zeroed(&cuda, rows).unwrap(), Buffer::zeroed(&cuda, rows).unwrap());
-        let greedy = Greedy::new(&cuda, vocabulary).unwrap();
+        let mut greedy = Greedy::new(&cuda, vocabulary, rows).unwrap();
         greedy.run(&device, rows, sampleable, &mut tokens, &mut logprobs).unwrap();
         let (tokens, logprobs) = (tokens.to_vec().unwrap(), logprobs.to_vec().unwrap());
         for r in 0..rows {

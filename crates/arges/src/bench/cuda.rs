@@ -96,6 +96,7 @@ struct Bench<'a> {
     workspace: CudaWorkspace,
     limits: Limits,
     random: RandomTokens,
+    profile: bool,
 }
 
 impl<'a> Bench<'a> {
@@ -103,7 +104,7 @@ impl<'a> Bench<'a> {
         let most = |sizes: &[usize]| sizes.iter().copied().max().unwrap_or(1);
         let pages = |tokens: usize| tokens.next_multiple_of(PAGE_TOKENS);
         let decoding = args.context.iter().flat_map(|context| {
-            args.decode.iter().map(move |sequences| sequences * pages(context + args.steps))
+            args.decode.iter().map(move |sequences| sequences * pages(context + args.steps + 1))
         });
         let longest = decoding.chain([pages(most(&args.prefill))]).max().unwrap_or(1);
         let sequences = most(&args.decode);
@@ -116,6 +117,7 @@ impl<'a> Bench<'a> {
             workspace: CudaWorkspace::new(model, workspace, args.exact)?,
             limits,
             random: RandomTokens::new(model.config().vocab_size),
+            profile: args.profile,
         })
     }
 
@@ -138,6 +140,16 @@ impl<'a> Bench<'a> {
         let vocab_size = self.model.config().vocab_size;
         let (best, _) = self.model.forward_greedy(batch, vocab_size, &mut self.cache, &mut self.workspace)?;
         Ok(best.iter().map(|token| token.cast_unsigned()).collect())
+    }
+
+    /// Runs a batch once more and tells the milliseconds of each of its kernels.
+    fn profiled(&mut self, batch: &Batch) -> Result<Value> {
+        let cuda = std::sync::Arc::clone(self.model.cuda());
+        let times = cuda.profile(|| self.step(batch).map(|_| ()))?;
+        let rows = times.iter().map(
+            |time| json!({ "kernel": time.name, "calls": time.calls, "milliseconds": 1e3 * time.seconds }),
+        );
+        Ok(rows.collect())
     }
 
     fn prefill(&mut self, tokens: usize, runs: usize) -> Result<Value> {
@@ -178,18 +190,26 @@ impl<'a> Bench<'a> {
         case["tokens"] = json!(tokens);
         case["step_tokens"] = json!(piece);
         case["seconds_at_each_100k"] = json!(marks);
+        if self.profile {
+            let sequence = self.open(tokens.min(piece))?;
+            let prompt = self.random.take(tokens.min(piece));
+            let mut batch = Batch::new();
+            batch.push(sequence, &prompt, LogitRows::Last);
+            case["kernels_of_first_step"] = self.profiled(&batch)?;
+            self.cache.close(sequence);
+        }
         Ok(case)
     }
 
     /// Decodes from sequences that are `context` tokens long; what their caches hold is random.
     fn decode(&mut self, sequences: usize, context: usize, steps: usize, runs: usize) -> Result<Value> {
         self.cache.fill_random(context as u64)?;
-        let (mut seconds, mut experts) = (Vec::new(), 0);
+        let (mut seconds, mut experts, mut kernels) = (Vec::new(), 0, Value::Null);
         let mut batch = Batch::new();
         for _ in 0..=runs {
             let mut open = Vec::new();
             for place in 0..sequences {
-                let sequence = self.open(context + steps)?;
+                let sequence = self.open(context + steps + 1)?;
                 // At different places of a chunk, as in service.
                 self.cache.skip(sequence, context - (place * 29) % 64.min(context));
                 open.push(sequence);
@@ -206,6 +226,10 @@ impl<'a> Bench<'a> {
             }
             seconds.push(start.elapsed().as_secs_f64());
             experts = self.workspace.experts_used()?.wrapping_sub(before);
+            if self.profile && kernels.is_null() {
+                // The first run does not count, so that a step more does no harm.
+                kernels = self.profiled(&batch)?;
+            }
             open.into_iter().for_each(|sequence| self.cache.close(sequence));
         }
         let accounting = self.accounting(context + steps / 2);
@@ -219,6 +243,9 @@ impl<'a> Bench<'a> {
         case["sequences"] = json!(sequences);
         case["context"] = json!(context);
         case["steps"] = json!(steps);
+        if self.profile {
+            case["kernels"] = kernels;
+        }
         case["expert_bytes_per_step"] = json!(expert_bytes / steps as f64);
         case["experts_per_layer"] =
             json!(f64::from(experts) / (steps * self.model.config().num_layers) as f64);

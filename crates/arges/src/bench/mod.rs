@@ -51,6 +51,9 @@ struct InferenceArgs {
     /// On a GPU, compute so that a token's log-probability has the same bits in any batch
     #[arg(long)]
     exact: bool,
+    /// On a GPU, also tell how long each kernel takes, in a run of its own in which kernels do not overlap
+    #[arg(long)]
+    profile: bool,
     /// Prompt lengths to prefill, in tokens
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_values_t = [512, 2048])]
     prefill: Vec<usize>,
@@ -100,8 +103,8 @@ fn inference(args: &InferenceArgs) -> Result<()> {
     if let DeviceChoice::Cuda(ordinal) = args.model.device {
         return cuda::inference(args, ordinal);
     }
-    if args.dummy.is_some() || args.exact {
-        return Err(usage("--dummy and --exact are for --device cuda"));
+    if args.dummy.is_some() || args.exact || args.profile {
+        return Err(usage("--dummy, --exact and --profile are for --device cuda"));
     }
     let opened = Opened::open(&args.model)?;
     let options = args.model.dtype.asked().map(|compute| LoadOptions { compute });

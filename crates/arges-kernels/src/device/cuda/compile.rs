@@ -81,7 +81,8 @@ impl Module {
         function
             .set_attribute(attribute, most)
             .map_err(|e| CudaError::driver("giving a kernel its shared memory", e))?;
-        Ok(Kernel { function, handle })
+        let name = format!("{} {name}", self.source.name).into();
+        Ok(Kernel { name, function, handle })
     }
 }
 

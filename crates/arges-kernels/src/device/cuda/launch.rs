@@ -1,5 +1,7 @@
 //! Starting kernels.
 
+use std::sync::Arc;
+
 use cudarc::driver::{CudaFunction, sys};
 
 use super::{Cuda, CudaError, TensorMap};
@@ -7,6 +9,8 @@ use super::{Cuda, CudaError, TensorMap};
 /// A compiled kernel.
 #[derive(Clone)]
 pub struct Kernel {
+    /// Its source and its name there.
+    pub(super) name: Arc<str>,
     pub(super) function: CudaFunction,
     pub(super) handle: sys::CUfunction,
 }
@@ -116,6 +120,7 @@ impl Cuda {
         for (address, argument) in addresses[..arguments.len()].iter_mut().zip(arguments) {
             *address = argument.address();
         }
+        let overlap = shape.overlap && self.facts().architecture.major >= 9 && !self.is_profiling();
         let mut attribute = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
@@ -131,8 +136,9 @@ impl Cuda {
             sharedMemBytes: shape.shared,
             hStream: self.stream(),
             attrs: &raw mut attribute,
-            numAttrs: u32::from(shape.overlap && self.facts().architecture.major >= 9),
+            numAttrs: u32::from(overlap),
         };
+        let _timed = self.profile_launch(&kernel.name)?;
         // SAFETY: `config` and the argument addresses outlive the call, which copies them; the rest is the caller's
         // contract.
         unsafe {

@@ -12,6 +12,7 @@ mod fill;
 mod graph;
 mod launch;
 pub mod limits;
+mod profile;
 mod tensor_map;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ pub use error::CudaError;
 pub use fill::Fill;
 pub use graph::{Graph, Timer};
 pub use launch::{Argument, Kernel, LaunchShape};
+pub use profile::KernelTime;
 pub use tensor_map::TensorMap;
 
 /// An open device.
@@ -36,6 +38,7 @@ pub struct Cuda {
     facts: Facts,
     allocated: AtomicUsize,
     peak: AtomicUsize,
+    profiler: profile::Profiler,
 }
 
 /// What the device says of itself.
@@ -86,6 +89,7 @@ impl Cuda {
             facts,
             allocated: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
+            profiler: profile::Profiler::default(),
         }))
     }
 

@@ -64,6 +64,14 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
+// Asks for `bytes` from `from` on to be brought into the second-level cache: what does not depend on the kernels before
+// may come while they still run. All threads of a block share the work.
+__device__ __forceinline__ void prefetch(const void* from, int bytes) {
+    const char* at = static_cast<const char*>(from);
+    for (int i = threadIdx.x * 128; i < bytes; i += blockDim.x * 128)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(at + i));
+}
+
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return u32(__cvta_generic_to_shared(pointer));
 }

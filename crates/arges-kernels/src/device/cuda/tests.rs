@@ -69,6 +69,11 @@ fn kernels_run_in_order_and_again_from_a_graph() {
     graph.replay().unwrap();
     assert_eq!(buffer.to_vec().unwrap(), [1.0, 191.0, 255.0, 4.0]);
     assert!(module.kernel("nothing").is_err());
+
+    let times = cuda.profile::<CudaError>(|| (0..3).try_for_each(|_| launch(shape.overlap()))).unwrap();
+    let [time] = &times[..] else { panic!("{times:?}") };
+    assert_eq!((time.name.as_str(), time.calls), ("device/cuda/tests.rs scale", 3));
+    assert!(time.seconds > 0.0 && time.seconds < 0.1, "{}", time.seconds);
 }
 
 #[test]

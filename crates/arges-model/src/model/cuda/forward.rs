@@ -91,7 +91,7 @@ impl CudaModel {
         let rows = batch.len();
         let decodes = batch.spans.len() == rows && batch.logit_rows.len() == rows;
         match bucket(rows, workspace) {
-            Some(padded) if decodes && rows > 0 && !workspace.exact => {
+            Some(padded) if decodes && rows > 0 && !workspace.exact && !self.cuda.is_profiling() => {
                 self.send(batch, cache, &mut workspace.inputs, padded)?;
                 self.replay(padded, cache, workspace)
             }

@@ -128,7 +128,7 @@ impl CudaWorkspace {
             plan,
             exact,
             softmax: SoftmaxCuda::new(cuda, softmax_shape(config), element)?,
-            greedy: Greedy::new(cuda, config.vocab_size)?,
+            greedy: Greedy::new(cuda, config.vocab_size, rows)?,
             angles: DeviceAngles::new(cuda, &model.frequencies, tokens)?,
             stream: Stream::zeroed(cuda, tokens, hidden, element)?,
             projected: Activations::zeroed(cuda, element, tokens * projected)?,
@@ -185,6 +185,7 @@ impl CudaWorkspace {
         let inputs = &self.inputs;
         let parts = self.head_parts.as_ref().map_or(0, |parts| parts.data().bytes());
         self.softmax.bytes()
+            + self.greedy.bytes()
             + self.angles.bytes()
             + self.stream.bytes()
             + [&self.projected, &self.attended].map(Activations::bytes).iter().sum::<usize>()
