@@ -65,7 +65,7 @@ pub struct Executor {
 }
 
 enum Memory {
-    Cpu(Cache, Workspace),
+    Cpu(Box<(Cache, Workspace)>),
     Cuda(Box<(CudaCache, CudaWorkspace)>),
 }
 
@@ -111,7 +111,8 @@ impl Executor {
     pub fn new(model: DeviceModel, plan: ExecutorPlan) -> Result<Self, ExecutorError> {
         let memory = match &model {
             DeviceModel::Cpu(model) => {
-                Memory::Cpu(Cache::new(model, plan.cache)?, Workspace::new(model, plan.workspace))
+                let cache = Cache::new(model, plan.cache)?;
+                Memory::Cpu(Box::new((cache, Workspace::new(model, plan.workspace))))
             }
             DeviceModel::Cuda(model, _) => {
                 let cache = CudaCache::new(model, plan.cache)?;
@@ -130,7 +131,7 @@ impl Executor {
     /// Slots and pages.
     pub fn slots(&self) -> &Slots {
         match &self.memory {
-            Memory::Cpu(cache, _) => cache,
+            Memory::Cpu(memory) => &memory.0,
             Memory::Cuda(memory) => &memory.0,
         }
     }
@@ -138,7 +139,7 @@ impl Executor {
     /// Slots and pages, to open and close sequences.
     pub fn slots_mut(&mut self) -> &mut Slots {
         match &mut self.memory {
-            Memory::Cpu(cache, _) => cache,
+            Memory::Cpu(memory) => &mut memory.0,
             Memory::Cuda(memory) => &mut memory.0,
         }
     }
@@ -146,7 +147,7 @@ impl Executor {
     /// Bytes of the caches.
     pub fn cache_bytes(&self) -> usize {
         match &self.memory {
-            Memory::Cpu(cache, _) => cache.bytes(),
+            Memory::Cpu(memory) => memory.0.bytes(),
             Memory::Cuda(memory) => memory.0.bytes(),
         }
     }
@@ -154,7 +155,7 @@ impl Executor {
     /// Bytes of the workspace.
     pub fn workspace_bytes(&self) -> usize {
         match &self.memory {
-            Memory::Cpu(_, workspace) => workspace.bytes(),
+            Memory::Cpu(memory) => memory.1.bytes(),
             Memory::Cuda(memory) => memory.1.bytes(),
         }
     }
@@ -167,7 +168,8 @@ impl Executor {
     /// fails.
     pub fn forward(&mut self, batch: &Batch) -> Result<(&DeviceModel, &mut [f32]), ForwardError> {
         let logits = match (&self.model, &mut self.memory) {
-            (DeviceModel::Cpu(model), Memory::Cpu(cache, workspace)) => {
+            (DeviceModel::Cpu(model), Memory::Cpu(memory)) => {
+                let (cache, workspace) = &mut **memory;
                 model.forward(batch, cache, workspace)?
             }
             (DeviceModel::Cuda(model, _), Memory::Cuda(memory)) => {

@@ -32,11 +32,13 @@ struct Tiling {
     /// Warpgroups that multiply.
     warpgroups: usize,
     stages: usize,
+    /// Blocks that share rows.
+    cluster: usize,
 }
 
 impl Tiling {
-    const fn new(rows: usize, blocks: usize, warpgroups: usize, stages: usize) -> Self {
-        Self { rows, blocks, warpgroups, stages }
+    const fn new(rows: usize, blocks: usize, warpgroups: usize, stages: usize, cluster: usize) -> Self {
+        Self { rows, blocks, warpgroups, stages, cluster }
     }
 
     const fn outputs(self) -> usize {
@@ -57,12 +59,13 @@ impl Tiling {
         self.stages * (self.outputs() + self.rows) * 128 + 1024
     }
 
-    fn defines(self) -> [(&'static str, i64); 5] {
+    fn defines(self) -> [(&'static str, i64); 6] {
         [
             ("ROWS", self.rows as i64),
             ("BLOCKS", self.blocks as i64),
             ("CONSUMERS", self.warpgroups as i64),
             ("STAGES", self.stages as i64),
+            ("CLUSTER", self.cluster as i64),
             ("PARTS", PARTS as i64),
         ]
     }
@@ -70,12 +73,12 @@ impl Tiling {
 
 /// Tilings for ever more rows. Few rows leave the shared memory to weights, which is what decoding waits for.
 const TILINGS: [Tiling; 6] = [
-    Tiling::new(8, 1, 1, 24),
-    Tiling::new(16, 1, 1, 22),
-    Tiling::new(32, 1, 2, 10),
-    Tiling::new(64, 1, 2, 8),
-    Tiling::new(128, 1, 2, 6),
-    Tiling::new(256, 1, 2, 4),
+    Tiling::new(8, 1, 1, 24, 1),
+    Tiling::new(16, 1, 1, 22, 1),
+    Tiling::new(32, 1, 2, 10, 1),
+    Tiling::new(64, 1, 2, 8, 1),
+    Tiling::new(128, 1, 2, 6, 1),
+    Tiling::new(256, 1, 2, 4, 2),
 ];
 
 /// What the kernels do with a product, by their numbers.
@@ -264,8 +267,8 @@ pub enum Output<'a> {
 /// The compiled products of a device.
 pub struct Products {
     cuda: Arc<Cuda>,
-    /// For each of [`TILINGS`]; none before and after Hopper.
-    hopper: Vec<Kernel>,
+    /// For each of [`TILINGS`], for one matrix and for experts, which profiles tell apart; none before and after Hopper.
+    hopper: Vec<[Kernel; 2]>,
     /// For f32 rows and bf16 rows, f32 weights and bf16 weights.
     portable: [[Option<Kernel>; 2]; 2],
 }
@@ -286,7 +289,9 @@ impl Products {
         let mut hopper = Vec::new();
         if cuda.facts().architecture.has_wgmma() {
             for tiling in &TILINGS {
-                hopper.push(cuda.module(HOPPER, &tiling.defines())?.kernel("product")?);
+                let kernel = cuda.module(HOPPER, &tiling.defines())?.kernel("product")?;
+                let named = |what| kernel.called(&format!("{what}, tiles of {} rows", tiling.rows));
+                hopper.push([named("of one matrix"), named("of experts")]);
             }
         }
         let compile = |rows: i64, weights: i64| {
@@ -405,10 +410,16 @@ impl Products {
     fn run_hopper(&self, call: &Call<'_>, choice: usize, rows: &TensorMap) -> Result<(), CudaError> {
         let Call { matrix, offsets, .. } = call;
         let tiling = TILINGS[choice];
+        let kernel = &self.hopper[choice][usize::from(offsets.is_some())];
         let weights = matrix.map(tiling).expect("the caller has looked");
         let tiles = call.rows.div_ceil(tiling.rows) * matrix.outputs.div_ceil(tiling.outputs());
         let processors = self.cuda.facts().multiprocessors;
         let blocks = if offsets.is_some() { processors } else { tiles.min(processors) };
+        // Whole clusters.
+        let blocks = match tiling.cluster {
+            1 => blocks,
+            cluster => blocks.next_multiple_of(cluster).min(processors / cluster * cluster),
+        };
         let shape = LaunchShape::new(blocks, tiling.threads()).shared(tiling.shared()).overlap();
         let arguments = [
             Argument::Map(weights),
@@ -427,7 +438,7 @@ impl Products {
         // SAFETY: the kernel's arguments, in order. Copies stay within the two maps' matrices. Writes stay within
         // `rows` (the offsets' last is at most that; with parts, `row_limit`) times `stride` elements, for which the
         // callers have checked that there is room.
-        unsafe { self.cuda.launch(&self.hopper[choice], shape, &arguments) }
+        unsafe { self.cuda.launch(kernel, shape, &arguments) }
     }
 
     fn run_portable(&self, call: &Call<'_>) -> Result<(), CudaError> {

@@ -219,7 +219,8 @@ fn kernels_compile_for_every_architecture() {
     for (major, minor) in [(8, 0), (9, 0), (10, 0)] {
         let architecture = Architecture { major, minor };
         let portable = compile(PORTABLE, &[("ROWS_BF16", 0), ("WEIGHTS_BF16", 1)], architecture);
-        let defines = [("ROWS", 64), ("BLOCKS", 1), ("CONSUMERS", 2), ("STAGES", 4), ("PARTS", 3)];
+        let defines =
+            [("ROWS", 64), ("BLOCKS", 1), ("CONSUMERS", 2), ("STAGES", 4), ("CLUSTER", 2), ("PARTS", 3)];
         for result in [portable, compile(HOPPER, &defines, architecture)] {
             match result {
                 Ok(_) => {}

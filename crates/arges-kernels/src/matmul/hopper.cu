@@ -6,6 +6,9 @@
 // activations, STAGES of them ahead; CONSUMERS warpgroups multiply. Blocks stay and take tile after tile, and the copies
 // for the next begin while the last is multiplied.
 //
+// With CLUSTER 2 two blocks multiply the same rows with neighbouring outputs: each asks for half of the rows, and both
+// get all, which spares the second-level cache a third of what it has to give.
+//
 // Every output element is one accumulator that passes over K in ascending order, whatever the other rows and however
 // many: its bits depend on its own row alone.
 
@@ -61,9 +64,42 @@ __device__ __forceinline__ void copy_tile(u32 shared, const Map* map, u32 barrie
         : "memory");
 }
 
-__device__ __forceinline__ void copy_rows(u32 shared, const Map* map, u32 barrier, int column, int row, int boxes) {
-    for (int box = 0; box < boxes; ++box)
-        copy_tile(shared + box * BOX_BYTES, map, barrier, column, row + box * BOX);
+// Copies this block's share of the boxes of rows to every block of the cluster.
+__device__ __forceinline__ void copy_rows(
+    u32 shared, const Map* map, u32 barrier, int column, int row, int boxes, int rank) {
+    for (int box = rank; box < boxes; box += CLUSTER) {
+        u32 to = shared + box * BOX_BYTES;
+        int from = row + box * BOX;
+        if (CLUSTER == 1) {
+            copy_tile(to, map, barrier, column, from);
+        } else {
+            asm volatile(
+                "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+                "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
+                "l"(map), "r"(barrier), "r"(column), "r"(from), "h"(u16((1 << CLUSTER) - 1))
+                : "memory");
+        }
+    }
+}
+
+// Tells every block of the cluster that this one no longer needs a stage.
+__device__ __forceinline__ void release(u32 barrier) {
+    if (CLUSTER == 1) {
+        arrive(barrier);
+    } else {
+#pragma unroll
+        for (int block = 0; block < CLUSTER; ++block)
+            asm volatile(
+                "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1;\n"
+                "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];}" ::"r"(barrier),
+                "r"(block)
+                : "memory");
+    }
+}
+
+// Waits for all threads of the cluster: before others reach into this block's memory, and before it is given up.
+__device__ __forceinline__ void await_cluster() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 // A tile of rows of 128 bytes, swizzled over 1024: the form in which the copy engine leaves it.
@@ -77,14 +113,15 @@ template <int PENDING> __device__ __forceinline__ void await_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// Walks through a block's tiles: of every expert, bands of row tiles; in a band, weights; for weights, row tiles.
+// Walks through a cluster's tiles: of every expert, bands of row tiles; in a band, weights; for weights, row tiles. The
+// blocks of a cluster take neighbouring weights.
 struct Walk {
     const int* offsets;
     int experts, rows, output_tiles;
     int expert, begin, end, before, here;
 
     __device__ __forceinline__ Walk(const int* offsets, int experts, int rows, int outputs)
-        : offsets(offsets), experts(experts), rows(rows), output_tiles((outputs + OUTPUTS - 1) / OUTPUTS), expert(-1),
+        : offsets(offsets), experts(experts), rows(rows), output_tiles((outputs + CLUSTER * OUTPUTS - 1) / (CLUSTER * OUTPUTS)), expert(-1),
           begin(0), end(0), before(0), here(0) {}
 
     // Moves on to the expert of `tile`; tiles are asked for in ascending order. False when there is none.
@@ -111,7 +148,7 @@ struct Walk {
         local -= band * most * output_tiles;
         int width = min(most, row_tiles - band * most);
         row = begin + (band * most + local % width) * ROWS;
-        output = local / width * OUTPUTS;
+        output = local / width * CLUSTER * OUTPUTS;
     }
 };
 
@@ -256,10 +293,10 @@ __device__ __forceinline__ void multiply(
         commit_products();
         await_products<1>();
         // The products of the step before are done, so that its stage is free.
-        if (step > 0 && threadIdx.x % 128 == 0) arrive(empty + 8 * ((count - 1) % STAGES));
+        if (step > 0 && threadIdx.x % 128 == 0) release(empty + 8 * ((count - 1) % STAGES));
     }
     await_products<0>();
-    if (threadIdx.x % 128 == 0) arrive(empty + 8 * ((count - 1) % STAGES));
+    if (threadIdx.x % 128 == 0) release(empty + 8 * ((count - 1) % STAGES));
 }
 
 // The same for as many boxes of rows as there are: the last rows of an expert seldom fill a tile.
@@ -272,7 +309,7 @@ __device__ __forceinline__ void multiply_boxes(
     multiply<MOST * BOX>(d, tiles, full, empty, group, steps, count);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) __cluster_dims__(CLUSTER, 1, 1) product(
     const __grid_constant__ Map weights, const __grid_constant__ Map tokens, void* out, const int* offsets, int experts,
     int rows, int outputs, int k, int stride, int epilogue, int activated, int row_limit) {
     extern __shared__ __align__(1024) char shared[];
@@ -283,61 +320,70 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; ++stage) {
             init_barrier(full + 8 * stage, 1);
-            init_barrier(empty + 8 * stage, CONSUMERS);
+            init_barrier(empty + 8 * stage, CONSUMERS * CLUSTER);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    __syncthreads();
+    if (CLUSTER == 1) {
+        __syncthreads();
+    } else {
+        await_cluster();
+    }
 
-    int group = threadIdx.x / 128;
+    int group = threadIdx.x / 128, rank = blockIdx.x % CLUSTER;
+    int first_tile = blockIdx.x / CLUSTER, next_tile = gridDim.x / CLUSTER;
     int steps = (k + K_TILE - 1) / K_TILE;
     Walk walk(offsets, experts, rows, outputs);
     if (group == CONSUMERS) {
-        if (threadIdx.x != 128 * CONSUMERS) return;
-        // Weights never change, and the offsets were written before the kernel ahead of this one began: both may be
-        // read before that one has ended. Activations may not.
-        bool waited = false;
-        int count = 0;
-        for (int tile = blockIdx.x; walk.find(tile); tile += gridDim.x) {
-            int row, output;
-            walk.place(tile, row, output);
-            int line = walk.expert * outputs + output, boxes = walk.boxes(row);
-            for (int step = 0; step < steps; ++step, ++count) {
-                int stage = count % STAGES;
-                u32 weight_tile = tiles + stage * STAGE_BYTES, barrier = full + 8 * stage;
-                if (count >= STAGES) await(empty + 8 * stage, (count / STAGES - 1) & 1);
-                expect_bytes(barrier, WEIGHT_BYTES + boxes * BOX_BYTES);
-                copy_tile(weight_tile, &weights, barrier, step * K_TILE, line);
-                if (!waited) {
-                    bool last = step + 1 == steps || count + 1 == STAGES;
-                    if (!last) continue;
-                    wait_for_previous();
-                    let_next_start();
-                    waited = true;
-                    for (int early = 0; early <= step; ++early) {
-                        u32 row_tile = tiles + early * STAGE_BYTES + WEIGHT_BYTES;
-                        copy_rows(row_tile, &tokens, full + 8 * early, early * K_TILE, row, boxes);
+        if (threadIdx.x == 128 * CONSUMERS) {
+            // Weights never change, and the offsets were written before the kernel ahead of this one began: both may
+            // be read before that one has ended. Activations may not.
+            bool waited = false;
+            int count = 0;
+            for (int tile = first_tile; walk.find(tile); tile += next_tile) {
+                int row, output;
+                walk.place(tile, row, output);
+                int line = walk.expert * outputs + output + rank * OUTPUTS, boxes = walk.boxes(row);
+                for (int step = 0; step < steps; ++step, ++count) {
+                    int stage = count % STAGES;
+                    u32 weight_tile = tiles + stage * STAGE_BYTES, barrier = full + 8 * stage;
+                    if (count >= STAGES) await(empty + 8 * stage, (count / STAGES - 1) & 1);
+                    expect_bytes(barrier, WEIGHT_BYTES + boxes * BOX_BYTES);
+                    copy_tile(weight_tile, &weights, barrier, step * K_TILE, line);
+                    if (!waited) {
+                        bool last = step + 1 == steps || count + 1 == STAGES;
+                        if (!last) continue;
+                        wait_for_previous();
+                        let_next_start();
+                        waited = true;
+                        for (int early = 0; early <= step; ++early) {
+                            u32 row_tile = tiles + early * STAGE_BYTES + WEIGHT_BYTES;
+                            copy_rows(row_tile, &tokens, full + 8 * early, early * K_TILE, row, boxes, rank);
+                        }
+                    } else {
+                        u32 row_tile = weight_tile + WEIGHT_BYTES;
+                        copy_rows(row_tile, &tokens, barrier, step * K_TILE, row, boxes, rank);
                     }
-                } else {
-                    copy_rows(weight_tile + WEIGHT_BYTES, &tokens, barrier, step * K_TILE, row, boxes);
                 }
             }
+            if (!waited) let_next_start();
         }
-        if (!waited) let_next_start();
-        return;
+        __syncwarp();
+    } else {
+        wait_for_previous();
+        let_next_start();
+        Target target = {out, stride, epilogue, activated, outputs, row_limit};
+        int count = 0;
+        for (int tile = first_tile; walk.find(tile); tile += next_tile) {
+            int row, output;
+            walk.place(tile, row, output);
+            float d[BLOCKS][ROWS / 2];
+            multiply_boxes<BOXES>(walk.boxes(row), d, tiles, full, empty, group, steps, count);
+            output += rank * OUTPUTS + group * BLOCKS * 64;
+            store(d, pieces[threadIdx.x / 32], target, row, walk.end, output);
+        }
     }
-
-    wait_for_previous();
-    let_next_start();
-    Target target = {out, stride, epilogue, activated, outputs, row_limit};
-    int count = 0;
-    for (int tile = blockIdx.x; walk.find(tile); tile += gridDim.x) {
-        int row, output;
-        walk.place(tile, row, output);
-        float d[BLOCKS][ROWS / 2];
-        multiply_boxes<BOXES>(walk.boxes(row), d, tiles, full, empty, group, steps, count);
-        store(d, pieces[threadIdx.x / 32], target, row, walk.end, output + group * BLOCKS * 64);
-    }
+    if (CLUSTER > 1) await_cluster();
 }
 
 #endif

@@ -1,6 +1,7 @@
 //! `arges bench`: speed of prefill, decode and training, each as a share of what the machine can do at best.
 
 mod cuda;
+mod op;
 mod train;
 
 use std::time::Instant;
@@ -38,6 +39,8 @@ pub struct BenchArgs {
 enum What {
     /// Speed of a training step with AdamW, on random tokens
     Train(train::TrainBenchArgs),
+    /// Speed of one operation on a GPU
+    Op(op::OpArgs),
 }
 
 #[derive(Debug, Args)]
@@ -82,6 +85,7 @@ Examples:
   arges bench --model random-model
   arges bench --model random-model --prefill 2048 --decode 1,32 --context 32,4096
   arges bench --device cuda --dummy 1 --model config.json --prefill 8192 --decode 1,128 --context 1024
+  arges bench op lightning --device cuda
   arges bench train --model random-model --sequences 2 --tokens 2048";
 
 /// Runs the cases and prints the report.
@@ -91,6 +95,7 @@ Examples:
 pub fn run(args: BenchArgs) -> Result<()> {
     match args.what {
         Some(What::Train(args)) => train::run(&args),
+        Some(What::Op(args)) => op::run(&args),
         None => inference(&args.inference),
     }
 }

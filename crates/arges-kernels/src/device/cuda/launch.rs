@@ -21,6 +21,12 @@ unsafe impl Send for Kernel {}
 unsafe impl Sync for Kernel {}
 
 impl Kernel {
+    /// The same kernel under a name that says more in profiles.
+    #[must_use]
+    pub fn called(&self, what: &str) -> Self {
+        Self { name: format!("{} {what}", self.name).into(), ..self.clone() }
+    }
+
     /// Registers of a thread and bytes that it spills to memory.
     pub fn registers_and_spills(&self) -> (i32, i32) {
         (self.function.num_regs().unwrap_or(0), self.function.local_size_bytes().unwrap_or(0))
