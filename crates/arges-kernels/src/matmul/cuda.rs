@@ -32,13 +32,13 @@ struct Tiling {
     /// Warpgroups that multiply.
     warpgroups: usize,
     stages: usize,
-    /// Blocks that share rows.
-    cluster: usize,
+    /// Whether only the boxes of a tile are multiplied that hold rows.
+    partial: bool,
 }
 
 impl Tiling {
-    const fn new(rows: usize, blocks: usize, warpgroups: usize, stages: usize, cluster: usize) -> Self {
-        Self { rows, blocks, warpgroups, stages, cluster }
+    const fn new(rows: usize, blocks: usize, warpgroups: usize, stages: usize, partial: bool) -> Self {
+        Self { rows, blocks, warpgroups, stages, partial }
     }
 
     const fn outputs(self) -> usize {
@@ -65,21 +65,28 @@ impl Tiling {
             ("BLOCKS", self.blocks as i64),
             ("CONSUMERS", self.warpgroups as i64),
             ("STAGES", self.stages as i64),
-            ("CLUSTER", self.cluster as i64),
+            ("PARTIAL", self.partial as i64),
             ("PARTS", PARTS as i64),
         ]
     }
 }
 
-/// Tilings for ever more rows. Few rows leave the shared memory to weights, which is what decoding waits for.
-const TILINGS: [Tiling; 6] = [
-    Tiling::new(8, 1, 1, 24, 1),
-    Tiling::new(16, 1, 1, 22, 1),
-    Tiling::new(32, 1, 2, 10, 1),
-    Tiling::new(64, 1, 2, 8, 1),
-    Tiling::new(128, 1, 2, 6, 1),
-    Tiling::new(256, 1, 2, 4, 2),
+/// Tilings for ever more rows. Few rows leave the shared memory to weights, which is what decoding waits for. The last is
+/// for hundreds of rows and more: all its tiles cost the same, so that blocks stay together and share what the cache
+/// holds.
+const TILINGS: [Tiling; 7] = [
+    Tiling::new(8, 1, 1, 24, true),
+    Tiling::new(16, 1, 1, 22, true),
+    Tiling::new(32, 1, 2, 10, true),
+    Tiling::new(64, 1, 2, 8, true),
+    Tiling::new(128, 1, 2, 6, true),
+    Tiling::new(256, 1, 2, 4, true),
+    Tiling::new(128, 2, 2, 4, false),
 ];
+/// Its place.
+const LARGE: usize = TILINGS.len() - 1;
+/// Average rows of an expert from which on it is taken.
+const LARGE_ROWS: usize = 256;
 
 /// What the kernels do with a product, by their numbers.
 #[derive(Debug, Clone, Copy)]
@@ -97,8 +104,8 @@ pub struct DeviceMatrix {
     k: usize,
     experts: usize,
     data: Activations,
-    /// For tiles of 64 and of 128 outputs; none where the copy engine is not used.
-    maps: Option<[TensorMap; 2]>,
+    /// For tiles of 64, 128 and 256 outputs; none where the copy engine is not used.
+    maps: Option<[TensorMap; 3]>,
 }
 
 impl DeviceMatrix {
@@ -117,7 +124,7 @@ impl DeviceMatrix {
         let maps = match &data {
             Activations::Bf16(buffer) if uses_tensor_cores(cuda, k) => {
                 let map = |tile| TensorMap::bf16(buffer, experts * outputs, k, tile);
-                Some([map(64)?, map(128)?])
+                Some([map(64)?, map(128)?, map(256)?])
             }
             _ => None,
         };
@@ -185,8 +192,12 @@ impl DeviceMatrix {
     }
 
     fn map(&self, tiling: Tiling) -> Option<&TensorMap> {
-        let [small, large] = self.maps.as_ref()?;
-        Some(if tiling.outputs() == 64 { small } else { large })
+        let [small, middle, large] = self.maps.as_ref()?;
+        Some(match tiling.outputs() {
+            64 => small,
+            128 => middle,
+            _ => large,
+        })
     }
 }
 
@@ -290,8 +301,9 @@ impl Products {
         if cuda.facts().architecture.has_wgmma() {
             for tiling in &TILINGS {
                 let kernel = cuda.module(HOPPER, &tiling.defines())?.kernel("product")?;
-                let named = |what| kernel.called(&format!("{what}, tiles of {} rows", tiling.rows));
-                hopper.push([named("of one matrix"), named("of experts")]);
+                let (outputs, rows) = (tiling.outputs(), tiling.rows);
+                let named = |what| kernel.called(&format!("of {what}, tiles of {outputs} by {rows}"));
+                hopper.push([named("one matrix"), named("experts")]);
             }
         }
         let compile = |rows: i64, weights: i64| {
@@ -346,12 +358,12 @@ impl Products {
         };
         assert!(room >= most * stride, "room for {most} rows of {stride}");
         assert!(element.is_none_or(|element| element == x.data.element()), "element of the output");
-        let expected = if offsets.is_some() { expected_rows(most, matrix.experts) } else { most };
         let call = Call { matrix, x, offsets, rows: most, epilogue, address, stride, silu, row_limit: most };
         match (&x.maps, &matrix.maps) {
             (Some(maps), Some(_)) => {
                 let choice = match offsets {
-                    Some(_) => fitting(expected),
+                    Some(_) if most / matrix.experts >= LARGE_ROWS => LARGE,
+                    Some(_) => fitting(expected_rows(most, matrix.experts)),
                     None => self.tiling_of_one(most, matrix.outputs),
                 };
                 self.run_hopper(&call, choice, &maps[choice])
@@ -401,10 +413,12 @@ impl Products {
 
     /// The tiling for `rows` rows of one matrix: rather smaller tiles than idle multiprocessors.
     fn tiling_of_one(&self, rows: usize, outputs: usize) -> usize {
-        let choice = fitting(rows);
-        let tiles = rows.div_ceil(TILINGS[choice].rows) * outputs.div_ceil(TILINGS[choice].outputs());
-        let last = choice == TILINGS.len() - 1;
-        if last && tiles < self.cuda.facts().multiprocessors { choice - 1 } else { choice }
+        let large = TILINGS[LARGE];
+        let tiles = rows.div_ceil(large.rows) * outputs.div_ceil(large.outputs());
+        if rows > large.rows && tiles >= self.cuda.facts().multiprocessors {
+            return LARGE;
+        }
+        fitting(rows.min(128))
     }
 
     fn run_hopper(&self, call: &Call<'_>, choice: usize, rows: &TensorMap) -> Result<(), CudaError> {
@@ -415,11 +429,6 @@ impl Products {
         let tiles = call.rows.div_ceil(tiling.rows) * matrix.outputs.div_ceil(tiling.outputs());
         let processors = self.cuda.facts().multiprocessors;
         let blocks = if offsets.is_some() { processors } else { tiles.min(processors) };
-        // Whole clusters.
-        let blocks = match tiling.cluster {
-            1 => blocks,
-            cluster => blocks.next_multiple_of(cluster).min(processors / cluster * cluster),
-        };
         let shape = LaunchShape::new(blocks, tiling.threads()).shared(tiling.shared()).overlap();
         let arguments = [
             Argument::Map(weights),
@@ -480,9 +489,9 @@ struct Call<'a> {
     row_limit: usize,
 }
 
-/// The smallest tiling that holds so many rows in one tile, else the largest.
+/// The smallest tiling that holds so many rows in one tile, or the one of most rows.
 fn fitting(rows: usize) -> usize {
-    TILINGS.iter().position(|tiling| tiling.rows >= rows).unwrap_or(TILINGS.len() - 1)
+    TILINGS[..LARGE].iter().position(|tiling| tiling.rows >= rows).unwrap_or(LARGE - 1)
 }
 
 /// Rows that a tile should hold for most experts to need one: three standard deviations above the average, as the

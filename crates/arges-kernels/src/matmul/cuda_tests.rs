@@ -137,7 +137,12 @@ fn epilogues_agree_with_the_reference() {
 fn every_expert_multiplies_its_own_rows_and_no_others() {
     let Some(mut case) = Case::new() else { return };
     for element in [Element::F32, Element::Bf16] {
-        for counts in [vec![0, 1, 0, 2, 0], vec![9, 0, 130, 33, 1], vec![0, 0, 0, 0, 0, 400, 700, 3]] {
+        for counts in [
+            vec![0, 1, 0, 2, 0],
+            vec![9, 0, 130, 33, 1],
+            vec![0, 0, 0, 0, 0, 400, 700, 3],
+            vec![0, 300, 1, 731],
+        ] {
             let (experts, outputs, k) = (counts.len(), 200, 72);
             let rows: usize = counts.iter().sum();
             let (x, w) = (case.values(rows * k, element), case.values(experts * outputs * k, element));
@@ -220,7 +225,7 @@ fn kernels_compile_for_every_architecture() {
         let architecture = Architecture { major, minor };
         let portable = compile(PORTABLE, &[("ROWS_BF16", 0), ("WEIGHTS_BF16", 1)], architecture);
         let defines =
-            [("ROWS", 64), ("BLOCKS", 1), ("CONSUMERS", 2), ("STAGES", 4), ("CLUSTER", 2), ("PARTS", 3)];
+            [("ROWS", 64), ("BLOCKS", 1), ("CONSUMERS", 2), ("STAGES", 4), ("PARTIAL", 1), ("PARTS", 3)];
         for result in [portable, compile(HOPPER, &defines, architecture)] {
             match result {
                 Ok(_) => {}

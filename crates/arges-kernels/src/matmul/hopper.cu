@@ -6,9 +6,6 @@
 // activations, STAGES of them ahead; CONSUMERS warpgroups multiply. Blocks stay and take tile after tile, and the copies
 // for the next begin while the last is multiplied.
 //
-// With CLUSTER 2 two blocks multiply the same rows with neighbouring outputs: each asks for half of the rows, and both
-// get all, which spares the second-level cache a third of what it has to give.
-//
 // Every output element is one accumulator that passes over K in ascending order, whatever the other rows and however
 // many: its bits depend on its own row alone.
 
@@ -24,10 +21,11 @@ constexpr int BOX_BYTES = BOX * K_TILE * 2;
 constexpr int STAGE_BYTES = WEIGHT_BYTES + BOXES * BOX_BYTES;
 constexpr int THREADS = 128 * (CONSUMERS + 1);
 // Tiles of rows that share weights in the second-level cache before the next ones are begun: some 2048 rows of one
-// matrix. An expert's last tile, which is seldom full, comes apart from the full ones: blocks that take turns at tiles
-// of one cost stay together, and find in the cache what the others have asked for.
+// matrix. Where only the boxes that hold rows are multiplied (PARTIAL), an expert's last tile, which is seldom full,
+// comes apart from the full ones: blocks that take turns at tiles of one cost stay together, and find in the cache what
+// the others have asked for.
 constexpr int BAND = ROWS >= 128 ? 2048 / ROWS : 16;
-constexpr int EXPERT_BAND = 2;
+constexpr int EXPERT_BAND = PARTIAL ? 2 : BAND;
 
 struct alignas(64) Map {
     char opaque[128];
@@ -64,42 +62,9 @@ __device__ __forceinline__ void copy_tile(u32 shared, const Map* map, u32 barrie
         : "memory");
 }
 
-// Copies this block's share of the boxes of rows to every block of the cluster.
-__device__ __forceinline__ void copy_rows(
-    u32 shared, const Map* map, u32 barrier, int column, int row, int boxes, int rank) {
-    for (int box = rank; box < boxes; box += CLUSTER) {
-        u32 to = shared + box * BOX_BYTES;
-        int from = row + box * BOX;
-        if (CLUSTER == 1) {
-            copy_tile(to, map, barrier, column, from);
-        } else {
-            asm volatile(
-                "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-                "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
-                "l"(map), "r"(barrier), "r"(column), "r"(from), "h"(u16((1 << CLUSTER) - 1))
-                : "memory");
-        }
-    }
-}
-
-// Tells every block of the cluster that this one no longer needs a stage.
-__device__ __forceinline__ void release(u32 barrier) {
-    if (CLUSTER == 1) {
-        arrive(barrier);
-    } else {
-#pragma unroll
-        for (int block = 0; block < CLUSTER; ++block)
-            asm volatile(
-                "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1;\n"
-                "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];}" ::"r"(barrier),
-                "r"(block)
-                : "memory");
-    }
-}
-
-// Waits for all threads of the cluster: before others reach into this block's memory, and before it is given up.
-__device__ __forceinline__ void await_cluster() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+__device__ __forceinline__ void copy_rows(u32 shared, const Map* map, u32 barrier, int column, int row, int boxes) {
+    for (int box = 0; box < boxes; ++box)
+        copy_tile(shared + box * BOX_BYTES, map, barrier, column, row + box * BOX);
 }
 
 // A tile of rows of 128 bytes, swizzled over 1024: the form in which the copy engine leaves it.
@@ -113,15 +78,14 @@ template <int PENDING> __device__ __forceinline__ void await_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// Walks through a cluster's tiles: of every expert, bands of row tiles; in a band, weights; for weights, row tiles. The
-// blocks of a cluster take neighbouring weights.
+// Walks through a block's tiles: of every expert, bands of row tiles; in a band, weights; for weights, row tiles.
 struct Walk {
     const int* offsets;
     int experts, rows, output_tiles;
     int expert, begin, end, before, here;
 
     __device__ __forceinline__ Walk(const int* offsets, int experts, int rows, int outputs)
-        : offsets(offsets), experts(experts), rows(rows), output_tiles((outputs + CLUSTER * OUTPUTS - 1) / (CLUSTER * OUTPUTS)), expert(-1),
+        : offsets(offsets), experts(experts), rows(rows), output_tiles((outputs + OUTPUTS - 1) / OUTPUTS), expert(-1),
           begin(0), end(0), before(0), here(0) {}
 
     // Moves on to the expert of `tile`; tiles are asked for in ascending order. False when there is none.
@@ -138,7 +102,9 @@ struct Walk {
     }
 
     // Boxes of rows that a tile from `row` on has.
-    __device__ __forceinline__ int boxes(int row) const { return min(BOXES, (end - row + BOX - 1) / BOX); }
+    __device__ __forceinline__ int boxes(int row) const {
+        return PARTIAL ? min(BOXES, (end - row + BOX - 1) / BOX) : BOXES;
+    }
 
     // First row and first output of a tile that was found.
     __device__ __forceinline__ void place(int tile, int& row, int& output) const {
@@ -148,7 +114,7 @@ struct Walk {
         local -= band * most * output_tiles;
         int width = min(most, row_tiles - band * most);
         row = begin + (band * most + local % width) * ROWS;
-        output = local / width * CLUSTER * OUTPUTS;
+        output = local / width * OUTPUTS;
     }
 };
 
@@ -233,16 +199,9 @@ __device__ __forceinline__ void drain(const float* piece, const Target& target, 
             for (int i = 0; i < 8; ++i) x[i] = (n + i < target.activated ? x[i] : 1.0f) * fast_sigmoid(x[i]);
         }
         int count = target.outputs - n;
-        i64 place = i64(t) * target.stride + n;
-        if (target.epilogue == STORE_F32) {
-            float* at = static_cast<float*>(target.out) + place;
-            write_eight(at, x, whole ? count : min(count, 7));
-            if (!whole && count >= 8) at[7] = x[7];
-        } else {
-            bf16* at = static_cast<bf16*>(target.out) + place;
-            write_eight(at, x, whole ? count : min(count, 7));
-            if (!whole && count >= 8) at[7] = from_float<bf16>(x[7]);
-        }
+        bf16* at = static_cast<bf16*>(target.out) + i64(t) * target.stride + n;
+        write_eight(at, x, whole ? count : min(count, 7));
+        if (!whole && count >= 8) at[7] = from_float<bf16>(x[7]);
     }
 }
 
@@ -250,6 +209,28 @@ __device__ __forceinline__ void drain(const float* piece, const Target& target, 
 __device__ __forceinline__ void store(
     const float (&d)[BLOCKS][ROWS / 2], float* piece, const Target& target, int row, int end, int output) {
     int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    if (target.epilogue == STORE_F32) {
+        // Eight lanes with neighbouring outputs fill a sector: f32 need not go through shared memory.
+        float* to = static_cast<float*>(target.out) + i64(row + 2 * (lane % 4)) * target.stride + output + 16 * warp + lane / 4;
+        int left = end - row - 2 * (lane % 4), room = target.outputs - output - 16 * warp - lane / 4;
+#pragma unroll
+        for (int i = 0; i < ROWS / 2; i += 4) {
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                if (left > j) {
+#pragma unroll
+                    for (int which = 0; which < BLOCKS; ++which) {
+                        if (room > 64 * which) to[64 * which] = d[which][i + j];
+                        if (room > 64 * which + 8) to[64 * which + 8] = d[which][i + j + 2];
+                    }
+                }
+                to += target.stride;
+            }
+            to += 6 * target.stride;
+            left -= 8;
+        }
+        return;
+    }
     float* at = piece + 2 * (lane % 4) * PIECE_STRIDE + lane / 4;
 #pragma unroll 1
     for (int step = 0; step < BLOCKS * PIECES; ++step) {
@@ -293,23 +274,23 @@ __device__ __forceinline__ void multiply(
         commit_products();
         await_products<1>();
         // The products of the step before are done, so that its stage is free.
-        if (step > 0 && threadIdx.x % 128 == 0) release(empty + 8 * ((count - 1) % STAGES));
+        if (step > 0 && threadIdx.x % 128 == 0) arrive(empty + 8 * ((count - 1) % STAGES));
     }
     await_products<0>();
-    if (threadIdx.x % 128 == 0) release(empty + 8 * ((count - 1) % STAGES));
+    if (threadIdx.x % 128 == 0) arrive(empty + 8 * ((count - 1) % STAGES));
 }
 
 // The same for as many boxes of rows as there are: the last rows of an expert seldom fill a tile.
 template <int MOST>
 __device__ __forceinline__ void multiply_boxes(
     int boxes, float (&d)[BLOCKS][ROWS / 2], u32 tiles, u32 full, u32 empty, int group, int steps, int& count) {
-    if constexpr (MOST > 1) {
+    if constexpr (PARTIAL && MOST > 1) {
         if (boxes < MOST) return multiply_boxes<MOST - 1>(boxes, d, tiles, full, empty, group, steps, count);
     }
     multiply<MOST * BOX>(d, tiles, full, empty, group, steps, count);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) __cluster_dims__(CLUSTER, 1, 1) product(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
     const __grid_constant__ Map weights, const __grid_constant__ Map tokens, void* out, const int* offsets, int experts,
     int rows, int outputs, int k, int stride, int epilogue, int activated, int row_limit) {
     extern __shared__ __align__(1024) char shared[];
@@ -320,70 +301,61 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) __cluster_dims__(CLUSTE
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; ++stage) {
             init_barrier(full + 8 * stage, 1);
-            init_barrier(empty + 8 * stage, CONSUMERS * CLUSTER);
+            init_barrier(empty + 8 * stage, CONSUMERS);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    if (CLUSTER == 1) {
-        __syncthreads();
-    } else {
-        await_cluster();
-    }
+    __syncthreads();
 
-    int group = threadIdx.x / 128, rank = blockIdx.x % CLUSTER;
-    int first_tile = blockIdx.x / CLUSTER, next_tile = gridDim.x / CLUSTER;
+    int group = threadIdx.x / 128;
     int steps = (k + K_TILE - 1) / K_TILE;
     Walk walk(offsets, experts, rows, outputs);
     if (group == CONSUMERS) {
-        if (threadIdx.x == 128 * CONSUMERS) {
-            // Weights never change, and the offsets were written before the kernel ahead of this one began: both may
-            // be read before that one has ended. Activations may not.
-            bool waited = false;
-            int count = 0;
-            for (int tile = first_tile; walk.find(tile); tile += next_tile) {
-                int row, output;
-                walk.place(tile, row, output);
-                int line = walk.expert * outputs + output + rank * OUTPUTS, boxes = walk.boxes(row);
-                for (int step = 0; step < steps; ++step, ++count) {
-                    int stage = count % STAGES;
-                    u32 weight_tile = tiles + stage * STAGE_BYTES, barrier = full + 8 * stage;
-                    if (count >= STAGES) await(empty + 8 * stage, (count / STAGES - 1) & 1);
-                    expect_bytes(barrier, WEIGHT_BYTES + boxes * BOX_BYTES);
-                    copy_tile(weight_tile, &weights, barrier, step * K_TILE, line);
-                    if (!waited) {
-                        bool last = step + 1 == steps || count + 1 == STAGES;
-                        if (!last) continue;
-                        wait_for_previous();
-                        let_next_start();
-                        waited = true;
-                        for (int early = 0; early <= step; ++early) {
-                            u32 row_tile = tiles + early * STAGE_BYTES + WEIGHT_BYTES;
-                            copy_rows(row_tile, &tokens, full + 8 * early, early * K_TILE, row, boxes, rank);
-                        }
-                    } else {
-                        u32 row_tile = weight_tile + WEIGHT_BYTES;
-                        copy_rows(row_tile, &tokens, barrier, step * K_TILE, row, boxes, rank);
-                    }
-                }
-            }
-            if (!waited) let_next_start();
-        }
-        __syncwarp();
-    } else {
-        wait_for_previous();
-        let_next_start();
-        Target target = {out, stride, epilogue, activated, outputs, row_limit};
+        if (threadIdx.x != 128 * CONSUMERS) return;
+        // Weights never change, and the offsets were written before the kernel ahead of this one began: both may be
+        // read before that one has ended. Activations may not.
+        bool waited = false;
         int count = 0;
-        for (int tile = first_tile; walk.find(tile); tile += next_tile) {
+        for (int tile = blockIdx.x; walk.find(tile); tile += gridDim.x) {
             int row, output;
             walk.place(tile, row, output);
-            float d[BLOCKS][ROWS / 2];
-            multiply_boxes<BOXES>(walk.boxes(row), d, tiles, full, empty, group, steps, count);
-            output += rank * OUTPUTS + group * BLOCKS * 64;
-            store(d, pieces[threadIdx.x / 32], target, row, walk.end, output);
+            int line = walk.expert * outputs + output, boxes = walk.boxes(row);
+            for (int step = 0; step < steps; ++step, ++count) {
+                int stage = count % STAGES;
+                u32 weight_tile = tiles + stage * STAGE_BYTES, barrier = full + 8 * stage;
+                if (count >= STAGES) await(empty + 8 * stage, (count / STAGES - 1) & 1);
+                expect_bytes(barrier, WEIGHT_BYTES + boxes * BOX_BYTES);
+                copy_tile(weight_tile, &weights, barrier, step * K_TILE, line);
+                if (!waited) {
+                    bool last = step + 1 == steps || count + 1 == STAGES;
+                    if (!last) continue;
+                    wait_for_previous();
+                    let_next_start();
+                    waited = true;
+                    for (int early = 0; early <= step; ++early) {
+                        u32 row_tile = tiles + early * STAGE_BYTES + WEIGHT_BYTES;
+                        copy_rows(row_tile, &tokens, full + 8 * early, early * K_TILE, row, boxes);
+                    }
+                } else {
+                    copy_rows(weight_tile + WEIGHT_BYTES, &tokens, barrier, step * K_TILE, row, boxes);
+                }
+            }
         }
+        if (!waited) let_next_start();
+        return;
     }
-    if (CLUSTER > 1) await_cluster();
+
+    wait_for_previous();
+    let_next_start();
+    Target target = {out, stride, epilogue, activated, outputs, row_limit};
+    int count = 0;
+    for (int tile = blockIdx.x; walk.find(tile); tile += gridDim.x) {
+        int row, output;
+        walk.place(tile, row, output);
+        float d[BLOCKS][ROWS / 2];
+        multiply_boxes<BOXES>(walk.boxes(row), d, tiles, full, empty, group, steps, count);
+        store(d, pieces[threadIdx.x / 32], target, row, walk.end, output + group * BLOCKS * 64);
+    }
 }
 
 #endif
