@@ -3,6 +3,7 @@
 //! - [`Tokenizer`]: byte-level BPE, from `tokenizer.json` or from `vocab.json` + `merges.txt`.
 //! - [`Detokenizer`]: token ids to text one at a time; never half a UTF-8 character.
 //! - [`StopStrings`]: finds stop strings in a stream, whatever pieces it arrives in.
+//! - [`ThinkingParser`], [`ToolCallParser`]: thinking, content and calls of tools in what a model writes.
 //! - [`ChatTemplate`]: messages and tools to prompt text by a checkpoint's own Jinja template.
 //! - [`train`]: tokenizers for new models, learned from text; [`synthetic`]: such for random
 //!   checkpoints, of any size and made by rule.
@@ -11,6 +12,7 @@
 //! other crates, and it reads and writes only the tokenizer files of a checkpoint directory.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod byte_level;
 mod chat;
 mod detokenizer;
@@ -23,6 +25,9 @@ pub mod synthetic;
 mod tokenizer;
 pub mod train;
 
+pub use answer::{
+    AnswerPart, CALLS_CLOSE, CALLS_OPEN, Divided, THINK_CLOSE, THINK_OPEN, ThinkingParser, ToolCallParser,
+};
 pub use chat::ChatTemplate;
 pub use detokenizer::Detokenizer;
 pub use error::TextError;

@@ -1,0 +1,24 @@
+//! What a model wrote, told apart as it comes: thinking, content, calls of tools.
+//!
+//! M1 writes `<think>\n…\n</think>\n` and then its answer, and in the answer calls of tools as
+//! `<tool_calls>\n{"name": …, "arguments": {…}}\n…\n</tool_calls>`. The tags are ordinary text of several tokens, so
+//! both parsers work on characters. What they give is the same however the text was cut into pieces, and nothing is
+//! lost: text that only looks like markup comes out as what it stands in.
+
+mod call;
+mod json;
+mod tag;
+mod thinking;
+mod tool_calls;
+
+pub use thinking::{Divided, ThinkingParser};
+pub use tool_calls::{AnswerPart, ToolCallParser};
+
+/// Opens the block in which a model thinks.
+pub const THINK_OPEN: &str = "<think>";
+/// Closes the block in which a model thinks.
+pub const THINK_CLOSE: &str = "</think>";
+/// Opens a block of calls.
+pub const CALLS_OPEN: &str = "<tool_calls>";
+/// Closes a block of calls.
+pub const CALLS_CLOSE: &str = "</tool_calls>";
