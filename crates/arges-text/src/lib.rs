@@ -4,6 +4,7 @@
 //! - [`Detokenizer`]: token ids to text one at a time; never half a UTF-8 character.
 //! - [`StopStrings`]: finds stop strings in a stream, whatever pieces it arrives in.
 //! - [`ThinkingParser`], [`ToolCallParser`]: thinking, content and calls of tools in what a model writes.
+//! - [`GuardedChat`]: keeps special tokens that someone spelled in a message from becoming such.
 //! - [`ChatTemplate`]: messages and tools to prompt text by a checkpoint's own Jinja template.
 //! - [`train`]: tokenizers for new models, learned from text; [`synthetic`]: such for random
 //!   checkpoints, of any size and made by rule.
@@ -17,6 +18,7 @@ mod byte_level;
 mod chat;
 mod detokenizer;
 mod error;
+mod guard;
 mod layout;
 mod load;
 mod python_json;
@@ -31,6 +33,7 @@ pub use answer::{
 pub use chat::ChatTemplate;
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
+pub use guard::GuardedChat;
 pub use layout::{MIN_VOCAB_SIZE, SpecialIds};
 pub use stop::{StopOutput, StopStrings};
 pub use tokenizer::Tokenizer;
