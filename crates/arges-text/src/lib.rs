@@ -5,6 +5,7 @@
 //! - [`StopStrings`]: finds stop strings in a stream, whatever pieces it arrives in.
 //! - [`ThinkingParser`], [`ToolCallParser`]: thinking, content and calls of tools in what a model writes.
 //! - [`GuardedChat`]: keeps special tokens that someone spelled in a message from becoming such.
+//! - [`grammar`]: JSON schemas, regular expressions and the like that an answer has to keep to.
 //! - [`ChatTemplate`]: messages and tools to prompt text by a checkpoint's own Jinja template.
 //! - [`train`]: tokenizers for new models, learned from text; [`synthetic`]: such for random
 //!   checkpoints, of any size and made by rule.
@@ -18,6 +19,7 @@ mod byte_level;
 mod chat;
 mod detokenizer;
 mod error;
+pub mod grammar;
 mod guard;
 mod layout;
 mod load;
