@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, Receiver, RecvError, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use arges_kernels::sample::{SampleError, SampleScratch};
+use arges_kernels::sample::SampleScratch;
 use arges_model::{
     Batch, Cache, CachePlan, ForwardError, LogitRows, Model, SequenceId, Workspace, WorkspacePlan,
 };
@@ -20,7 +20,7 @@ use tracing::{debug, error};
 use crate::handle::{Engine, Limits, Message, Shared, Submission};
 use crate::request::{EngineError, EngineOptions, EngineStats, Event, MemoryPlan};
 use crate::scheduler::{Budget, Rank, Room, Scheduler, Step};
-use crate::sequence::{ModelFacts, Next, RowReading, Sequence};
+use crate::sequence::{ModelFacts, Next, RowError, RowReading, Sequence};
 
 impl Engine {
     /// Sizes and allocates caches and workspace and starts the engine's thread. Without a tokenizer, requests
@@ -141,7 +141,7 @@ struct Row {
     position: usize,
 }
 
-type Reading = Result<RowReading, SampleError>;
+type Reading = Result<RowReading, RowError>;
 
 impl Runner {
     fn new(model: Arc<Model>, options: &EngineOptions) -> Result<Self, EngineError> {
@@ -384,7 +384,8 @@ impl Worker {
         // A sequence that ended at an earlier row is gone.
         let Some(sequence) = self.sequences.get_mut(&rank) else { return };
         let next = match reading {
-            Ok(reading) => catch(|| sequence.accept(position, reading)),
+            Ok(reading) => catch(|| sequence.accept(position, reading))
+                .and_then(|next| next.map_err(|error| error.to_string())),
             Err(error) => Err(format!("no token could be chosen after position {position}: {error}")),
         };
         match next {
