@@ -118,7 +118,8 @@ mod tests {
             ref ids => panic!("{text:?} is {ids:?}"),
         };
         let joined = single(">{");
-        let mut stream = TextStream::new(tokenizer.clone(), Some(ThinkingParser::after("<think>")), Vec::new());
+        let mut stream =
+            TextStream::new(tokenizer.clone(), Some(ThinkingParser::after("<think>")), Vec::new());
         assert_eq!(stream.cut_at_answer(joined), None);
         for id in tokenizer.encode("hm</think").unwrap() {
             stream.push(id, false);

@@ -3,7 +3,8 @@
 mod support;
 
 use arges_engine::{
-    Engine, FinishReason, GenerateRequest, RepetitionStop, SamplingParams, StopCause, StopConditions, Thinking,
+    Engine, FinishReason, GenerateRequest, RepetitionStop, SamplingParams, StopCause, StopConditions,
+    Thinking,
 };
 use arges_text::grammar::{AnswerGrammar, Format, Grammar, GrammarCompiler};
 use support::{Answer, TOKENIZER, alone, engine, greedy, options, prompt};
@@ -92,7 +93,10 @@ fn an_answer_keeps_to_its_grammar_and_ends_with_it() {
     let request = GenerateRequest { grammar: choice(&["yes", "no"]), ..greedy(prompt(20, 3), 50) };
     let answer = alone(request);
     assert!(["yes", "no"].contains(&answer.text().as_str()), "{}", answer.text());
-    assert_eq!((answer.finished.reason, answer.finished.stop), (FinishReason::Stop, Some(StopCause::Grammar)));
+    assert_eq!(
+        (answer.finished.reason, answer.finished.stop),
+        (FinishReason::Stop, Some(StopCause::Grammar))
+    );
     assert_eq!(TOKENIZER.decode(&answer.ids()), answer.text());
 }
 
@@ -123,10 +127,7 @@ fn before_its_answer_a_model_may_open_thinking_itself() {
     assert!(["<tag>", "no"].contains(&opened.text().as_str()), "{}", opened.text());
     let no = alone(request('n'));
     assert_eq!((no.text(), reasoning(&no)), ("no".to_owned(), String::new()));
-    let think = GenerateRequest {
-        grammar: choice(&["no"]),
-        ..request('<')
-    };
+    let think = GenerateRequest { grammar: choice(&["no"]), ..request('<') };
     let thought = alone(think);
     assert!(reasoning(&thought).starts_with("<<<<"), "{}", reasoning(&thought));
     assert_eq!(thought.text(), "no");

@@ -1,0 +1,107 @@
+//! A conversation to be answered.
+
+use arges_engine::Thinking;
+use arges_text::ThinkingParser;
+use arges_text::grammar::{AnswerGrammar, Format};
+use serde_json::Value;
+
+use super::fields::Settings;
+use super::messages;
+use super::tools::Tools;
+use crate::error::ApiError;
+use crate::frontend::Frontend;
+use crate::job::{Job, Prompt};
+
+/// A block of thinking in which nothing was thought, and the end of one that the prompt has opened.
+const NO_THINKING: &str = "<think>\n\n</think>\n";
+const END_OF_THINKING: &str = "\n</think>\n";
+
+/// Bytes of the prompt's end in which an open block of thinking is looked for.
+const PROMPT_END: usize = 64;
+
+/// A conversation and how to answer it. Messages and tools are in OpenAI's shape, which templates read.
+#[derive(Debug)]
+pub(crate) struct ChatRequest {
+    /// The field the messages came from, for error messages.
+    pub messages_param: &'static str,
+    pub messages: Vec<Value>,
+    pub tools: Tools,
+    /// What the answer has to be, and the field that says so.
+    pub format: Option<(&'static str, Format)>,
+    /// Tokens of thinking at most; 0 is none.
+    pub thinking_budget: Option<usize>,
+    /// Whether a new turn of the assistant begins.
+    pub add_generation_prompt: bool,
+    pub settings: Settings,
+    pub max_tokens: Option<usize>,
+    pub logprobs: Option<usize>,
+}
+
+impl ChatRequest {
+    /// Checks, renders and tokenises the conversation, and compiles what the answer has to keep to.
+    ///
+    /// # Errors
+    /// 400 with the field at fault.
+    pub fn prepare(self, frontend: &Frontend) -> Result<Job, ApiError> {
+        let param = self.messages_param;
+        messages::check(param, &self.messages)?;
+        let rendered = self.render(frontend)?;
+        let without_thinking = self.thinking_budget == Some(0);
+        let thinking = (!without_thinking).then(|| Thinking {
+            prompt_end: end_of(&rendered.text).to_owned(),
+            budget: self.thinking_budget,
+        });
+        Ok(Job {
+            prompt_param: param,
+            prompts: vec![Prompt { ids: rendered.ids, echo: None }],
+            grammar: self.grammar(frontend)?,
+            thinking,
+            parse_calls: self.tools.may_be_called(),
+            settings: self.settings,
+            max_tokens: self.max_tokens,
+            logprobs: self.logprobs,
+        })
+    }
+
+    /// The prompt alone.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub fn prompt(&self, frontend: &Frontend) -> Result<Vec<u32>, ApiError> {
+        messages::check(self.messages_param, &self.messages)?;
+        Ok(self.render(frontend)?.ids)
+    }
+
+    fn render(&self, frontend: &Frontend) -> Result<Rendered, ApiError> {
+        let param = self.messages_param;
+        let guarded = frontend.guard(param, &self.messages, self.tools.shown())?;
+        let mut text = frontend.render(param, &guarded, self.add_generation_prompt)?;
+        if self.thinking_budget == Some(0) {
+            let open = ThinkingParser::after(end_of(&text)).is_thinking();
+            text.push_str(if open { END_OF_THINKING } else { NO_THINKING });
+        }
+        let ids = frontend.encode_with(&text, param, |text| guarded.encode(text))?;
+        Ok(Rendered { ids, text })
+    }
+
+    fn grammar(&self, frontend: &Frontend) -> Result<Option<arges_text::grammar::Grammar>, ApiError> {
+        let calls = self.tools.grammar(self.format.is_some());
+        let answer = AnswerGrammar { format: self.format.as_ref().map(|(_, format)| format.clone()), calls };
+        if answer == AnswerGrammar::default() {
+            return Ok(None);
+        }
+        let param = self.format.as_ref().map_or("tools", |(param, _)| param);
+        frontend.compile(&answer, param).map(Some)
+    }
+}
+
+struct Rendered {
+    text: String,
+    ids: Vec<u32>,
+}
+
+/// The last bytes of a text, whole characters.
+fn end_of(text: &str) -> &str {
+    let start = (text.len().saturating_sub(PROMPT_END)..).find(|at| text.is_char_boundary(*at));
+    &text[start.unwrap_or(0)..]
+}
