@@ -31,6 +31,7 @@ pub mod train;
 
 pub use answer::{
     AnswerPart, CALLS_CLOSE, CALLS_OPEN, Divided, THINK_CLOSE, THINK_OPEN, ThinkingParser, ToolCallParser,
+    without_thinking,
 };
 pub use chat::ChatTemplate;
 pub use detokenizer::Detokenizer;

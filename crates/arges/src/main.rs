@@ -29,10 +29,10 @@ mod progress;
 mod prompt;
 mod score;
 mod serve;
+mod shown;
 mod signals;
 mod synth;
 mod tasks;
-mod thinking;
 mod tokenizer;
 mod train;
 

@@ -15,11 +15,19 @@ use crate::options::ServerOptions;
 
 /// An event with `value` as its data.
 pub(crate) fn data(value: &impl Serialize) -> Event {
+    Event::default().data(json(value))
+}
+
+fn json(value: &impl Serialize) -> String {
     // The values are structs, strings and numbers, which always serialise; were one not to, the client is told.
-    let json = serde_json::to_string(value).unwrap_or_else(|error| {
+    serde_json::to_string(value).unwrap_or_else(|error| {
         ApiError::internal(format!("A chunk could not be written: {error}.")).body().to_string()
-    });
-    Event::default().data(json)
+    })
+}
+
+/// An event that has a name, with `value` as its data.
+pub(crate) fn named(name: &str, value: &impl Serialize) -> Event {
+    Event::default().event(name).data(json(value))
 }
 
 /// The response that sends these events, and comments while there are none.

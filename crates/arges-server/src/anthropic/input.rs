@@ -92,6 +92,7 @@ fn user(at: &str, content: Value, chat: &mut Vec<Value>) -> Result<(), ApiError>
                 let id = field(&at, &block, "tool_use_id")?;
                 let content = match block.get_mut("content").map(Value::take) {
                     None | Some(Value::Null) => json!(""),
+                    Some(Value::Array(blocks)) if blocks.is_empty() => json!(""),
                     Some(content) => texts(&format!("{at}.content"), content)?,
                 };
                 chat.push(json!({"role": "tool", "tool_call_id": id, "content": content}));

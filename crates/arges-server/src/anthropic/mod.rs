@@ -7,6 +7,7 @@ mod stream;
 
 use std::sync::Arc;
 
+use arges_text::grammar::Format;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -22,7 +23,9 @@ use crate::frontend::Frontend;
 use crate::job::Job;
 use crate::request::chat::ChatRequest;
 use crate::request::fields::{SharedFields, in_range};
+use crate::request::format::openai_format;
 use crate::request::input::StopInput;
+use crate::request::thinking;
 use crate::request::tools::{ToolChoice, Tools};
 use crate::state::AppState;
 use body::Head;
@@ -41,6 +44,7 @@ struct MessageFields {
     tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
     thinking: Option<ThinkingFields>,
+    output_config: Option<OutputFields>,
     temperature: Option<f64>,
     top_p: Option<f64>,
     top_k: Option<i64>,
@@ -54,6 +58,14 @@ struct ThinkingFields {
     #[serde(rename = "type")]
     kind: String,
     budget_tokens: Option<i64>,
+    display: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(expecting = "a JSON object")]
+struct OutputFields {
+    effort: Option<String>,
+    format: Option<Value>,
 }
 
 /// What is wanted of thinking.
@@ -115,7 +127,10 @@ impl MessageFields {
     /// 400 with the field at fault.
     fn request(self, frontend: &Frontend) -> Result<(ChatRequest, Thinking), ApiError> {
         let max_tokens = in_range("max_tokens", self.max_tokens, 1..=i64::MAX)?;
-        let thinking = thinking(self.thinking, max_tokens)?;
+        let thinking = wanted_thinking(self.thinking, max_tokens)?;
+        let output = self.output_config.as_ref();
+        let format = output_format(output.and_then(|output| output.format.as_ref()))?;
+        let effort = output.and_then(|output| output.effort.as_deref());
         let shared = SharedFields {
             model: self.model,
             temperature: self.temperature,
@@ -135,8 +150,8 @@ impl MessageFields {
             messages_param: "messages",
             messages: input::messages(self.system, messages)?,
             tools: Tools::new(tools, choice, parallel, |index| format!("tools[{index}]"))?,
-            format: None,
-            thinking_budget: thinking.budget,
+            format,
+            thinking_budget: thinking.budget.or(self::effort(effort)?),
             add_generation_prompt: true,
             settings,
             max_tokens: max_tokens.map(|tokens| tokens as usize),
@@ -148,27 +163,45 @@ impl MessageFields {
 
 /// `thinking`. A request that does not speak of it is answered by a model that thinks all the same, as M1 was trained
 /// to, but not shown the thinking, which its client does not expect.
-fn thinking(fields: Option<ThinkingFields>, max_tokens: Option<i64>) -> Result<Thinking, ApiError> {
-    let Some(ThinkingFields { kind, budget_tokens }) = fields else {
+fn wanted_thinking(fields: Option<ThinkingFields>, max_tokens: Option<i64>) -> Result<Thinking, ApiError> {
+    let Some(ThinkingFields { kind, budget_tokens, display }) = fields else {
         return Ok(Thinking { budget: None, shown: false });
     };
     let budget = in_range("thinking.budget_tokens", budget_tokens, 1..=i64::MAX)?;
+    let shown = display.as_deref() != Some("omitted");
     match kind.as_str() {
         "disabled" => Ok(Thinking { budget: Some(0), shown: false }),
-        "adaptive" => Ok(Thinking { budget: None, shown: true }),
+        "adaptive" | "between_tools" => Ok(Thinking { budget: None, shown }),
         "enabled" => match (budget, max_tokens) {
             (Some(budget), Some(max_tokens)) if budget >= max_tokens => {
                 let message =
                     "`thinking.budget_tokens` must be less than `max_tokens`, or no answer would follow.";
                 Err(ApiError::invalid_param("thinking.budget_tokens", message))
             }
-            (budget, _) => Ok(Thinking { budget: budget.map(|tokens| tokens as usize), shown: true }),
+            (budget, _) => Ok(Thinking { budget: budget.map(|tokens| tokens as usize), shown }),
         },
         _ => {
-            let message = "`thinking.type` must be `enabled`, `disabled` or `adaptive`.";
+            let message = "`thinking.type` must be `enabled`, `disabled`, `adaptive` or `between_tools`.";
             Err(ApiError::invalid_param("thinking.type", message))
         }
     }
+}
+
+/// The budget that `output_config.effort` stands for.
+fn effort(effort: Option<&str>) -> Result<Option<usize>, ApiError> {
+    // The API's own word for the most.
+    let effort = effort.map(|effort| if effort == "max" { "xhigh" } else { effort });
+    thinking::budget(None, effort, "output_config.effort")
+}
+
+/// `output_config.format`.
+fn output_format(format: Option<&Value>) -> Result<Option<(&'static str, Format)>, ApiError> {
+    const PARAM: &str = "output_config.format";
+    Ok(openai_format(PARAM, format)?.map(|format| match format {
+        // Nothing else is said of how closely it is to be kept to.
+        Format::JsonSchema { schema, .. } => (PARAM, Format::JsonSchema { schema, strict: true }),
+        other => (PARAM, other),
+    }))
 }
 
 /// `tool_choice`, and whether there may be several calls.
@@ -217,6 +250,12 @@ mod tests {
             ("thinking", json!({"type": "enabled", "budget_tokens": -1}), "thinking.budget_tokens"),
             ("thinking", json!({"type": "enabled", "budget_tokens": 9}), "thinking.budget_tokens"),
             ("thinking", json!({"type": "deep"}), "thinking.type"),
+            ("output_config", json!({"effort": "extreme"}), "output_config.effort"),
+            (
+                "output_config",
+                json!({"format": {"type": "json_schema", "schema": {"type": "potato"}}}),
+                "output_config.format",
+            ),
             ("stop_sequences", json!([""]), "stop_sequences"),
             ("temperature", json!(7), "temperature"),
             ("model", json!("claude"), "model"),
@@ -227,10 +266,13 @@ mod tests {
 
     #[test]
     fn thinking_is_shown_only_where_it_is_asked_for() {
-        let of = |fields: Value| thinking(serde_json::from_value(fields).unwrap(), Some(5000)).unwrap();
+        let of =
+            |fields: Value| wanted_thinking(serde_json::from_value(fields).unwrap(), Some(5000)).unwrap();
         assert_eq!(of(json!(null)), Thinking { budget: None, shown: false });
         assert_eq!(of(json!({"type": "disabled"})), Thinking { budget: Some(0), shown: false });
         assert_eq!(of(json!({"type": "adaptive"})), Thinking { budget: None, shown: true });
+        let omitted = json!({"type": "adaptive", "display": "omitted"});
+        assert_eq!(of(omitted), Thinking { budget: None, shown: false });
         let enabled = json!({"type": "enabled", "budget_tokens": 1024});
         assert_eq!(of(enabled), Thinking { budget: Some(1024), shown: true });
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::body::{Head, SIGNATURE, usage};
 use super::error;
 use crate::answer::events::{AnswerEvent, Part};
-use crate::answer::sse::{Narrator, data};
+use crate::answer::sse::{Narrator, named};
 use crate::error::ApiError;
 
 /// Tells of a message.
@@ -80,7 +80,7 @@ impl MessageNarrator {
 
 fn event(name: &str, mut fields: Value) -> Event {
     fields["type"] = json!(name);
-    data(&fields).event(name)
+    named(name, &fields)
 }
 
 impl Narrator for MessageNarrator {
@@ -105,6 +105,6 @@ impl Narrator for MessageNarrator {
     }
 
     fn fail(&mut self, error: &ApiError) -> Vec<Event> {
-        vec![data(&error::body(error)).event("error")]
+        vec![named("error", &error::body(error))]
     }
 }

@@ -1,8 +1,8 @@
 //! A conversation to be answered.
 
 use arges_engine::Thinking;
-use arges_text::ThinkingParser;
 use arges_text::grammar::{AnswerGrammar, Format};
+use arges_text::without_thinking;
 use serde_json::Value;
 
 use super::fields::Settings;
@@ -11,10 +11,6 @@ use super::tools::Tools;
 use crate::error::ApiError;
 use crate::frontend::Frontend;
 use crate::job::{Job, Prompt};
-
-/// A block of thinking in which nothing was thought, and the end of one that the prompt has opened.
-const NO_THINKING: &str = "<think>\n\n</think>\n";
-const END_OF_THINKING: &str = "\n</think>\n";
 
 /// Bytes of the prompt's end in which an open block of thinking is looked for.
 const PROMPT_END: usize = 64;
@@ -46,11 +42,8 @@ impl ChatRequest {
         let param = self.messages_param;
         messages::check(param, &self.messages)?;
         let rendered = self.render(frontend)?;
-        let without_thinking = self.thinking_budget == Some(0);
-        let thinking = (!without_thinking).then(|| Thinking {
-            prompt_end: end_of(&rendered.text).to_owned(),
-            budget: self.thinking_budget,
-        });
+        let prompt_end = end_of(&rendered.text).to_owned();
+        let thinking = Some(Thinking { prompt_end, budget: self.thinking_budget });
         Ok(Job {
             prompt_param: param,
             prompts: vec![Prompt { ids: rendered.ids, echo: None }],
@@ -77,8 +70,7 @@ impl ChatRequest {
         let guarded = frontend.guard(param, &self.messages, self.tools.shown())?;
         let mut text = frontend.render(param, &guarded, self.add_generation_prompt)?;
         if self.thinking_budget == Some(0) {
-            let open = ThinkingParser::after(end_of(&text)).is_thinking();
-            text.push_str(if open { END_OF_THINKING } else { NO_THINKING });
+            text += without_thinking(&text);
         }
         let ids = frontend.encode_with(&text, param, |text| guarded.encode(text))?;
         Ok(Rendered { ids, text })

@@ -22,3 +22,9 @@ pub const THINK_CLOSE: &str = "</think>";
 pub const CALLS_OPEN: &str = "<tool_calls>";
 /// Closes a block of calls.
 pub const CALLS_CLOSE: &str = "</tool_calls>";
+
+/// What a prompt ends with where the model is not to think: a block in which nothing was thought, or the end of one that
+/// the prompt has opened.
+pub fn without_thinking(prompt: &str) -> &'static str {
+    if ThinkingParser::after(prompt).is_thinking() { "\n</think>\n" } else { "<think>\n\n</think>\n" }
+}

@@ -62,11 +62,11 @@ impl Echo {
             "previous_response_id": null,
             "reasoning": {"effort": effort, "summary": null},
             "store": false,
-            "temperature": request.temperature.unwrap_or(f64::from(defaults.temperature)),
+            "temperature": request.temperature.unwrap_or(decimal(defaults.temperature)),
             "text": {"format": text_format.unwrap_or_else(|| json!({"type": "text"}))},
             "tool_choice": request.tool_choice.clone().unwrap_or_else(|| json!("auto")),
             "tools": request.tools.clone().unwrap_or_default(),
-            "top_p": request.top_p.unwrap_or(f64::from(defaults.top_p)),
+            "top_p": request.top_p.unwrap_or(decimal(defaults.top_p)),
             "truncation": "disabled",
         });
         let Value::Object(fields) = fields else { unreachable!("the literal is an object") };
@@ -85,6 +85,11 @@ impl Echo {
         response.insert("usage".to_owned(), outcome.usage.as_ref().map(usage).unwrap_or_default());
         Value::Object(response)
     }
+}
+
+/// The number as it was written, without the digits that f64 would add.
+fn decimal(number: f32) -> f64 {
+    number.to_string().parse().unwrap_or(f64::from(number))
 }
 
 fn usage(usage: &Usage) -> Value {

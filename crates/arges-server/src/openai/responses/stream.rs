@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::body::{Echo, Outcome, call_item, message_item, reasoning_item, reasoning_part, text_part};
 use crate::answer::events::{AnswerEvent, Part};
 use crate::answer::ids::unique_id;
-use crate::answer::sse::{Narrator, data};
+use crate::answer::sse::{Narrator, named};
 use crate::error::ApiError;
 
 /// Tells of a response.
@@ -76,7 +76,7 @@ impl ResponseNarrator {
         fields["type"] = json!(name);
         fields["sequence_number"] = json!(self.events);
         self.events += 1;
-        data(&fields).event(name)
+        named(name, &fields)
     }
 
     /// An event about the item being filled.
