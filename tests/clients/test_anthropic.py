@@ -48,7 +48,8 @@ class Messages(unittest.TestCase):
         with client().messages.stream(**fields(thinking=THINKING)) as stream:
             events = [event.type for event in stream]
             final = stream.get_final_message()
-        self.assertEqual(final.content, whole.content)
+        texts = [[block.to_dict() for block in message.content] for message in (final, whole)]
+        self.assertEqual(*[[{k: v for k, v in block.items() if v is not None} for block in blocks] for blocks in texts])
         self.assertEqual((final.stop_reason, final.usage.output_tokens), (whole.stop_reason, whole.usage.output_tokens))
         self.assertTrue({"thinking", "text", "content_block_stop", "message_stop"} <= set(events), set(events))
 

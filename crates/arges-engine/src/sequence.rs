@@ -312,10 +312,9 @@ impl Sequence {
         if text.is_thinking() || (text.is_answering() && !was_answering && self.reasoning_tokens > 0) {
             self.reasoning_tokens = generated;
         }
-        if text.is_thinking() && self.forced.is_empty() {
-            if self.thinking_budget.is_some_and(|budget| generated >= budget) {
-                self.forced.extend(text.tokenizer().encode(WRAP_UP).unwrap_or_default());
-            }
+        let over_budget = self.thinking_budget.is_some_and(|budget| generated >= budget);
+        if over_budget && text.is_thinking() && self.forced.is_empty() {
+            self.forced.extend(text.tokenizer().encode(WRAP_UP).unwrap_or_default());
         }
         if let Some(constraint) = &self.constraint {
             let mut constraint = lock(constraint);
