@@ -61,6 +61,11 @@ class Server:
         except OSError:
             return False
 
+    def resident_mib(self) -> int:
+        """Memory that the process has, on Linux."""
+        pages = int(pathlib.Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * 4096 // 2**20
+
     def get(self, path: str):
         """Status and JSON of a plain GET."""
         return self.request(urllib.request.Request(self.root + path))
