@@ -10,7 +10,7 @@ from server import Server
 # Modules of tests by the model they want: a random one writes whatever it is asked to for as long as it is asked to,
 # the one in the program thinks, answers and calls tools.
 RANDOM = ["test_openai"]
-NANO = ["test_openai_answers", "test_responses", "test_anthropic", "test_frameworks", "test_lm_eval", "test_load"]
+NANO = ["test_openai_answers", "test_responses", "test_anthropic", "test_frameworks", "test_lm_eval", "test_node", "test_hostile", "test_load"]
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ class Server:
 
     def __init__(self, arges: str, work: pathlib.Path, random: bool):
         self.arges = arges
+        self.work = work
         self.model = work / "model" if random else None
         self.log = work / f"serve-{'random' if random else 'nano'}.log"
         with socket.socket() as free:
