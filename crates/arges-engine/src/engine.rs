@@ -383,32 +383,36 @@ impl Worker {
     fn take_reading(&mut self, Row { rank, position }: Row, reading: Reading) {
         // A sequence that ended at an earlier row is gone.
         let Some(sequence) = self.sequences.get_mut(&rank) else { return };
-        let next = match reading {
-            Ok(reading) => catch(|| sequence.accept(position, reading))
-                .and_then(|next| next.map_err(|error| error.to_string())),
-            Err(error) => Err(format!("no token could be chosen after position {position}: {error}")),
-        };
+        let next = catch(|| reading.and_then(|reading| sequence.accept(position, reading)));
         match next {
-            Ok(Next::Prompt) => self.scheduler.skip_rows(rank, position + 1),
-            Ok(Next::Grown) => {
+            Ok(Ok(Next::Prompt)) => self.scheduler.skip_rows(rank, position + 1),
+            Ok(Ok(Next::Grown)) => {
                 self.stats.generated_tokens += 1;
                 self.scheduler.append(rank);
             }
-            Ok(Next::Ended { sampled }) => {
+            Ok(Ok(Next::Ended { sampled })) => {
                 self.stats.generated_tokens += u64::from(sampled);
                 self.stats.finished += 1;
                 self.remove(rank);
             }
-            Err(message) => {
-                error!(message, "a request failed");
-                self.fail(rank, message);
+            // The fault of the request alone, which is no news for the operator.
+            Ok(Err(RowError::Grammar(error))) => self.end(rank, Event::GrammarFailed(error.to_string())),
+            Ok(Err(RowError::Sample(error))) => {
+                self.fail(rank, format!("no token could be chosen after position {position}: {error}"));
             }
+            Err(message) => self.fail(rank, message),
         }
     }
 
     fn fail(&mut self, rank: Rank, message: String) {
+        error!(message, "a request failed");
+        self.end(rank, Event::Failed(message));
+    }
+
+    /// Ends a sequence before its time.
+    fn end(&mut self, rank: Rank, event: Event) {
         if let Some(sequence) = self.remove(rank) {
-            sequence.fail(message);
+            sequence.send(event);
             self.stats.failed += 1;
         }
     }

@@ -174,8 +174,8 @@ pub struct Finished {
     pub usage: Usage,
 }
 
-/// What a generation gives, in order: at most one `Prompt`, any number of `Token`, then one `Finished` or one
-/// `Failed`.
+/// What a generation gives, in order: at most one `Prompt`, any number of `Token`, then one `Finished`,
+/// `Failed` or `GrammarFailed`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The prompt was computed; sent when [`GenerateRequest::prompt_logprobs`] asked for it.
@@ -191,6 +191,8 @@ pub enum Event {
     Finished(Finished),
     /// The generation failed; the message says why.
     Failed(String),
+    /// The request's grammar took more work than a token may; the message says why.
+    GrammarFailed(String),
 }
 
 /// The events of one request. Dropping it cancels the request within one step and frees its memory.
@@ -219,13 +221,13 @@ impl Generation {
         self.end_once(event)
     }
 
-    /// Makes sure that the last event is a `Finished` or `Failed`, even if the engine went away.
+    /// Makes sure that there is a last event, even if the engine went away.
     fn end_once(&mut self, event: Option<Event>) -> Option<Event> {
         if self.ended {
             return None;
         }
         let event = event.unwrap_or_else(|| Event::Failed("the engine stopped".to_owned()));
-        self.ended = matches!(event, Event::Finished(_) | Event::Failed(_));
+        self.ended = matches!(event, Event::Finished(_) | Event::Failed(_) | Event::GrammarFailed(_));
         Some(event)
     }
 }

@@ -175,10 +175,6 @@ impl Sequence {
         self.events.is_closed()
     }
 
-    pub fn fail(&self, message: String) {
-        self.send(Event::Failed(message));
-    }
-
     /// Reads the row of logits of the token at `position`: samples the next token, or looks up the one that
     /// follows in the prompt.
     pub fn read_row(
@@ -346,7 +342,7 @@ impl Sequence {
         self.send(Event::Finished(Finished { reason, stop, text, reasoning, usage }));
     }
 
-    fn send(&self, event: Event) {
+    pub fn send(&self, event: Event) {
         // An error means that the generation was dropped, which the engine sees before its next step.
         let _ = self.events.send(event);
     }

@@ -3,11 +3,12 @@
 mod support;
 
 use arges_engine::{
-    Engine, FinishReason, GenerateRequest, RepetitionStop, SamplingParams, StopCause, StopConditions,
+    Engine, Event, FinishReason, GenerateRequest, RepetitionStop, SamplingParams, StopCause, StopConditions,
     Thinking,
 };
 use arges_text::grammar::{AnswerGrammar, Format, Grammar, GrammarCompiler};
-use support::{Answer, TOKENIZER, alone, engine, greedy, options, prompt};
+use serde_json::json;
+use support::{Answer, TOKENIZER, alone, collect, engine, greedy, options, prompt};
 
 /// What closes thinking that has reached its budget.
 const WRAP_UP: &str = "\n\nThat is enough thinking; now the answer.\n</think>\n";
@@ -148,6 +149,22 @@ fn many_answers_under_grammars_at_once_are_those_they_are_alone() {
         assert_eq!(answer.finished.stop, Some(StopCause::Grammar), "{}", answer.text());
         assert_eq!(alone(request), answer);
     }
+}
+
+#[test]
+fn a_grammar_that_takes_too_much_ends_its_own_generation_alone() {
+    // Any of so many properties may come first.
+    let names = (0..6000).map(|number| (format!("k{number}"), json!({"type": "integer"})));
+    let properties: serde_json::Map<String, serde_json::Value> = names.collect();
+    let schema = json!({"type": "object", "properties": properties, "additionalProperties": false});
+    let grammar = grammar(Format::JsonSchema { schema, strict: true });
+    let engine = engine(options());
+    let request = GenerateRequest { grammar, ..greedy(prompt(5, 1), 500) };
+    let mut generation = engine.submit(request).unwrap();
+    let last = std::iter::from_fn(|| generation.blocking_next()).last();
+    assert!(matches!(&last, Some(Event::GrammarFailed(why)) if why.contains("too complex")), "{last:?}");
+    let good = collect(engine.submit(greedy(prompt(5, 1), 5)).unwrap());
+    assert_eq!(good.tokens.len(), 5);
 }
 
 #[test]

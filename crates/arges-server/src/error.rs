@@ -33,7 +33,8 @@ impl ApiError {
         self
     }
 
-    fn with_code(mut self, code: &'static str) -> ApiError {
+    /// The error with another machine-readable reason.
+    pub fn with_code(mut self, code: &'static str) -> ApiError {
         self.code = Some(code);
         self
     }

@@ -87,6 +87,16 @@ fn texts_keep_to_expressions_grammars_and_choices() {
 }
 
 #[test]
+fn thousands_of_choices_and_properties_are_followed_to_the_end() {
+    let choices = (0..2500).map(|number| format!("choice {number}")).collect();
+    assert!(may_be(&format(Format::Choice(choices)), "choice 2499"));
+    let names = (0..3000).map(|number| (format!("k{number}"), json!({"type": "integer"})));
+    let properties = Value::Object(names.collect());
+    let grammar = schema(json!({"type": "object", "properties": properties, "additionalProperties": false}));
+    assert!(may_be(&grammar, "{\"k0\": 1, \"k17\": 2, \"k2999\": 3}"));
+}
+
+#[test]
 fn required_calls_are_all_there_may_be() {
     let grammar = calls(true, true, Some(Format::JsonObject));
     assert!(may_be(&grammar, CALL) && may_be(&grammar, TWO));

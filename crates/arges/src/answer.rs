@@ -84,7 +84,7 @@ impl Answer {
                 self.end = Some(finished);
                 Ok(())
             }
-            Event::Failed(message) => bail!("the model failed: {message}"),
+            Event::Failed(message) | Event::GrammarFailed(message) => bail!("the model failed: {message}"),
         }
     }
 

@@ -70,7 +70,7 @@ impl AnswerEvents {
     /// The next event; `None` after the end.
     ///
     /// # Errors
-    /// 500 where the generation failed; nothing comes after it.
+    /// 500 where the generation failed, 400 where its grammar did; nothing comes after it.
     pub async fn next(&mut self) -> Option<Result<AnswerEvent, ApiError>> {
         Some(match self.generation.next().await? {
             Event::Prompt { logprobs, .. } => Ok(AnswerEvent::Prompt(logprobs)),
@@ -90,6 +90,10 @@ impl AnswerEvents {
                 };
                 self.timer.finished(&usage);
                 Ok(AnswerEvent::End { parts, end: End { reason, stop, usage } })
+            }
+            Event::GrammarFailed(message) => {
+                let message = format!("The answer cannot be held to what was asked for: {message}.");
+                Err(ApiError::invalid_request(message).with_code("grammar_too_complex"))
             }
             Event::Failed(message) => {
                 tracing::error!(message, "a generation failed");

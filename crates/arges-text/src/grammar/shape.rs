@@ -154,7 +154,8 @@ impl Format {
             Format::Choice(choices) => {
                 within(choices.iter().map(String::len).sum(), MAX_TEXT)?;
                 let choices: Vec<String> = choices.iter().map(|choice| quoted(choice)).collect();
-                GrammarWithLexer::from_lark(format!("start: {}", choices.join(" | ")))
+                // One lexeme: as alternatives of a rule, thousands would be followed each by itself.
+                GrammarWithLexer::from_lark(format!("start: CHOICE\nCHOICE: {}", choices.join(" | ")))
             }
         })
     }
