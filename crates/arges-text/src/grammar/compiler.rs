@@ -37,9 +37,9 @@ impl GrammarCompiler {
             initial_lexer_fuel: 1_000_000,
             step_lexer_fuel: 200_000,
             step_max_items: 50_000,
-            max_items_in_row: 20_000,
+            max_items_in_row: 5_000,
             max_lexer_states: 10_000,
-            max_grammar_size: 200_000,
+            max_grammar_size: 60_000,
             precompute_large_lexemes: false,
             verbose_errors: false,
         };

@@ -15,6 +15,9 @@ const MAX_TEXT: usize = 32 << 10;
 /// Most calls in one answer: a model that writes call after call is stuck.
 const MAX_CALLS: usize = 32;
 
+/// Most properties of one object: any of them may come next, and the work grows with their square.
+const MAX_PROPERTIES: usize = 1500;
+
 /// White space between the items of a document: a model that may write as much as it likes sometimes does.
 const DOCUMENT_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
 
@@ -88,8 +91,13 @@ impl AnswerGrammar {
         if let (Some(format), false) = (&self.format, required) {
             parts.push(GrammarWithLexer { name: Some("answer".to_owned()), ..format.lower()? });
         }
-        let schemas = parts.iter().filter_map(|part| part.json_schema.as_ref());
-        within(schemas.map(|schema| schema.to_string().len()).sum(), MAX_SCHEMAS)?;
+        let schemas = || parts.iter().filter_map(|part| part.json_schema.as_ref());
+        within(schemas().map(|schema| schema.to_string().len()).sum(), MAX_SCHEMAS)?;
+        if let Some(properties) = schemas().map(most_properties).max().filter(|most| *most > MAX_PROPERTIES) {
+            let reason =
+                format!("an object has {properties} properties; at most {MAX_PROPERTIES} are compiled");
+            return Err(GrammarError::Invalid(reason));
+        }
         parts[0] = GrammarWithLexer::from_lark(main);
         Ok(TopLevelGrammar { grammars: parts, max_tokens: None })
     }
@@ -169,6 +177,17 @@ fn document(schema: Value, strict: bool) -> Result<GrammarWithLexer, GrammarErro
     let options = json!({ "whitespace_pattern": DOCUMENT_SPACE, "coerce_one_of": true, "lenient": !strict });
     schema.insert("x-guidance".to_owned(), options);
     Ok(GrammarWithLexer::from_json_schema(Value::Object(schema)))
+}
+
+/// The properties of the object that has most of them, anywhere in a schema. Nesting is limited where JSON is read.
+fn most_properties(schema: &Value) -> usize {
+    let within = |value: &Value| match value {
+        Value::Array(items) => items.iter().map(most_properties).max(),
+        value => Some(most_properties(value)),
+    };
+    let Value::Object(fields) = schema else { return 0 };
+    let own = fields.get("properties").and_then(Value::as_object).map_or(0, |properties| properties.len());
+    fields.values().filter_map(within).max().unwrap_or(0).max(own)
 }
 
 /// A text as a literal of the grammar, whose escapes are JSON's.
