@@ -102,23 +102,15 @@ impl Frontend {
         })
     }
 
-    /// Compiles what an answer has to keep to, which the request field `param` asks for.
+    /// Compiles what an answer has to keep to.
     ///
     /// # Errors
-    /// 400 for a grammar that is malformed, too large or not supported.
-    pub fn compile(&self, answer: &AnswerGrammar, param: &'static str) -> Result<Grammar, ApiError> {
+    /// A grammar that is malformed, too large or not supported.
+    pub fn compile(&self, answer: &AnswerGrammar) -> Result<Grammar, GrammarError> {
         let compiler = self
             .grammars
-            .get_or_init(|| GrammarCompiler::new(&self.tokenizer).map_err(|error| error.to_string()))
-            .as_ref()
-            .map_err(|error| ApiError::unsupported(param, format!("`{param}` is not supported: {error}.")))?;
-        compiler.compile(answer).map_err(|error| {
-            let message = match &error {
-                GrammarError::TooLarge { .. } => format!("`{param}` is too large: {error}."),
-                _ => format!("`{param}` cannot be enforced: {error}."),
-            };
-            ApiError::invalid_param(param, message)
-        })
+            .get_or_init(|| GrammarCompiler::new(&self.tokenizer).map_err(|error| error.to_string()));
+        compiler.as_ref().map_err(|error| GrammarError::Invalid(error.clone()))?.compile(answer)
     }
 
     /// Tokenises a prompt of the request field `param`.

@@ -19,7 +19,7 @@ use crate::extract::parse_json;
 use crate::frontend::Frontend;
 use crate::job::{Job, Prompt};
 use crate::request::fields::{MAX_CHOICES, MAX_TOP_LOGPROBS, SharedFields, in_range};
-use crate::request::format::StructuredOutputs;
+use crate::request::format::{StructuredOutputs, not_enforceable};
 use crate::request::input::PromptInput;
 use crate::state::AppState;
 
@@ -75,7 +75,7 @@ fn prepare(frontend: &Frontend, body: &[u8]) -> Result<Job, ApiError> {
     let format = fields.structured_outputs.map(StructuredOutputs::format).transpose()?;
     let grammar = format.map(|format| {
         let answer = AnswerGrammar { format: Some(format), calls: None };
-        frontend.compile(&answer, "structured_outputs")
+        frontend.compile(&answer).map_err(|error| not_enforceable("structured_outputs", &error))
     });
     Ok(Job {
         prompt_param: "prompt",

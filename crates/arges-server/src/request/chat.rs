@@ -1,11 +1,12 @@
 //! A conversation to be answered.
 
 use arges_engine::Thinking;
-use arges_text::grammar::{AnswerGrammar, Format};
+use arges_text::grammar::{AnswerGrammar, Format, Grammar, ToolShape};
 use arges_text::without_thinking;
 use serde_json::Value;
 
 use super::fields::Settings;
+use super::format::not_enforceable;
 use super::messages;
 use super::tools::Tools;
 use crate::error::ApiError;
@@ -76,14 +77,22 @@ impl ChatRequest {
         Ok(Rendered { ids, text })
     }
 
-    fn grammar(&self, frontend: &Frontend) -> Result<Option<arges_text::grammar::Grammar>, ApiError> {
+    fn grammar(&self, frontend: &Frontend) -> Result<Option<Grammar>, ApiError> {
         let calls = self.tools.grammar(self.format.is_some());
         let answer = AnswerGrammar { format: self.format.as_ref().map(|(_, format)| format.clone()), calls };
         if answer == AnswerGrammar::default() {
             return Ok(None);
         }
-        let param = self.format.as_ref().map_or("tools", |(param, _)| param);
-        frontend.compile(&answer, param).map(Some)
+        frontend.compile(&answer).map(Some).map_err(|error| {
+            let fails = |tool: &ToolShape| frontend.compile(&AnswerGrammar::call_of(tool.clone())).is_err();
+            let tools = answer.calls.iter().flat_map(|calls| &calls.tools);
+            let param = match (tools.clone().find(|tool| fails(tool)), &self.format) {
+                (Some(tool), _) => self.tools.path_of(&tool.name),
+                (None, Some((param, _))) => String::from(*param),
+                (None, None) => "tools".to_owned(),
+            };
+            not_enforceable(&param, &error)
+        })
     }
 }
 

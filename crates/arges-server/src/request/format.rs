@@ -1,6 +1,6 @@
 //! What an answer has to be.
 
-use arges_text::grammar::Format;
+use arges_text::grammar::{Format, GrammarError};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -34,6 +34,15 @@ pub(crate) fn openai_format(param: &'static str, format: Option<&Value>) -> Resu
             Err(ApiError::invalid_param(param, message))
         }
     }
+}
+
+/// 400: what `param` asks for cannot be enforced.
+pub(crate) fn not_enforceable(param: &str, error: &GrammarError) -> ApiError {
+    let message = match error {
+        GrammarError::TooLarge { .. } => format!("`{param}` is too large: {error}."),
+        _ => format!("`{param}` cannot be enforced: {error}."),
+    };
+    ApiError::invalid_param(param, message)
 }
 
 /// `structured_outputs`, an extension as in vLLM: exactly one of its fields.

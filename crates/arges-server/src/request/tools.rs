@@ -81,6 +81,12 @@ impl Tools {
         Err(ApiError::invalid_param("tool_choice", message))
     }
 
+    /// Where the tool of this name stands in the request.
+    pub fn path_of(&self, name: &str) -> String {
+        let index = self.shapes.iter().position(|shape| shape.name == name);
+        index.map_or_else(|| "tools".to_owned(), |index| format!("tools[{index}]"))
+    }
+
     /// The tools that the template shows. A model that must not call any is shown none.
     pub fn shown(&self) -> &[Value] {
         if self.choice == ToolChoice::None { &[] } else { &self.bare }

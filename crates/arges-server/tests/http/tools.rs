@@ -171,5 +171,11 @@ async fn hostile_and_wrong_schemas_are_refused_by_name_and_leave_the_server_as_i
         assert_eq!((status, param.as_deref()), (400, Some(field)), "{}", reply.body);
         assert!(reply.body.len() < 2000, "{}", reply.body);
     }
+    let wrong = json!({"type": "function", "function": {"name": "x", "parameters": {"type": "potato"}}});
+    let mut tools = body()["tools"].clone();
+    tools.as_array_mut().unwrap().push(wrong);
+    let format = json!({"type": "json_object"});
+    let reply = server.chat(with(body(), json!({"tools": tools, "response_format": format}))).await;
+    assert_eq!(reply.error().1.as_deref(), Some("tools[2]"), "{}", reply.body);
     server.completion(json!({"prompt": "a", "max_tokens": 1})).await.ok();
 }

@@ -73,6 +73,12 @@ pub struct AnswerGrammar {
 }
 
 impl AnswerGrammar {
+    /// A call of this tool and nothing else.
+    pub fn call_of(tool: ToolShape) -> Self {
+        let calls = CallGrammar { tools: vec![tool], required: true, parallel: false };
+        Self { format: None, calls: Some(calls) }
+    }
+
     /// The grammar, its parts under names of their own.
     pub(super) fn lower(&self) -> Result<TopLevelGrammar, GrammarError> {
         let mut parts = vec![GrammarWithLexer::default()];
