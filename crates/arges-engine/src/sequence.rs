@@ -7,7 +7,7 @@ use arges_kernels::sample::{
     RowConstraints, RowLogprobs, SampleError, SampleScratch, Sampled, Sampler, SamplingParamError,
 };
 use arges_text::grammar::GrammarError;
-use arges_text::{ThinkingParser, Tokenizer};
+use arges_text::{END_OF_THINKING, ThinkingParser, Tokenizer};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::constraint::{Allowed, Constraint};
@@ -16,9 +16,6 @@ use crate::request::{
     Event, FinishReason, Finished, RepetitionStop, StopCause, TokenEvent, TokenLogprob, Usage,
 };
 use crate::text::{Piece, TextStream};
-
-/// What closes thinking that has reached its budget.
-const WRAP_UP: &str = "\n\nThat is enough thinking; now the answer.\n</think>\n";
 
 /// What a sequence takes from the model it runs on.
 pub(crate) struct ModelFacts {
@@ -310,7 +307,8 @@ impl Sequence {
         }
         let over_budget = self.thinking_budget.is_some_and(|budget| generated >= budget);
         if over_budget && text.is_thinking() && self.forced.is_empty() {
-            self.forced.extend(text.tokenizer().encode(WRAP_UP).unwrap_or_default());
+            let end = format!("\n\n{END_OF_THINKING}");
+            self.forced.extend(text.tokenizer().encode(&end).unwrap_or_default());
         }
         if let Some(constraint) = &self.constraint {
             let mut constraint = lock(constraint);

@@ -30,8 +30,8 @@ mod tokenizer;
 pub mod train;
 
 pub use answer::{
-    AnswerPart, CALLS_CLOSE, CALLS_OPEN, Divided, THINK_CLOSE, THINK_OPEN, ThinkingParser, ToolCallParser,
-    without_thinking,
+    AnswerPart, CALLS_CLOSE, CALLS_OPEN, Divided, END_OF_THINKING, THINK_CLOSE, THINK_OPEN, ThinkingParser,
+    ToolCallParser, without_thinking,
 };
 pub use chat::ChatTemplate;
 pub use detokenizer::Detokenizer;

@@ -128,6 +128,19 @@ fn calls_inside_thinking_are_none() {
 }
 
 #[test]
+fn a_prompt_without_thinking_ends_in_a_block_that_is_over() {
+    for prompt in ["ai\n", "ai\n<think>", "ai\n<think>\n"] {
+        let text = format!("{prompt}{}", arges_text::without_thinking(prompt));
+        let (_, block) = text.split_once("ai\n").unwrap();
+        let divided = divide([&format!("{block}42")[..]]);
+        assert_eq!(
+            (divided.reasoning.as_str(), divided.answer.as_str()),
+            ("That is enough thinking; now the answer.", "42")
+        );
+    }
+}
+
+#[test]
 fn a_call_is_given_out_as_soon_as_it_is_certain_and_its_arguments_as_they_come() {
     let mut parser = ToolCallParser::new();
     let argument = |text: &str| AnswerPart::CallArguments { index: 0, text: text.to_owned() };

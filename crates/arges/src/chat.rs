@@ -171,7 +171,7 @@ impl Chat {
         let guarded = GuardedChat::new(&self.tokenizer, &self.conversation.messages(), &[])?;
         let mut text = self.template.render(&guarded.messages, None, true)?;
         if self.thinking_budget == Some(0) {
-            text += without_thinking(&text);
+            text += &without_thinking(&text);
         }
         Ok(GenerateRequest {
             prompt: guarded.encode(&text)?,

@@ -71,7 +71,7 @@ impl ChatRequest {
         let guarded = frontend.guard(param, &self.messages, self.tools.shown())?;
         let mut text = frontend.render(param, &guarded, self.add_generation_prompt)?;
         if self.thinking_budget == Some(0) {
-            text += without_thinking(&text);
+            text += &without_thinking(&text);
         }
         let ids = frontend.encode_with(&text, param, |text| guarded.encode(text))?;
         Ok(Rendered { ids, text })

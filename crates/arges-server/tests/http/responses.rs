@@ -48,6 +48,7 @@ async fn a_response_that_is_cut_off_says_why() {
     let response = server.post("/v1/responses", cut).await.ok();
     assert_eq!(response["status"], "incomplete");
     assert_eq!(response["incomplete_details"], json!({"reason": "max_output_tokens"}));
+    assert_eq!(response["output"].as_array().unwrap().last().unwrap()["status"], "incomplete");
 }
 
 #[tokio::test]

@@ -62,7 +62,8 @@ async fn without_thinking_the_prompt_says_so_and_the_answer_comes_at_once() {
     {
         let body = with(with(thinks(), none), json!({"return_token_ids": true, "logit_bias": {}}));
         let answer = server.chat(body).await.ok();
-        assert!(server.tokenizer.decode(&ids(&answer)).ends_with("ai name=assistant\n<think>\n\n</think>\n"));
+        let end = "ai name=assistant\n<think>\nThat is enough thinking; now the answer.\n</think>\n";
+        assert!(server.tokenizer.decode(&ids(&answer)).ends_with(end));
         assert_eq!(answer["choices"][0]["message"]["content"], "no");
         assert_eq!(answer["choices"][0]["message"].get("reasoning"), None);
     }

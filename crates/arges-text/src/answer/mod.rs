@@ -23,8 +23,13 @@ pub const CALLS_OPEN: &str = "<tool_calls>";
 /// Closes a block of calls.
 pub const CALLS_CLOSE: &str = "</tool_calls>";
 
-/// What a prompt ends with where the model is not to think: a block in which nothing was thought, or the end of one that
-/// the prompt has opened.
-pub fn without_thinking(prompt: &str) -> &'static str {
-    if ThinkingParser::after(prompt).is_thinking() { "\n</think>\n" } else { "<think>\n\n</think>\n" }
+/// What ends thinking that the model has not ended itself: a few words, so that what follows is an answer. After a block
+/// that says nothing, a model that was taught to think goes on to think outside it.
+pub const END_OF_THINKING: &str = "That is enough thinking; now the answer.\n</think>\n";
+
+/// What a prompt ends with where the model is not to think: a block that is over, or the end of one that the prompt has
+/// opened.
+pub fn without_thinking(prompt: &str) -> String {
+    let open = if ThinkingParser::after(prompt).is_thinking() { "" } else { "<think>\n" };
+    format!("{open}{END_OF_THINKING}")
 }

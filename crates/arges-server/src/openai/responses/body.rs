@@ -102,24 +102,55 @@ fn usage(usage: &Usage) -> Value {
     })
 }
 
-/// An item of thinking; without text while it is in progress.
-pub(super) fn reasoning_item(id: &str, text: Option<&str>) -> Value {
-    let content: Vec<Value> = text.map(reasoning_part).into_iter().collect();
-    let status = status(text);
-    json!({"id": id, "type": "reasoning", "summary": [], "content": content, "status": status})
+/// How far an item is, as the API says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Status {
+    InProgress,
+    Completed,
+    /// Cut off by the end of the response.
+    Incomplete,
+}
+
+impl Status {
+    /// Of the last item of an answer with this end.
+    pub fn of_last(end: &End) -> Status {
+        match end.reason {
+            EndReason::Stop | EndReason::ToolCalls => Status::Completed,
+            EndReason::Length | EndReason::Repetition => Status::Incomplete,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Status::InProgress => "in_progress",
+            Status::Completed => "completed",
+            Status::Incomplete => "incomplete",
+        }
+    }
+
+    /// The parts that hold a text: none while it is still to come.
+    fn parts(self, part: Value) -> Vec<Value> {
+        if self == Status::InProgress { Vec::new() } else { vec![part] }
+    }
+}
+
+/// An item of thinking.
+pub(super) fn reasoning_item(id: &str, text: &str, status: Status) -> Value {
+    let content = status.parts(reasoning_part(text));
+    json!({"id": id, "type": "reasoning", "summary": [], "content": content, "status": status.word()})
 }
 
 /// An item of content.
-pub(super) fn message_item(id: &str, text: Option<&str>) -> Value {
-    let content: Vec<Value> = text.map(text_part).into_iter().collect();
-    json!({"id": id, "type": "message", "role": "assistant", "content": content, "status": status(text)})
+pub(super) fn message_item(id: &str, text: &str, status: Status) -> Value {
+    let content = status.parts(text_part(text));
+    json!({"id": id, "type": "message", "role": "assistant", "content": content, "status": status.word()})
 }
 
 /// An item of a call.
-pub(super) fn call_item(id: &str, call_id: &str, name: &str, arguments: Option<&str>) -> Value {
+pub(super) fn call_item(id: &str, call_id: &str, name: &str, arguments: &str, status: Status) -> Value {
     json!({
-        "id": id, "type": "function_call", "call_id": call_id, "name": name,
-        "arguments": arguments.unwrap_or_default(), "status": status(arguments),
+        "id": id, "type": "function_call", "call_id": call_id, "name": name, "arguments": arguments,
+        "status": status.word(),
     })
 }
 
@@ -131,18 +162,19 @@ pub(super) fn text_part(text: &str) -> Value {
     json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []})
 }
 
-fn status(text: Option<&str>) -> &'static str {
-    if text.is_some() { "completed" } else { "in_progress" }
-}
-
 /// The items of a whole answer.
 pub(super) fn items(answer: Answer) -> Vec<Value> {
-    let Answer { reasoning, content, calls, .. } = answer;
-    let reasoning = (!reasoning.is_empty()).then(|| reasoning_item(&unique_id("rs_"), Some(&reasoning)));
+    let Answer { reasoning, content, calls, end, .. } = answer;
+    let done = Status::Completed;
+    let reasoning = (!reasoning.is_empty()).then(|| reasoning_item(&unique_id("rs_"), &reasoning, done));
     let says_nothing = content.is_empty() && (!calls.is_empty() || reasoning.is_some());
-    let message = (!says_nothing).then(|| message_item(&unique_id("msg_"), Some(&content)));
+    let message = (!says_nothing).then(|| message_item(&unique_id("msg_"), &content, done));
     let calls = calls
         .into_iter()
-        .map(|Call { id, name, arguments }| call_item(&unique_id("fc_"), &id, &name, Some(&arguments)));
-    reasoning.into_iter().chain(message).chain(calls).collect()
+        .map(|Call { id, name, arguments }| call_item(&unique_id("fc_"), &id, &name, &arguments, done));
+    let mut items: Vec<Value> = reasoning.into_iter().chain(message).chain(calls).collect();
+    if let Some(last) = items.last_mut() {
+        last["status"] = json!(Status::of_last(&end).word());
+    }
+    items
 }

@@ -3,7 +3,9 @@
 use axum::response::sse::Event;
 use serde_json::{Value, json};
 
-use super::body::{Echo, Outcome, call_item, message_item, reasoning_item, reasoning_part, text_part};
+use super::body::{
+    Echo, Outcome, Status, call_item, message_item, reasoning_item, reasoning_part, text_part,
+};
 use crate::answer::events::{AnswerEvent, Part};
 use crate::answer::ids::unique_id;
 use crate::answer::sse::{Narrator, named};
@@ -36,13 +38,11 @@ impl Item {
         Item { id: unique_id(prefix), kind, text: String::new() }
     }
 
-    /// The item as it is when it is opened or, with its text, when it is closed.
-    fn value(&self, closed: bool) -> Value {
-        let text = closed.then_some(self.text.as_str());
+    fn value(&self, status: Status) -> Value {
         match &self.kind {
-            Kind::Reasoning => reasoning_item(&self.id, text),
-            Kind::Message => message_item(&self.id, text),
-            Kind::Call { call_id, name } => call_item(&self.id, call_id, name, text),
+            Kind::Reasoning => reasoning_item(&self.id, &self.text, status),
+            Kind::Message => message_item(&self.id, &self.text, status),
+            Kind::Call { call_id, name } => call_item(&self.id, call_id, name, &self.text, status),
         }
     }
 
@@ -111,14 +111,12 @@ impl ResponseNarrator {
     }
 
     fn open(&mut self, item: Item, out: &mut Vec<Event>) {
-        self.close(out);
+        self.close(Status::Completed, out);
         let index = self.items.len();
-        out.push(
-            self.event(
-                "response.output_item.added",
-                json!({"output_index": index, "item": item.value(false)}),
-            ),
-        );
+        out.push(self.event(
+            "response.output_item.added",
+            json!({"output_index": index, "item": item.value(Status::InProgress)}),
+        ));
         if let Some(part) = item.part() {
             out.push(self.item_event(&item, "response.content_part.added", json!({ "part": part })));
         }
@@ -136,7 +134,7 @@ impl ResponseNarrator {
         self.open = Some(item);
     }
 
-    fn close(&mut self, out: &mut Vec<Event>) {
+    fn close(&mut self, status: Status, out: &mut Vec<Event>) {
         let Some(item) = self.open.take() else { return };
         let fields = match &item.kind {
             Kind::Reasoning => json!({ "text": item.text }),
@@ -147,7 +145,7 @@ impl ResponseNarrator {
         if let Some(part) = item.part() {
             out.push(self.item_event(&item, "response.content_part.done", json!({ "part": part })));
         }
-        let (index, value) = (self.items.len(), item.value(true));
+        let (index, value) = (self.items.len(), item.value(status));
         out.push(self.event("response.output_item.done", json!({"output_index": index, "item": value})));
         self.items.push(value);
     }
@@ -177,7 +175,7 @@ impl Narrator for ResponseNarrator {
                 if self.items.is_empty() && self.open.is_none() {
                     self.open(Item::new("msg_", Kind::Message), &mut out);
                 }
-                self.close(&mut out);
+                self.close(Status::of_last(&end), &mut out);
                 self.finish(Outcome::of(&end), &mut out);
             }
         }
@@ -186,7 +184,7 @@ impl Narrator for ResponseNarrator {
 
     fn fail(&mut self, error: &ApiError) -> Vec<Event> {
         let mut out = Vec::new();
-        self.close(&mut out);
+        self.close(Status::Incomplete, &mut out);
         self.finish(Outcome::failed(error), &mut out);
         out
     }
