@@ -10,8 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use arges_kernels::sample::SampleScratch;
+use arges_model::cache::PAGE_TOKENS;
 use arges_model::{
-    Batch, Cache, CachePlan, ForwardError, LogitRows, Model, SequenceId, Workspace, WorkspacePlan,
+    Batch, CachePlan, DeviceModel, Executor, ExecutorPlan, ForwardError, LogitRows, SequenceId, Slots,
+    WorkspacePlan,
 };
 use arges_text::Tokenizer;
 use tokio::sync::watch;
@@ -29,11 +31,12 @@ impl Engine {
     /// # Errors
     /// An option that is 0 or contradicts another, caches that do not fit, a thread that does not start.
     pub fn start(
-        model: Arc<Model>,
+        model: impl Into<DeviceModel>,
         tokenizer: Option<Tokenizer>,
         options: EngineOptions,
     ) -> Result<Self, EngineError> {
         check(&options)?;
+        let model = model.into();
         let vocab_size = model.config().vocab_size;
         let mut end_tokens = model.config().eos_token_ids.clone();
         // MiniMax-M1's configuration names none; its tokenizer does.
@@ -96,7 +99,7 @@ fn check(options: &EngineOptions) -> Result<(), EngineError> {
     Ok(())
 }
 
-impl Room for Cache {
+impl Room for Slots {
     type Slot = SequenceId;
 
     fn open(&mut self) -> Option<SequenceId> {
@@ -116,15 +119,13 @@ impl Room for Cache {
     }
 
     fn pages_for(&self, length: usize) -> usize {
-        length.div_ceil(Self::page_tokens())
+        length.div_ceil(PAGE_TOKENS)
     }
 }
 
 /// The model and everything a step of it needs.
 struct Runner {
-    model: Arc<Model>,
-    cache: Cache,
-    workspace: Workspace,
+    executor: Executor,
     batch: Batch,
     /// Whose the step's rows of logits are.
     rows: Vec<Row>,
@@ -144,29 +145,31 @@ struct Row {
 type Reading = Result<RowReading, RowError>;
 
 impl Runner {
-    fn new(model: Arc<Model>, options: &EngineOptions) -> Result<Self, EngineError> {
-        let plan = CachePlan { max_sequences: options.max_sequences, max_tokens: options.max_tokens };
-        let cache = Cache::new(&model, plan).map_err(|error| EngineError::Cache(error.to_string()))?;
-        let plan = WorkspacePlan { max_tokens: options.step_tokens, max_logit_rows: options.max_logit_rows };
-        let workspace = Workspace::new(&model, plan);
-        let vocab_size = model.config().vocab_size;
-        let threads = model.cpu().pool().threads();
+    fn new(model: DeviceModel, options: &EngineOptions) -> Result<Self, EngineError> {
+        let plan = ExecutorPlan {
+            cache: CachePlan { max_sequences: options.max_sequences, max_tokens: options.max_tokens },
+            workspace: WorkspacePlan {
+                max_tokens: options.step_tokens,
+                max_logit_rows: options.max_logit_rows,
+            },
+            exact: options.exact,
+        };
+        let (vocab_size, threads) = (model.config().vocab_size, model.cpu().pool().threads());
+        let executor = Executor::new(model, plan).map_err(|error| EngineError::Cache(error.to_string()))?;
         Ok(Self {
-            cache,
-            workspace,
+            executor,
             batch: Batch::new(),
             rows: Vec::with_capacity(options.max_logit_rows),
             readings: (0..options.max_logit_rows).map(|_| Mutex::new(None)).collect(),
             scratches: (0..threads).map(|_| Mutex::new(SampleScratch::new(vocab_size))).collect(),
-            model,
         })
     }
 
     fn memory(&self) -> MemoryPlan {
         MemoryPlan {
-            weights: self.model.weight_bytes(),
-            cache: self.cache.bytes(),
-            workspace: self.workspace.bytes()
+            weights: self.executor.model().weight_bytes(),
+            cache: self.executor.cache_bytes(),
+            workspace: self.executor.workspace_bytes()
                 + self.scratches.iter().map(|scratch| lock(scratch).bytes()).sum::<usize>(),
         }
     }
@@ -189,8 +192,9 @@ impl Runner {
             };
             self.rows.extend(with_logits.map(|position| Row { rank: piece.rank, position }));
         }
-        let Self { model, cache, workspace, batch, rows, readings, scratches } = self;
-        let logits = &*model.forward(batch, cache, workspace)?;
+        let Self { executor, batch, rows, readings, scratches } = self;
+        let (model, logits) = executor.forward(batch)?;
+        let logits = &*logits;
         let vocab_size = model.config().vocab_size;
         model.cpu().pool().run(rows.len(), |task, thread| {
             let Row { rank, position } = rows[task];
@@ -319,7 +323,7 @@ impl Worker {
         sequences.retain(|&rank, sequence| {
             let cancelled = sequence.is_cancelled();
             if cancelled {
-                scheduler.remove(rank, &mut runner.cache);
+                scheduler.remove(rank, runner.executor.slots_mut());
                 stats.cancelled += 1;
             }
             !cancelled
@@ -327,7 +331,7 @@ impl Worker {
     }
 
     fn run_step(&mut self) {
-        self.scheduler.plan(&mut self.runner.cache, self.budget, &mut self.step);
+        self.scheduler.plan(self.runner.executor.slots_mut(), self.budget, &mut self.step);
         for rank in &self.step.admitted {
             if let Some(sequence) = self.sequences.get_mut(rank) {
                 sequence.leave_queue();
@@ -425,15 +429,15 @@ impl Worker {
     }
 
     fn remove(&mut self, rank: Rank) -> Option<Sequence> {
-        self.scheduler.remove(rank, &mut self.runner.cache);
+        self.scheduler.remove(rank, self.runner.executor.slots_mut());
         self.sequences.remove(&rank)
     }
 
     fn publish_stats(&mut self) {
         self.stats.running = self.scheduler.running();
         self.stats.waiting = self.scheduler.waiting();
-        self.stats.free_pages = self.runner.cache.free_pages();
-        self.stats.total_pages = self.runner.cache.pages_total();
+        self.stats.free_pages = self.runner.executor.slots().free_pages();
+        self.stats.total_pages = self.runner.executor.slots().pages_total();
         *self.shared.stats() = self.stats;
     }
 }

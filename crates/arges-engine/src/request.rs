@@ -26,6 +26,9 @@ pub struct EngineOptions {
     /// Rows of logits of one step; bounds the memory prompt log-probabilities take. At least
     /// `max_sequences`.
     pub max_logit_rows: usize,
+    /// Whether a GPU gives a token's log-probability the same bits in any batch, at the cost of speed. The CPU always
+    /// does.
+    pub exact: bool,
 }
 
 /// When a generation ends, beside its length.

@@ -1,6 +1,22 @@
 //! What the tests of several operations need.
 
+use std::sync::Arc;
+
 use crate::device::cpu::simd::{bf16_to_f32, f32_to_bf16};
+use crate::device::cuda::{Cuda, CudaError};
+
+/// The first GPU, or `None` with a line that says so. Where `ARGES_REQUIRE_GPU` is set there must be one.
+pub fn gpu() -> Option<Arc<Cuda>> {
+    match Cuda::open(0) {
+        Ok(cuda) => Some(cuda),
+        Err(error) if std::env::var_os("ARGES_REQUIRE_GPU").is_some() => panic!("{error}"),
+        Err(error @ (CudaError::NoDriver | CudaError::NoCompiler | CudaError::NoSuchDevice { .. })) => {
+            println!("skipped: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
 
 /// A small generator of test data (SplitMix64).
 pub struct Random(u64);

@@ -17,6 +17,10 @@ pub struct ModelArgs {
     /// [default: arges-nano, the small model that is part of the program]
     #[arg(short, long, value_name = "DIR|ID")]
     pub model: Option<String>,
+    /// What to run on: auto (the first GPU where there is one, and its driver and compiler, and the model fits; else the
+    /// CPU), cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = str::parse::<DeviceChoice>)]
+    pub device: DeviceChoice,
     /// Precision to compute in; auto is that of the stored weights
     #[arg(long, value_enum, default_value_t = ComputeType::Auto)]
     pub dtype: ComputeType,
@@ -32,6 +36,31 @@ impl ModelArgs {
     /// The model as it was asked for.
     pub fn asked(&self) -> &str {
         self.model.as_deref().unwrap_or(nano::NAME)
+    }
+}
+
+/// What a model is to run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChoice {
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+impl std::str::FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |n: &str| n.parse().map_err(|error| format!("`{n}` is no number of a GPU: {error}"));
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => match text.strip_prefix("cuda:") {
+                Some(n) => number(n).map(Self::Cuda),
+                None => Err("expected auto, cpu, cuda or cuda:N".to_owned()),
+            },
+        }
     }
 }
 
@@ -69,6 +98,9 @@ pub struct EngineArgs {
     /// Most tokens of one step: larger reads prompts faster, smaller lets running answers wait less
     #[arg(long, value_name = "TOKENS", value_parser = at_least_1)]
     pub step_tokens: Option<usize>,
+    /// On a GPU, give every token's log-probability the same bits alone or in any batch; slower. The CPU always does
+    #[arg(long)]
+    pub exact: bool,
 }
 
 /// How tokens are chosen. The temperature's default is the subcommand's.

@@ -6,11 +6,14 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use arges_engine::{Engine, EngineOptions};
 use arges_kernels::device::cpu::{Cpu, CpuOptions};
+use arges_kernels::device::cuda::Cuda;
 use arges_kernels::matmul::Compute;
-use arges_model::{Checkpoint, Config, LoadOptions, Model};
+use arges_model::model::cuda::CudaModel;
+use arges_model::{Checkpoint, Config, DeviceModel, LoadOptions, Model};
 use arges_text::{ChatTemplate, TextError, Tokenizer};
 
 use crate::args::{EngineArgs, ModelArgs};
+use crate::device::{self, Device};
 use crate::memory::machine_memory;
 use crate::model_source::{self, ModelSource};
 use crate::nano;
@@ -74,8 +77,17 @@ impl Opened {
         let options = options.unwrap_or_else(|| LoadOptions::for_checkpoint(&self.checkpoint));
         // What the flags alone get wrong is said before the weights are read.
         plan(self.config(), options.compute, sizes, needs, None)?;
-        let model = Arc::new(self.load(model, options)?);
-        let free = machine_memory().map(|memory| memory.available);
+        let (model, free) = match device::choose(model.device, self.weight_bytes(options.compute))? {
+            Device::Cpu => {
+                let model = Arc::new(self.load(model, options)?);
+                (DeviceModel::Cpu(model), machine_memory().map(|memory| memory.available))
+            }
+            Device::Cuda(cuda) => {
+                let cpu = Cpu::new(CpuOptions { threads: model.threads, isa: model.isa })?;
+                let model = self.load_cuda(model, options, &cuda)?;
+                (DeviceModel::Cuda(Arc::new(model), Arc::new(cpu)), Some(cuda.free_memory()? as u64))
+            }
+        };
         let sizes = plan(self.config(), options.compute, sizes, needs, free)?;
         let engine = Engine::start(model, self.tokenizer.clone(), sizes.clone())?;
         tell_sizes(&engine, &sizes);
@@ -102,6 +114,30 @@ impl Opened {
             options.compute,
             counted(threads, "thread"),
             start.elapsed().as_secs_f64()
+        );
+        Ok(model)
+    }
+
+    /// Copies the weights to a GPU, with a progress bar.
+    ///
+    /// # Errors
+    /// A device that fails or is too small.
+    pub fn load_cuda(&self, args: &ModelArgs, options: LoadOptions, cuda: &Arc<Cuda>) -> Result<CudaModel> {
+        let start = Instant::now();
+        let bytes = self.checkpoint.weight_bytes();
+        let bar = bytes_bar("loading", bytes as u64);
+        let mut progress = |state: arges_model::LoadProgress| bar.set_position(state.bytes_done as u64);
+        let model = CudaModel::load(&self.checkpoint, options, cuda, &mut progress)
+            .with_context(|| format!("cannot load {}", args.asked()))?;
+        bar.finish_and_clear();
+        let seconds = start.elapsed().as_secs_f64();
+        eprintln!(
+            "{}: computes in {} on {} (GPU {}); loaded in {seconds:.1} s, {:.2} GB/s",
+            self.source.name(),
+            options.compute,
+            cuda.facts().name,
+            cuda.facts().ordinal,
+            bytes as f64 / seconds / 1e9
         );
         Ok(model)
     }

@@ -14,6 +14,7 @@ mod bench;
 mod chat;
 mod cli;
 mod conversation;
+mod device;
 mod failure;
 mod generate;
 #[cfg(feature = "hub")]

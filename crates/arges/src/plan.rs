@@ -145,6 +145,7 @@ pub fn plan(
         max_queue: MAX_QUEUE,
         max_context,
         max_logit_rows: needs.logit_rows.max(max_sequences),
+        exact: args.exact,
     })
 }
 

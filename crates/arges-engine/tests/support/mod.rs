@@ -46,6 +46,7 @@ pub fn options() -> EngineOptions {
         max_queue: 64,
         max_context: 2048,
         max_logit_rows: 32,
+        exact: false,
     }
 }
 

@@ -1,3 +1,4 @@
-//! What operations run on: the CPU's instruction sets, threads and memory.
+//! What operations run on: the CPU's instruction sets, threads and memory; a GPU and its memory.
 
 pub mod cpu;
+pub mod cuda;

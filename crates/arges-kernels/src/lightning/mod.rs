@@ -19,6 +19,9 @@ mod backward;
 #[cfg(test)]
 mod backward_tests;
 mod cpu;
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 pub mod reference;
 mod rows;
 #[cfg(test)]

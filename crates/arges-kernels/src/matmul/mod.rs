@@ -14,6 +14,9 @@ mod avx512_bf16;
 mod backward;
 pub(crate) mod blocks;
 mod cpu;
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 mod pack;
 pub mod reference;
 pub(crate) mod small;

@@ -9,6 +9,9 @@ mod backward;
 #[cfg(test)]
 mod backward_tests;
 mod cpu;
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 pub mod reference;
 
 pub use backward::{

@@ -5,6 +5,7 @@
 //! is part of what a model was trained with (one unit in the last place of a frequency is 0.03 rad at a million
 //! tokens).
 
+pub mod cuda;
 pub mod reference;
 
 use crate::device::cpu::{Cpu, SharedMut};

@@ -20,6 +20,9 @@
 //! it. Log-probabilities given out are of the raw distribution over the whole row, before any of these steps.
 
 mod cpu;
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 mod logprob;
 mod params;
 mod philox;

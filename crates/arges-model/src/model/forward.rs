@@ -8,68 +8,12 @@ use arges_kernels::moe::{combine, mix_shared};
 use arges_kernels::norm::{gated_rms_norm, residual, rms_norm};
 use arges_kernels::softmax_attention::{self, softmax_attention};
 
+use super::step::{ForwardError, check};
 use super::workspace::ExpertBuffers;
 use super::{Attention, Layer, Model, SharedMlp, Workspace};
 use crate::batch::Batch;
 use crate::cache::{Cache, lightning_shape, softmax_shape};
 use crate::config::{AttentionKind, LIGHTNING_NORM_EPS, ResidualScale};
-
-/// A batch that cannot be run. Nothing has changed then.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ForwardError {
-    /// More tokens than the workspace was made for.
-    #[error("a step of {tokens} tokens is over the planned {planned}")]
-    TooManyTokens {
-        /// Tokens of the batch.
-        tokens: usize,
-        /// Tokens planned.
-        planned: usize,
-    },
-    /// More logits than the workspace was made for.
-    #[error("a step with logits for {rows} rows is over the planned {planned}")]
-    TooManyLogitRows {
-        /// Rows of the batch.
-        rows: usize,
-        /// Rows planned.
-        planned: usize,
-    },
-    /// A token id beyond the vocabulary.
-    #[error("token {token} is not in the vocabulary of {vocab_size}")]
-    UnknownToken {
-        /// The id.
-        token: u32,
-        /// Rows of the embedding.
-        vocab_size: usize,
-    },
-    /// The spans do not cover the tokens one after the other.
-    #[error("span {span} does not follow the one before it")]
-    BrokenSpans {
-        /// Its place in the batch.
-        span: usize,
-    },
-    /// A sequence that is closed, or twice in the batch.
-    #[error("the sequence of span {span} is closed or in the batch twice")]
-    BadSequence {
-        /// Its place in the batch.
-        span: usize,
-    },
-    /// Pages were not reserved.
-    #[error("the sequence of span {span} needs {length} tokens of cache and has {reserved}")]
-    NotReserved {
-        /// Its place in the batch.
-        span: usize,
-        /// Length after the step.
-        length: usize,
-        /// Tokens its pages hold.
-        reserved: usize,
-    },
-    /// A logit row that is no row of the batch, or out of order.
-    #[error("logit row {row} is out of range or out of order")]
-    BadLogitRow {
-        /// The row.
-        row: u32,
-    },
-}
 
 /// A point of the forward pass at which values can be observed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,7 +52,7 @@ impl Model {
         workspace: &'w mut Workspace,
         observe: &mut dyn FnMut(Stage, &[f32]),
     ) -> Result<&'w mut [f32], ForwardError> {
-        self.check(batch, cache, workspace)?;
+        check(batch, cache, workspace.plan, self.config.vocab_size)?;
         let (tokens, hidden) = (batch.len(), self.config.hidden_size);
         workspace.set_spans(batch, cache);
         self.embedding.lookup(&batch.tokens, &mut workspace.x[..tokens * hidden]);
@@ -132,47 +76,6 @@ impl Model {
             cache.advance(span.slot, span.rows);
         }
         Ok(self.head(batch, workspace, observe))
-    }
-
-    fn check(&self, batch: &Batch, cache: &Cache, workspace: &Workspace) -> Result<(), ForwardError> {
-        let (plan, vocab_size) = (workspace.plan, self.config.vocab_size);
-        let (tokens, rows) = (batch.len(), batch.logit_rows.len());
-        if tokens > plan.max_tokens {
-            return Err(ForwardError::TooManyTokens { tokens, planned: plan.max_tokens });
-        }
-        if rows > plan.max_logit_rows {
-            return Err(ForwardError::TooManyLogitRows { rows, planned: plan.max_logit_rows });
-        }
-        if let Some(&token) = batch.tokens.iter().find(|token| **token as usize >= vocab_size) {
-            return Err(ForwardError::UnknownToken { token, vocab_size });
-        }
-        let mut end = 0;
-        for (i, span) in batch.spans.iter().enumerate() {
-            if span.tokens.start != end || span.tokens.is_empty() {
-                return Err(ForwardError::BrokenSpans { span: i });
-            }
-            end = span.tokens.end;
-            let twice = batch.spans[..i].iter().any(|other| other.sequence == span.sequence);
-            let Some(slot) = cache.slot_index(span.sequence).filter(|_| !twice) else {
-                return Err(ForwardError::BadSequence { span: i });
-            };
-            let length = cache.length_of(slot) + span.tokens.len();
-            let reserved = cache.page_capacity(slot);
-            if length > reserved {
-                return Err(ForwardError::NotReserved { span: i, length, reserved });
-            }
-        }
-        if end != tokens {
-            return Err(ForwardError::BrokenSpans { span: batch.spans.len() });
-        }
-        let mut last = None;
-        for &row in &batch.logit_rows {
-            if row as usize >= tokens || last.is_some_and(|last| last >= row) {
-                return Err(ForwardError::BadLogitRow { row });
-            }
-            last = Some(row);
-        }
-        Ok(())
     }
 
     /// `x = alpha * base + beta * attention(norm(x))`; the base is the normed value with `postnorm`.
@@ -213,7 +116,7 @@ impl Model {
                     first: span.first,
                     rows: span.rows,
                     position: span.position,
-                    pages: tables.of(span.slot),
+                    pages: tables.pages_of(span.slot),
                 });
                 softmax_attention(
                     cpu,

@@ -1,9 +1,11 @@
 //! The model: weights packed for the device, and the forward pass over a batch.
 
 mod build;
+pub mod cuda;
 mod forward;
 mod load;
 pub(crate) mod source;
+mod step;
 mod workspace;
 
 use std::sync::Arc;
@@ -16,8 +18,9 @@ use arges_kernels::rope::Frequencies;
 
 use crate::config::Config;
 
-pub use forward::{ForwardError, Stage};
+pub use forward::Stage;
 pub use load::{LoadOptions, LoadProgress, ModelError};
+pub use step::ForwardError;
 pub use workspace::{Workspace, WorkspacePlan};
 
 /// A model whose weights are in memory, packed for the CPU.

@@ -34,6 +34,7 @@ pub fn engine_options() -> EngineOptions {
         max_queue: 64,
         max_context: CONTEXT,
         max_logit_rows: 64,
+        exact: false,
     }
 }
 

@@ -16,8 +16,11 @@ fn require(condition: bool, field: impl Into<String>, reason: impl Into<String>)
 
 impl TrainConfig {
     pub(super) fn check(&self, file: &Path) -> Result<(), ConfigError> {
-        self.check_fields()
-            .map_err(|(field, reason)| ConfigError::Field { file: file.to_owned(), field, reason })
+        self.check_fields().map_err(|(field, reason)| ConfigError::Field {
+            file: file.to_owned(),
+            field,
+            reason,
+        })
     }
 
     fn check_fields(&self) -> Checked {
@@ -44,9 +47,15 @@ impl TrainConfig {
     fn check_model(&self) -> Checked {
         match (&self.model.from, &self.model.new) {
             (Some(_), Some(_)) => {
-                return require(false, "model.new", "does not go with `model.from`: one of them is the start");
+                return require(
+                    false,
+                    "model.new",
+                    "does not go with `model.from`: one of them is the start",
+                );
             }
-            (None, None) => return require(false, "model.from", "is missing; a new model has `[model.new]` instead"),
+            (None, None) => {
+                return require(false, "model.from", "is missing; a new model has `[model.new]` instead");
+            }
             (None, Some(new)) => {
                 check_new_model(new)?;
                 require(self.lora.is_none(), "lora", "adapts a checkpoint and needs `model.from`")?;
@@ -82,7 +91,11 @@ impl TrainConfig {
         const MOST_TOKENS: usize = 1 << 30;
         let batch = &self.batch;
         let tokens = (2..=MOST_TOKENS).contains(&batch.max_tokens);
-        require(tokens, "batch.max_tokens", "must be from 2 to 2^30: a sequence of one token has nothing to predict")?;
+        require(
+            tokens,
+            "batch.max_tokens",
+            "must be from 2 to 2^30: a sequence of one token has nothing to predict",
+        )?;
         require(
             (2..=batch.max_tokens).contains(&batch.sequence_length()),
             "batch.sequence_length",

@@ -199,7 +199,8 @@ impl TrainConfig {
     /// What decides the course of a run, as one JSON object: a run can only be resumed with the same. How long it
     /// goes on, what it saves and what it is evaluated on may change.
     pub fn identity(&self) -> serde_json::Value {
-        let mut value = serde_json::to_value(self).expect("a configuration has string keys and finite numbers");
+        let mut value =
+            serde_json::to_value(self).expect("a configuration has string keys and finite numbers");
         if let Some(fields) = value.as_object_mut() {
             for free in ["run", "steps", "checkpoint", "evaluation"] {
                 fields.shift_remove(free);

@@ -50,7 +50,9 @@ fn small(old: &str, new: &str) -> String {
 
 /// The example with all fields set that it only tells of.
 fn all_set() -> String {
-    let set = |line: &'static str| line.strip_prefix('#').filter(|rest| rest.starts_with(|c| c != ' ')).unwrap_or(line);
+    let set = |line: &'static str| {
+        line.strip_prefix('#').filter(|rest| rest.starts_with(|c| c != ' ')).unwrap_or(line)
+    };
     EXAMPLE.lines().map(set).collect::<Vec<_>>().join("\n")
 }
 
@@ -72,11 +74,10 @@ fn fields(value: &Value, path: &str, found: &mut BTreeSet<String>) {
 #[test]
 fn the_example_is_a_run_that_can_be_described() {
     let config = parse(EXAMPLE).unwrap();
-    assert_eq!(config.data.iter().map(DataConfig::display_name).collect::<Vec<_>>(), [
-        "books",
-        "conversations",
-        "addition"
-    ]);
+    assert_eq!(
+        config.data.iter().map(DataConfig::display_name).collect::<Vec<_>>(),
+        ["books", "conversations", "addition"]
+    );
 }
 
 #[test]
@@ -224,7 +225,10 @@ fn a_value_out_of_range_is_an_error_that_names_the_field() {
         (evaluation("every = 1\ndocuments = 0"), "evaluation.documents"),
         (evaluation("every = 1\ndocuments = 4294967297"), "evaluation.documents"),
         (end("[evaluation]\nevery = 1\ndata = []"), "evaluation.data"),
-        (evaluation("every = 1").replace("b.jsonl\"]", "b.jsonl\"]\nweight = 0.0"), "evaluation.data[0].weight"),
+        (
+            evaluation("every = 1").replace("b.jsonl\"]", "b.jsonl\"]\nweight = 0.0"),
+            "evaluation.data[0].weight",
+        ),
         (small("[[data]]\nkind = \"text\"\npaths = [\"a.jsonl\"]", ""), "data"),
         (small("paths = [\"a.jsonl\"]", ""), "data[0].paths"),
         (end("weight = 0.0"), "data[0].weight"),
@@ -253,7 +257,9 @@ fn a_value_out_of_range_is_an_error_that_names_the_field() {
 #[test]
 fn values_at_the_ends_of_their_ranges_are_allowed() {
     for text in [
-        format!("{SMALL}[schedule]\nkind = \"wsd\"\nwarmup_steps = 50\ndecay_steps = 50\nmin_lr_ratio = 0.0\n"),
+        format!(
+            "{SMALL}[schedule]\nkind = \"wsd\"\nwarmup_steps = 50\ndecay_steps = 50\nmin_lr_ratio = 0.0\n"
+        ),
         format!("{SMALL}[optimizer]\nbeta1 = 0.0\nbeta2 = 0.0\nweight_decay = 0.0\nclip = 0.0\n"),
         format!("{SMALL}[checkpoint]\nkeep = 0\n"),
         format!("{SMALL}{TASKS}difficulty = [1, 4000000000]\nthinking = 0\n"),
@@ -296,8 +302,13 @@ fn a_run_has_another_identity_when_anything_else_changes() {
     let free = ["/run", "/steps", "/checkpoint/", "/evaluation/"];
     let mut bound = 0;
     for pointer in &pointers {
+        let value = whole.pointer(pointer).unwrap();
+        // A field that one kind of data does not have is set where another kind has it.
+        if value.is_null() {
+            continue;
+        }
         let mut changed = whole.clone();
-        *changed.pointer_mut(pointer).unwrap() = another(whole.pointer(pointer).unwrap());
+        *changed.pointer_mut(pointer).unwrap() = another(value);
         // Lists of names and of numbers of fixed length may not be read back with such a value.
         let Ok(other) = serde_json::from_value::<TrainConfig>(changed) else { continue };
         let is_free = free.iter().any(|free| pointer.starts_with(free));
@@ -309,7 +320,9 @@ fn a_run_has_another_identity_when_anything_else_changes() {
 
 fn leaves(value: &Value, at: String, found: &mut Vec<String>) {
     match value {
-        Value::Object(fields) => fields.iter().for_each(|(name, value)| leaves(value, format!("{at}/{name}"), found)),
+        Value::Object(fields) => {
+            fields.iter().for_each(|(name, value)| leaves(value, format!("{at}/{name}"), found))
+        }
         Value::Array(items) => {
             items.iter().enumerate().for_each(|(i, value)| leaves(value, format!("{at}/{i}"), found))
         }
@@ -330,7 +343,6 @@ fn another(value: &Value) -> Value {
             "query" => "key".into(),
             other => format!("{other}x").into(),
         },
-        Value::Null => Value::Null,
         number => match number.as_u64() {
             Some(number) => (number + 1).into(),
             None => (number.as_f64().unwrap() / 2.0).into(),

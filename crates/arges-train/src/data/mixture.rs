@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::DataError;
 use super::encode::Encoder;
 use super::source::{Document, DocumentId, Fingerprint, Learn, Purpose, Source, source_key};
-use super::DataError;
 use crate::config::DataConfig;
 
 /// The sources of a run. The next document comes from the source that is furthest behind its share of the tokens, so

@@ -90,7 +90,8 @@ impl Stream {
     /// Sources that are not those of the state.
     pub fn restore(&mut self, state: StreamState) -> Result<(), DataError> {
         self.mixture.restore(state.mixture)?;
-        self.pending = state.pending.into_iter().map(|id| self.mixture.fetch(id)).collect::<Result<_, _>>()?;
+        self.pending =
+            state.pending.into_iter().map(|id| self.mixture.fetch(id)).collect::<Result<_, _>>()?;
         Ok(())
     }
 }

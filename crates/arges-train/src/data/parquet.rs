@@ -37,7 +37,10 @@ impl ParquetFile {
         if let Some(first) = columns.first()
             && !chosen.iter().any(|field| field.name() == *first)
         {
-            return Err(DataError::Path { path: path.to_owned(), reason: format!("has no column `{first}`") });
+            return Err(DataError::Path {
+                path: path.to_owned(),
+                reason: format!("has no column `{first}`"),
+            });
         }
         for leaf in schema.columns() {
             if columns.iter().any(|name| leaf.path().parts().first().is_some_and(|root| root == name)) {
@@ -100,7 +103,8 @@ fn check_leaf(path: &Path, leaf: &Arc<ColumnDescriptor>) -> Result<(), DataError
         return Ok(());
     }
     let (kind, converted) = (leaf.physical_type(), leaf.converted_type());
-    let reason = format!("column `{}` is of type {kind} ({converted}), which is no text", leaf.path().string());
+    let reason =
+        format!("column `{}` is of type {kind} ({converted}), which is no text", leaf.path().string());
     Err(DataError::Path { path: path.to_owned(), reason })
 }
 

@@ -1,5 +1,6 @@
 //! `arges bench`: speed of prefill, decode and training, each as a share of what the machine can do at best.
 
+mod cuda;
 mod train;
 
 use std::time::Instant;
@@ -15,7 +16,8 @@ use arges_model::{
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::args::ModelArgs;
+use crate::args::{DeviceChoice, ModelArgs};
+use crate::failure::usage;
 use crate::loading::Opened;
 use crate::memory::peak_resident;
 use crate::output;
@@ -42,6 +44,13 @@ enum What {
 struct InferenceArgs {
     #[command(flatten)]
     model: ModelArgs,
+    /// Random weights, made on the GPU from this seed, for the configuration of --model: a directory or a config.json;
+    /// for a GPU only
+    #[arg(long, value_name = "SEED")]
+    dummy: Option<u64>,
+    /// On a GPU, compute so that a token's log-probability has the same bits in any batch
+    #[arg(long)]
+    exact: bool,
     /// Prompt lengths to prefill, in tokens
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_values_t = [512, 2048])]
     prefill: Vec<usize>,
@@ -69,6 +78,7 @@ second, and both as shares of what this machine was measured to do at best just 
 Examples:
   arges bench --model random-model
   arges bench --model random-model --prefill 2048 --decode 1,32 --context 32,4096
+  arges bench --device cuda --dummy 1 --model config.json --prefill 8192 --decode 1,128 --context 1024
   arges bench train --model random-model --sequences 2 --tokens 2048";
 
 /// Runs the cases and prints the report.
@@ -86,6 +96,12 @@ fn inference(args: &InferenceArgs) -> Result<()> {
     let sizes = [&args.prefill, &args.decode, &args.context];
     if sizes.into_iter().flatten().chain([&args.steps, &args.runs, &args.step_tokens]).any(|n| *n == 0) {
         bail!("a bench of 0 tokens, sequences, steps or runs measures nothing: give sizes of at least 1");
+    }
+    if let DeviceChoice::Cuda(ordinal) = args.model.device {
+        return cuda::inference(args, ordinal);
+    }
+    if args.dummy.is_some() || args.exact {
+        return Err(usage("--dummy and --exact are for --device cuda"));
     }
     let opened = Opened::open(&args.model)?;
     let options = args.model.dtype.asked().map(|compute| LoadOptions { compute });

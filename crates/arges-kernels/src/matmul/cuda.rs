@@ -1,0 +1,489 @@
+//! Products on a GPU: of f32 or bf16 rows with weights in the memory of the device.
+//!
+//! On Hopper bf16 products run on its tensor cores (`hopper.cu`), everything else on the ordinary ones
+//! (`portable.cu`). In both, an element is one accumulator over ascending `K`, so that a row's bits do not depend on
+//! the rows around it.
+
+use std::sync::Arc;
+
+use super::Element;
+use crate::device::cuda::{
+    Activations, Argument, Buffer, Cuda, CudaError, Kernel, LaunchShape, Pinned, Source, TensorMap,
+};
+
+/// Kernels for Hopper's tensor cores.
+pub const HOPPER: Source =
+    Source { name: "matmul/hopper.cu", text: concat!(include_str!("wgmma.cuh"), include_str!("hopper.cu")) };
+/// Kernels for all others, and for f32.
+pub const PORTABLE: Source = Source { name: "matmul/portable.cu", text: include_str!("portable.cu") };
+
+/// Gates and up projections of a gated matrix stand in turn in groups of so many outputs.
+pub const GATE_GROUP: usize = 8;
+/// Parts of bf16 into which an f32 is split for a product that loses nothing of it.
+pub const PARTS: usize = 3;
+
+/// Rows and outputs of a tile, and how many tiles are copied ahead.
+#[derive(Debug, Clone, Copy)]
+struct Tiling {
+    rows: usize,
+    /// Groups of 64 outputs of a warpgroup.
+    blocks: usize,
+    /// Warpgroups that multiply.
+    warpgroups: usize,
+    stages: usize,
+}
+
+impl Tiling {
+    const fn new(rows: usize, blocks: usize, warpgroups: usize, stages: usize) -> Self {
+        Self { rows, blocks, warpgroups, stages }
+    }
+
+    const fn outputs(self) -> usize {
+        64 * self.blocks * self.warpgroups
+    }
+
+    const fn threads(self) -> usize {
+        128 * (self.warpgroups + 1)
+    }
+
+    /// Rows that the copy engine takes at a time.
+    const fn row_box(self) -> usize {
+        if self.rows.is_multiple_of(64) { 64 } else { self.rows }
+    }
+
+    /// Bytes of shared memory: the stages, and room to align them.
+    const fn shared(self) -> usize {
+        self.stages * (self.outputs() + self.rows) * 128 + 1024
+    }
+
+    fn defines(self) -> [(&'static str, i64); 5] {
+        [
+            ("ROWS", self.rows as i64),
+            ("BLOCKS", self.blocks as i64),
+            ("CONSUMERS", self.warpgroups as i64),
+            ("STAGES", self.stages as i64),
+            ("PARTS", PARTS as i64),
+        ]
+    }
+}
+
+/// Tilings for ever more rows. Few rows leave the stages to weights, which is what decoding waits for.
+const TILINGS: [Tiling; 6] = [
+    Tiling::new(8, 1, 1, 24),
+    Tiling::new(16, 1, 1, 22),
+    Tiling::new(32, 1, 2, 10),
+    Tiling::new(64, 1, 2, 8),
+    Tiling::new(128, 1, 2, 6),
+    Tiling::new(256, 1, 2, 4),
+];
+/// The same for rows in parts; eight rows are 24.
+const PART_TILINGS: [Tiling; 4] = [
+    Tiling::new(24, 1, 1, 19),
+    Tiling::new(48, 1, 2, 9),
+    Tiling::new(96, 1, 2, 7),
+    Tiling::new(192, 1, 2, 4),
+];
+
+/// What the kernels do with a product, by their numbers.
+#[derive(Debug, Clone, Copy)]
+enum Epilogue {
+    F32 = 0,
+    Rounded = 1,
+    Activated = 2,
+    Gated = 3,
+    Parts = 4,
+}
+
+/// Weights on the device: one matrix `[outputs, k]`, or those of all experts, one after the other.
+pub struct DeviceMatrix {
+    outputs: usize,
+    k: usize,
+    experts: usize,
+    data: Activations,
+    /// For tiles of 64 and of 128 outputs; none where the copy engine is not used.
+    maps: Option<[TensorMap; 2]>,
+}
+
+impl DeviceMatrix {
+    /// Zeros.
+    ///
+    /// # Errors
+    /// When they do not fit.
+    pub fn zeroed(
+        cuda: &Arc<Cuda>,
+        experts: usize,
+        outputs: usize,
+        k: usize,
+        element: Element,
+    ) -> Result<Self, CudaError> {
+        let data = Activations::zeroed(cuda, element, experts * outputs * k)?;
+        let maps = match &data {
+            Activations::Bf16(buffer) if uses_tensor_cores(cuda, k) => {
+                let map = |tile| TensorMap::bf16(buffer, experts * outputs, k, tile);
+                Some([map(64)?, map(128)?])
+            }
+            _ => None,
+        };
+        Ok(Self { outputs, k, experts, data, maps })
+    }
+
+    /// Outputs of one matrix.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Inputs.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Matrices.
+    pub fn experts(&self) -> usize {
+        self.experts
+    }
+
+    /// Number format.
+    pub fn element(&self) -> Element {
+        self.data.element()
+    }
+
+    /// Bytes of all.
+    pub fn bytes(&self) -> usize {
+        self.data.bytes()
+    }
+
+    /// The weights as they lie on the device, `[experts, outputs, k]`.
+    pub fn data(&self) -> &Activations {
+        &self.data
+    }
+
+    /// Copies rows `[rows, k]` from page-locked memory to outputs `first..`, of which every `group` ones are followed
+    /// by a gap of `gap`, in the order of the stream. The values are bytes of the matrix's element.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When the rows reach beyond the matrices, or do not fill whole groups.
+    pub fn write_outputs(
+        &mut self,
+        first: usize,
+        rows: usize,
+        group: usize,
+        gap: usize,
+        from: &Pinned<u8>,
+    ) -> Result<(), CudaError> {
+        assert!(group > 0 && rows.is_multiple_of(group), "{rows} rows in groups of {group}");
+        let size = match self.element() {
+            Element::F32 => 4,
+            Element::Bf16 => 2,
+        };
+        let row = self.k * size;
+        self.data.write_rows(first * row, (group + gap) * row, from, rows / group, group * row)
+    }
+
+    /// The weights, to be filled on the device.
+    pub fn data_mut(&mut self) -> &mut Activations {
+        &mut self.data
+    }
+
+    fn map(&self, tiling: Tiling) -> Option<&TensorMap> {
+        let [small, large] = self.maps.as_ref()?;
+        Some(if tiling.outputs() == 64 { small } else { large })
+    }
+}
+
+/// Whether products with `k` inputs run on Hopper's tensor cores: rows must begin at multiples of 16 bytes.
+fn uses_tensor_cores(cuda: &Cuda, k: usize) -> bool {
+    cuda.facts().architecture.has_wgmma() && k.is_multiple_of(8)
+}
+
+/// Rows that products read, `[rows, k]`.
+pub struct DeviceRows {
+    rows: usize,
+    k: usize,
+    data: Activations,
+    /// For each tiling of [`TILINGS`] and of [`PART_TILINGS`]; none where the copy engine is not used.
+    maps: Option<Vec<TensorMap>>,
+}
+
+impl DeviceRows {
+    /// Room for `rows` rows.
+    ///
+    /// # Errors
+    /// When they do not fit.
+    pub fn zeroed(cuda: &Arc<Cuda>, rows: usize, k: usize, element: Element) -> Result<Self, CudaError> {
+        let data = Activations::zeroed(cuda, element, rows * k)?;
+        let maps = match &data {
+            Activations::Bf16(buffer) if uses_tensor_cores(cuda, k) => {
+                let tilings = TILINGS.iter().chain(&PART_TILINGS);
+                let map = |tiling: &Tiling| TensorMap::bf16(buffer, rows, k, tiling.row_box());
+                Some(tilings.map(map).collect::<Result<_, _>>()?)
+            }
+            _ => None,
+        };
+        Ok(Self { rows, k, data, maps })
+    }
+
+    /// Rows there is room for.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Width of a row.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// The values.
+    pub fn data(&self) -> &Activations {
+        &self.data
+    }
+
+    /// The values, to be written by the host.
+    pub fn data_mut(&mut self) -> &mut Activations {
+        &mut self.data
+    }
+}
+
+/// Which rows are multiplied with which matrix.
+#[derive(Clone, Copy)]
+pub enum Rows<'a> {
+    /// So many rows, with the only matrix.
+    All(usize),
+    /// Rows of each expert, from `offsets[e]` to `offsets[e + 1]`, of at most so many in all. The kernel before the
+    /// last one in the stream must have written the offsets, or an earlier one.
+    Grouped { offsets: &'a Buffer<i32>, most: usize },
+}
+
+/// Where a product goes, rows `[rows, stride]` each.
+pub enum Output<'a> {
+    /// f32.
+    F32(&'a mut Buffer<f32>),
+    /// Rounded to the element of the rows.
+    Rounded(&'a mut Activations),
+    /// SiLU of the first `silu` outputs, the sigmoid of the others, rounded.
+    Activated { out: &'a mut Activations, silu: usize },
+    /// `silu(gate) * up` of a matrix whose gates and ups stand in turn in groups of [`GATE_GROUP`], rounded.
+    Gated(&'a mut Activations),
+}
+
+/// The compiled products of a device.
+pub struct Products {
+    cuda: Arc<Cuda>,
+    /// For each of [`TILINGS`] and [`PART_TILINGS`]; none before and after Hopper.
+    hopper: Vec<Kernel>,
+    /// For f32 rows and bf16 rows, f32 weights and bf16 weights.
+    portable: [[Option<Kernel>; 2]; 2],
+}
+
+fn index(element: Element) -> usize {
+    match element {
+        Element::F32 => 0,
+        Element::Bf16 => 1,
+    }
+}
+
+impl Products {
+    /// Compiles them.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn new(cuda: &Arc<Cuda>) -> Result<Self, CudaError> {
+        let mut hopper = Vec::new();
+        if cuda.facts().architecture.has_wgmma() {
+            for tiling in TILINGS.iter().chain(&PART_TILINGS) {
+                hopper.push(cuda.module(HOPPER, &tiling.defines())?.kernel("product")?);
+            }
+        }
+        let compile = |rows: i64, weights: i64| {
+            let defines = [("ROWS_BF16", rows), ("WEIGHTS_BF16", weights)];
+            cuda.module(PORTABLE, &defines)?.kernel("product").map(Some)
+        };
+        let portable = [[compile(0, 0)?, compile(0, 1)?], [None, compile(1, 1)?]];
+        Ok(Self { cuda: Arc::clone(cuda), hopper, portable })
+    }
+
+    /// Multiplies rows with their matrices.
+    ///
+    /// # Errors
+    /// When the driver fails, or there is no kernel for the combination: bf16 rows with f32 weights.
+    ///
+    /// # Panics
+    /// When shapes do not agree.
+    pub fn run(
+        &self,
+        matrix: &DeviceMatrix,
+        x: &DeviceRows,
+        rows: Rows<'_>,
+        output: Output<'_>,
+    ) -> Result<(), CudaError> {
+        assert_eq!(x.k, matrix.k, "width of the rows");
+        let (offsets, most) = match rows {
+            Rows::All(rows) => {
+                assert_eq!(matrix.experts, 1, "rows for one matrix");
+                (None, rows)
+            }
+            Rows::Grouped { offsets, most } => {
+                assert!(offsets.len() > matrix.experts, "an offset for each expert and the end");
+                (Some(offsets), most)
+            }
+        };
+        assert!(most <= x.rows, "{most} rows of {}", x.rows);
+        if most == 0 {
+            return Ok(());
+        }
+        let (epilogue, address, room, stride, element, silu) = match output {
+            Output::F32(out) => (Epilogue::F32, out.address(0), out.len(), matrix.outputs, None, 0),
+            Output::Rounded(out) => {
+                (Epilogue::Rounded, out.address(0), out.len(), matrix.outputs, Some(out.element()), 0)
+            }
+            Output::Activated { out, silu } => {
+                (Epilogue::Activated, out.address(0), out.len(), matrix.outputs, Some(out.element()), silu)
+            }
+            Output::Gated(out) => {
+                assert!(matrix.outputs.is_multiple_of(2 * GATE_GROUP), "gates and ups in whole groups");
+                (Epilogue::Gated, out.address(0), out.len(), matrix.outputs / 2, Some(out.element()), 0)
+            }
+        };
+        assert!(room >= most * stride, "room for {most} rows of {stride}");
+        assert!(element.is_none_or(|element| element == x.data.element()), "element of the output");
+        let expected = if offsets.is_some() { expected_rows(most, matrix.experts) } else { most };
+        let call = Call { matrix, x, offsets, rows: most, epilogue, address, stride, silu, row_limit: most };
+        match (&x.maps, &matrix.maps) {
+            (Some(maps), Some(_)) => {
+                let last = TILINGS.len() - 1;
+                let fits = |tiling: &Tiling| tiling.rows >= expected;
+                let mut choice = TILINGS.iter().position(fits).unwrap_or(last);
+                // Rather smaller tiles than idle multiprocessors.
+                let tiles = |t: Tiling| most.div_ceil(t.rows) * matrix.outputs.div_ceil(t.outputs());
+                if offsets.is_none()
+                    && choice == last
+                    && tiles(TILINGS[last]) < self.cuda.facts().multiprocessors
+                {
+                    choice -= 1;
+                }
+                self.run_hopper(&call, TILINGS[choice], choice, &maps[choice])
+            }
+            _ => self.run_portable(&call),
+        }
+    }
+
+    /// Multiplies f32 rows with bf16 weights on the tensor cores, each row split into [`PARTS`] that add up to it:
+    /// rows `8 g + i` lie in `x` as rows `8 (PARTS g + part) + i`. `out[rows, outputs]`.
+    ///
+    /// # Errors
+    /// When the driver fails, or without tensor cores.
+    ///
+    /// # Panics
+    /// When shapes do not agree.
+    pub fn run_parts(
+        &self,
+        matrix: &DeviceMatrix,
+        x: &DeviceRows,
+        rows: usize,
+        out: &mut Buffer<f32>,
+    ) -> Result<(), CudaError> {
+        assert_eq!((x.k, 1), (matrix.k, matrix.experts), "shape of the rows");
+        let parts = rows.next_multiple_of(8) * PARTS;
+        assert!(parts <= x.rows && out.len() >= rows * matrix.outputs, "room for {rows} rows");
+        if rows == 0 {
+            return Ok(());
+        }
+        let (Some(maps), Some(_)) = (&x.maps, &matrix.maps) else {
+            return Err(CudaError::Unsupported("products in parts need Hopper's tensor cores".to_owned()));
+        };
+        let choice = PART_TILINGS.iter().position(|t| parts <= t.rows).unwrap_or(PART_TILINGS.len() - 1);
+        let call = Call {
+            matrix,
+            x,
+            offsets: None,
+            rows: parts,
+            epilogue: Epilogue::Parts,
+            address: out.address(0),
+            stride: matrix.outputs,
+            silu: 0,
+            row_limit: rows,
+        };
+        let place = TILINGS.len() + choice;
+        self.run_hopper(&call, PART_TILINGS[choice], place, &maps[place])
+    }
+
+    fn run_hopper(
+        &self,
+        call: &Call<'_>,
+        tiling: Tiling,
+        kernel: usize,
+        rows: &TensorMap,
+    ) -> Result<(), CudaError> {
+        let Call { matrix, offsets, .. } = call;
+        let weights = matrix.map(tiling).expect("the caller has looked");
+        let tiles = call.rows.div_ceil(tiling.rows) * matrix.outputs.div_ceil(tiling.outputs());
+        let processors = self.cuda.facts().multiprocessors;
+        let blocks = if offsets.is_some() { processors } else { tiles.min(processors) };
+        let shape = LaunchShape::new(blocks, tiling.threads()).shared(tiling.shared()).overlap();
+        let arguments = [
+            Argument::Map(weights),
+            Argument::Map(rows),
+            Argument::Pointer(call.address),
+            Argument::Pointer(offsets.map_or(0, |offsets| offsets.address(0))),
+            Argument::I32(matrix.experts as i32),
+            Argument::I32(call.rows as i32),
+            Argument::I32(matrix.outputs as i32),
+            Argument::I32(matrix.k as i32),
+            Argument::I32(call.stride as i32),
+            Argument::I32(call.epilogue as i32),
+            Argument::I32(call.silu as i32),
+            Argument::I32(call.row_limit as i32),
+        ];
+        // SAFETY: the kernel's arguments, in order. Copies stay within the two maps' matrices. Writes stay within
+        // `rows` (the offsets' last is at most that; with parts, `row_limit`) times `stride` elements, for which the
+        // callers have checked that there is room.
+        unsafe { self.cuda.launch(&self.hopper[kernel], shape, &arguments) }
+    }
+
+    fn run_portable(&self, call: &Call<'_>) -> Result<(), CudaError> {
+        let Call { matrix, x, offsets, .. } = call;
+        let kernel =
+            self.portable[index(x.data.element())][index(matrix.element())].as_ref().ok_or_else(|| {
+                CudaError::Unsupported("there is no product of bf16 rows with f32 weights".to_owned())
+            })?;
+        let grid =
+            LaunchShape::grid(matrix.outputs.div_ceil(64), call.rows.div_ceil(64), matrix.experts, 256);
+        let arguments = [
+            Argument::Pointer(matrix.data.address(0)),
+            Argument::Pointer(x.data.address(0)),
+            Argument::Pointer(call.address),
+            Argument::Pointer(offsets.map_or(0, |offsets| offsets.address(0))),
+            Argument::I32(call.rows as i32),
+            Argument::I32(matrix.outputs as i32),
+            Argument::I32(matrix.k as i32),
+            Argument::I32(call.stride as i32),
+            Argument::I32(call.epilogue as i32),
+            Argument::I32(call.silu as i32),
+        ];
+        // SAFETY: the kernel's arguments, in order, for the elements that it was compiled for. It reads `rows` rows and
+        // the matrices, and writes `rows * stride` elements, for which the callers have checked that there is room.
+        unsafe { self.cuda.launch(kernel, grid.overlap(), &arguments) }
+    }
+}
+
+/// One product, checked.
+struct Call<'a> {
+    matrix: &'a DeviceMatrix,
+    x: &'a DeviceRows,
+    offsets: Option<&'a Buffer<i32>>,
+    rows: usize,
+    epilogue: Epilogue,
+    address: u64,
+    stride: usize,
+    silu: usize,
+    row_limit: usize,
+}
+
+/// Rows that a tile should hold for most experts to need one: about three times the average, as the number of rows
+/// that an expert is chosen for spreads like a Poisson variable.
+fn expected_rows(rows: usize, experts: usize) -> usize {
+    let average = rows.div_ceil(experts);
+    (2 * average + 4).min(rows)
+}

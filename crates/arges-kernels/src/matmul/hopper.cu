@@ -1,0 +1,347 @@
+// Products of bf16 rows with bf16 weights on Hopper's tensor cores: y[t, n] = sum_k x[t, k] w[n, k], for one matrix or
+// for the experts' at once, each with its own segment of rows.
+//
+// Weights are the operand of 64 rows and activations the one of N rows, so that the same kernel streams weights past
+// one token and multiplies thousands. One warp asks the copy engine for tiles of [outputs, 64] weights and [rows, 64]
+// activations, STAGES of them ahead; CONSUMERS warpgroups multiply. Blocks stay and take tile after tile, and the copies
+// for the next begin while the last is multiplied.
+//
+// Every output element is one accumulator that passes over K in ascending order, whatever the other rows and however
+// many: its bits depend on its own row alone.
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+constexpr int K_TILE = 64;
+constexpr int OUTPUTS = 64 * BLOCKS * CONSUMERS;
+constexpr int WEIGHT_BYTES = OUTPUTS * K_TILE * 2;
+// Rows are copied in boxes of so many, of which only those are asked for that hold any.
+constexpr int BOX = ROWS % 64 == 0 ? 64 : ROWS;
+constexpr int BOXES = ROWS / BOX;
+constexpr int BOX_BYTES = BOX * K_TILE * 2;
+constexpr int STAGE_BYTES = WEIGHT_BYTES + BOXES * BOX_BYTES;
+constexpr int THREADS = 128 * (CONSUMERS + 1);
+// Tiles of rows that share weights in the second-level cache before the next ones are begun: some 2048 rows.
+constexpr int BAND = ROWS >= 128 ? 2048 / ROWS : 16;
+
+struct alignas(64) Map {
+    char opaque[128];
+};
+
+enum Epilogue { STORE_F32, STORE_BF16, STORE_ACTIVATED, STORE_GATED, STORE_PARTS };
+
+__device__ __forceinline__ void init_barrier(u32 barrier, int count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count));
+}
+
+__device__ __forceinline__ void expect_bytes(u32 barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void await(u32 barrier, int parity) {
+    asm volatile(
+        "{.reg .pred done;\n"
+        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;}" ::"r"(barrier),
+        "r"(parity)
+        : "memory");
+}
+
+__device__ __forceinline__ void copy_tile(u32 shared, const Map* map, u32 barrier, int column, int row) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+            shared),
+        "l"(map), "r"(barrier), "r"(column), "r"(row)
+        : "memory");
+}
+
+__device__ __forceinline__ void copy_rows(u32 shared, const Map* map, u32 barrier, int column, int row, int boxes) {
+    for (int box = 0; box < boxes; ++box)
+        copy_tile(shared + box * BOX_BYTES, map, barrier, column, row + box * BOX);
+}
+
+// A tile of rows of 128 bytes, swizzled over 1024: the form in which the copy engine leaves it.
+__device__ __forceinline__ u64 tile_descriptor(u32 address) {
+    return u64((address & 0x3ffff) >> 4) | (u64(1) << 16) | (u64(64) << 32) | (u64(1) << 62);
+}
+
+__device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int PENDING> __device__ __forceinline__ void await_products() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+// Walks through a block's tiles: of every expert, bands of row tiles; in a band, weights; for weights, row tiles.
+struct Walk {
+    const int* offsets;
+    int experts, rows, output_tiles;
+    int expert, begin, end, before, here;
+
+    __device__ __forceinline__ Walk(const int* offsets, int experts, int rows, int outputs)
+        : offsets(offsets), experts(experts), rows(rows), output_tiles((outputs + OUTPUTS - 1) / OUTPUTS), expert(-1),
+          begin(0), end(0), before(0), here(0) {}
+
+    // Moves on to the expert of `tile`; tiles are asked for in ascending order. False when there is none.
+    __device__ __forceinline__ bool find(int tile) {
+        while (tile >= before + here) {
+            before += here;
+            expert += 1;
+            if (expert >= experts) return false;
+            begin = offsets ? offsets[expert] : 0;
+            end = offsets ? offsets[expert + 1] : rows;
+            here = (end - begin + ROWS - 1) / ROWS * output_tiles;
+        }
+        return true;
+    }
+
+    // Boxes of rows that a tile from `row` on has.
+    __device__ __forceinline__ int boxes(int row) const { return min(BOXES, (end - row + BOX - 1) / BOX); }
+
+    // First row and first output of a tile that was found.
+    __device__ __forceinline__ void place(int tile, int& row, int& output) const {
+        int row_tiles = (end - begin + ROWS - 1) / ROWS;
+        int local = tile - before;
+        int band = local / (BAND * output_tiles);
+        local -= band * BAND * output_tiles;
+        int width = min(BAND, row_tiles - band * BAND);
+        row = begin + (band * BAND + local % width) * ROWS;
+        output = local / width * OUTPUTS;
+    }
+};
+
+// Where the results of a product go, and as what.
+struct Target {
+    void* out;
+    int stride, epilogue, activated, outputs, row_limit;
+};
+
+__device__ __forceinline__ float fast_sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+
+// Writes 8 outputs of a row from `output` on; fewer where the matrix ends.
+template <typename T> __device__ __forceinline__ void write_eight(T* at, const float (&x)[8], int count) {
+    if (count >= 8) {
+        if constexpr (sizeof(T) == 4) {
+            reinterpret_cast<float4*>(at)[0] = make_float4(x[0], x[1], x[2], x[3]);
+            reinterpret_cast<float4*>(at)[1] = make_float4(x[4], x[5], x[6], x[7]);
+        } else {
+            *reinterpret_cast<uint4*>(at) = make_uint4(
+                pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+            if (i < count) at[i] = from_float<T>(x[i]);
+    }
+}
+
+// Rows of one piece of an epilogue: a warp's 16 outputs pass through shared memory for so many rows at a time, so that
+// what is done with them is a short loop and stores are whole sectors.
+constexpr int PIECE = ROWS % 32 == 0 && ROWS % (8 * PARTS) != 0 ? 32 : ROWS % 24 == 0 ? 24 : ROWS;
+constexpr int PIECES = ROWS / PIECE;
+constexpr int PIECE_STRIDE = 20;
+
+// Writes out a piece that lies in shared memory: rows from `row` on, 16 outputs from `output` on.
+__device__ __forceinline__ void drain(const float* piece, const Target& target, int row, int end, int output) {
+    int lane = threadIdx.x % 32;
+    // Whole vectors where every row begins at a multiple of 16 bytes.
+    bool whole = target.stride % 8 == 0;
+    if (target.epilogue == STORE_PARTS) {
+#if ROWS % (8 * PARTS) == 0
+        if (lane >= 16) return;
+        int local = lane / 2, n = output + lane % 2 * 8, t = row / PARTS + local;
+        if (t >= target.row_limit || n >= target.outputs) return;
+        float x[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            // The smallest part first.
+            const float* at = piece + local * PIECE_STRIDE + lane % 2 * 8 + i;
+            float sum = at[(PARTS - 1) * 8 * PIECE_STRIDE];
+#pragma unroll
+            for (int part = PARTS - 2; part >= 0; --part) sum += at[part * 8 * PIECE_STRIDE];
+            x[i] = sum;
+        }
+        int count = target.outputs - n;
+        write_eight(static_cast<float*>(target.out) + i64(t) * target.stride + n, x, whole ? count : min(count, 7));
+        if (!whole && count >= 8) static_cast<float*>(target.out)[i64(t) * target.stride + n + 7] = x[7];
+#endif
+        return;
+    }
+#pragma unroll 1
+    for (int item = lane; item < 2 * PIECE; item += 32) {
+        int t = row + item / 2, half = item % 2;
+        if (t >= end) break;
+        const float* from = piece + item / 2 * PIECE_STRIDE;
+        if (target.epilogue == STORE_GATED) {
+            // 8 gates, then the 8 ups that belong to them.
+            int n = output / 2 + 4 * half;
+            float y[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                float gate = from[4 * half + i];
+                y[i] = gate * fast_sigmoid(gate) * from[8 + 4 * half + i];
+            }
+            u16* at = static_cast<u16*>(target.out) + i64(t) * target.stride + n;
+            if (n + 4 <= target.outputs / 2) {
+                // The width is a multiple of 8, so that rows are whole vectors.
+                *reinterpret_cast<uint2*>(at) = make_uint2(pack_bf16(y[0], y[1]), pack_bf16(y[2], y[3]));
+            }
+            continue;
+        }
+        int n = output + 8 * half;
+        if (n >= target.outputs) continue;
+        float x[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[i] = from[8 * half + i];
+        if (target.epilogue == STORE_ACTIVATED) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) x[i] = (n + i < target.activated ? x[i] : 1.0f) * fast_sigmoid(x[i]);
+        }
+        int count = target.outputs - n;
+        i64 place = i64(t) * target.stride + n;
+        if (target.epilogue == STORE_F32) {
+            float* at = static_cast<float*>(target.out) + place;
+            write_eight(at, x, whole ? count : min(count, 7));
+            if (!whole && count >= 8) at[7] = x[7];
+        } else {
+            bf16* at = static_cast<bf16*>(target.out) + place;
+            write_eight(at, x, whole ? count : min(count, 7));
+            if (!whole && count >= 8) at[7] = from_float<bf16>(x[7]);
+        }
+    }
+}
+
+// Writes a warp's part of a tile: 16 outputs of each block of 64, for the rows up to `end`.
+__device__ __forceinline__ void store(
+    const float (&d)[BLOCKS][ROWS / 2], float* piece, const Target& target, int row, int end, int output) {
+    int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    float* at = piece + 2 * (lane % 4) * PIECE_STRIDE + lane / 4;
+#pragma unroll 1
+    for (int step = 0; step < BLOCKS * PIECES; ++step) {
+        int first = row + step % PIECES * PIECE, high = output + step / PIECES * 64 + 16 * warp;
+        if (first >= end || high >= target.outputs) continue;
+        // Registers have no index at run time, hence a branch for each step.
+#pragma unroll
+        for (int which = 0; which < BLOCKS * PIECES; ++which) {
+            if (which != step) continue;
+            const float* x = &d[which / PIECES][which % PIECES * PIECE / 2];
+#pragma unroll
+            for (int i = 0; i < PIECE / 2; ++i)
+                at[(i / 4 * 8 + i % 2) * PIECE_STRIDE + i % 4 / 2 * 8] = x[i];
+        }
+        __syncwarp();
+        drain(piece, target, first, end, high);
+        __syncwarp();
+    }
+}
+
+// Multiplies the tiles of all steps along K for a warpgroup's outputs and the first N rows.
+template <int N>
+__device__ __forceinline__ void multiply(
+    float (&d)[BLOCKS][ROWS / 2], u32 tiles, u32 full, u32 empty, int group, int steps, int& count) {
+    for (int step = 0; step < steps; ++step, ++count) {
+        int stage = count % STAGES;
+        await(full + 8 * stage, count / STAGES & 1);
+        u32 base = tiles + stage * STAGE_BYTES;
+        u64 b = tile_descriptor(base + WEIGHT_BYTES);
+        begin_products();
+#pragma unroll
+        for (int part = 0; part < K_TILE / 16; ++part) {
+#pragma unroll
+            for (int block = 0; block < BLOCKS; ++block) {
+                u64 a = tile_descriptor(base + (group * BLOCKS + block) * 64 * K_TILE * 2);
+                float(&target)[N / 2] = *reinterpret_cast<float(*)[N / 2]>(&d[block][0]);
+                // 16 columns are 32 bytes, 2 in the units of a descriptor.
+                wgmma<N>(target, a + 2 * part, b + 2 * part, step > 0 || part > 0);
+            }
+        }
+        commit_products();
+        await_products<1>();
+        // The products of the step before are done, so that its stage is free.
+        if (step > 0 && threadIdx.x % 128 == 0) arrive(empty + 8 * ((count - 1) % STAGES));
+    }
+    await_products<0>();
+    if (threadIdx.x % 128 == 0) arrive(empty + 8 * ((count - 1) % STAGES));
+}
+
+// The same for as many boxes of rows as there are: the last rows of an expert seldom fill a tile.
+template <int MOST>
+__device__ __forceinline__ void multiply_boxes(
+    int boxes, float (&d)[BLOCKS][ROWS / 2], u32 tiles, u32 full, u32 empty, int group, int steps, int& count) {
+    if constexpr (MOST > 1) {
+        if (boxes < MOST) return multiply_boxes<MOST - 1>(boxes, d, tiles, full, empty, group, steps, count);
+    }
+    multiply<MOST * BOX>(d, tiles, full, empty, group, steps, count);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
+    const __grid_constant__ Map weights, const __grid_constant__ Map tokens, void* out, const int* offsets, int experts,
+    int rows, int outputs, int k, int stride, int epilogue, int activated, int row_limit) {
+    extern __shared__ __align__(1024) char shared[];
+    __shared__ __align__(8) u64 barriers[2 * STAGES];
+    __shared__ __align__(16) float pieces[4 * CONSUMERS][PIECE * PIECE_STRIDE];
+    u32 tiles = (shared_address(shared) + 1023) & ~1023u;
+    u32 full = shared_address(barriers), empty = full + 8 * STAGES;
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < STAGES; ++stage) {
+            init_barrier(full + 8 * stage, 1);
+            init_barrier(empty + 8 * stage, CONSUMERS);
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();
+
+    int group = threadIdx.x / 128;
+    int steps = (k + K_TILE - 1) / K_TILE;
+    Walk walk(offsets, experts, rows, outputs);
+    if (group == CONSUMERS) {
+        if (threadIdx.x != 128 * CONSUMERS) return;
+        // Weights never change, and the offsets were written before the kernel ahead of this one began: both may be
+        // read before that one has ended. Activations may not.
+        bool waited = false;
+        int count = 0;
+        for (int tile = blockIdx.x; walk.find(tile); tile += gridDim.x) {
+            int row, output;
+            walk.place(tile, row, output);
+            int line = walk.expert * outputs + output, boxes = walk.boxes(row);
+            for (int step = 0; step < steps; ++step, ++count) {
+                int stage = count % STAGES;
+                u32 weight_tile = tiles + stage * STAGE_BYTES, barrier = full + 8 * stage;
+                if (count >= STAGES) await(empty + 8 * stage, (count / STAGES - 1) & 1);
+                expect_bytes(barrier, WEIGHT_BYTES + boxes * BOX_BYTES);
+                copy_tile(weight_tile, &weights, barrier, step * K_TILE, line);
+                if (!waited) {
+                    bool last = step + 1 == steps || count + 1 == STAGES;
+                    if (!last) continue;
+                    wait_for_previous();
+                    let_next_start();
+                    waited = true;
+                    for (int early = 0; early <= step; ++early) {
+                        u32 row_tile = tiles + early * STAGE_BYTES + WEIGHT_BYTES;
+                        copy_rows(row_tile, &tokens, full + 8 * early, early * K_TILE, row, boxes);
+                    }
+                } else {
+                    copy_rows(weight_tile + WEIGHT_BYTES, &tokens, barrier, step * K_TILE, row, boxes);
+                }
+            }
+        }
+        if (!waited) let_next_start();
+        return;
+    }
+
+    wait_for_previous();
+    let_next_start();
+    Target target = {out, stride, epilogue, activated, outputs, row_limit};
+    int count = 0;
+    for (int tile = blockIdx.x; walk.find(tile); tile += gridDim.x) {
+        int row, output;
+        walk.place(tile, row, output);
+        float d[BLOCKS][ROWS / 2];
+        multiply_boxes<BOXES>(walk.boxes(row), d, tiles, full, empty, group, steps, count);
+        store(d, pieces[threadIdx.x / 32], target, row, walk.end, output + group * BLOCKS * 64);
+    }
+}
+
+#endif

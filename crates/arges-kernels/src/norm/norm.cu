@@ -1,0 +1,163 @@
+// The residual stream and its norms, a block a row: what stands between two products is one kernel.
+
+#if ACTIVATIONS_BF16
+typedef bf16 A;
+#else
+typedef float A;
+#endif
+#if TABLE_BF16
+typedef bf16 Table;
+#else
+typedef float Table;
+#endif
+
+// The sum over a block, the same in every thread. Its order depends on the number of threads alone.
+__device__ __forceinline__ float block_sum(float x, float* partial) {
+    x = warp_sum(x);
+    int warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) partial[warp] = x;
+    __syncthreads();
+    float sum = 0.0f;
+    for (int i = 0; i < warps; ++i) sum += partial[i];
+    return sum;
+}
+
+// 4 values of a row of activations.
+__device__ __forceinline__ void store_four(float* at, float4 x) { *reinterpret_cast<float4*>(at) = x; }
+__device__ __forceinline__ void store_four(bf16* at, float4 x) {
+    *reinterpret_cast<uint2*>(at) = make_uint2(pack_bf16(x.x, x.y), pack_bf16(x.z, x.w));
+}
+
+__device__ __forceinline__ float4 load_four(const float* at) { return *reinterpret_cast<const float4*>(at); }
+__device__ __forceinline__ float4 load_four(const bf16* at) {
+    uint2 pair = *reinterpret_cast<const uint2*>(at);
+    return make_float4(low_float(pair.x), high_float(pair.x), low_float(pair.y), high_float(pair.y));
+}
+
+__device__ __forceinline__ float squares(float4 x) { return x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w; }
+
+__device__ __forceinline__ float4 scaled(float4 x, float scale, float4 weight) {
+    return make_float4(
+        x.x * scale * weight.x, x.y * scale * weight.y, x.z * scale * weight.z, x.w * scale * weight.w);
+}
+
+// Norms a row that lies in shared memory into `normed`, and rounded into `rounded`.
+__device__ __forceinline__ void norm_row(
+    const float* row, const float* weight, float eps, int width, float* normed, A* rounded, float* partial) {
+    float sum = 0.0f;
+    for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) sum += squares(load_four(row + i));
+    float scale = rsqrtf(block_sum(sum, partial) / width + eps);
+    for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
+        float4 y = scaled(load_four(row + i), scale, load_four(weight + i));
+        store_four(normed + i, y);
+        store_four(rounded + i, y);
+    }
+}
+
+// x[t] = table[tokens[t]], and its norm.
+extern "C" __global__ void embed(
+    const int* tokens, const Table* table, float* x, const float* weight, float eps, int width, float* normed,
+    A* rounded) {
+    extern __shared__ float row[];
+    __shared__ float partial[32];
+    wait_for_previous();
+    let_next_start();
+    i64 t = blockIdx.x;
+    const Table* from = table + i64(tokens[t]) * width;
+    for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
+        float4 value = load_four(from + i);
+        store_four(row + i, value);
+        store_four(x + t * width + i, value);
+    }
+    norm_row(row, weight, eps, width, normed + t * width, rounded + t * width, partial);
+}
+
+// x = alpha * base + beta * branch and its norm; the base is the normed stream with `postnorm`, else the stream itself.
+// The branch is a row of `branch`, or the weighted sum of the rows of a token's experts (`choices` of them, at
+// `places`), with a shared MLP mixed in where there is one: (1 - c) experts + c shared. Without `weight` there is no
+// norm, and x is stored; with it, x is stored where `keep` says so.
+extern "C" __global__ void join(
+    float* x, float* normed, const float* branch, const int* places, const float* choice_weights, int choices,
+    const float* shared, const float* coefficients, float alpha, float beta, int postnorm, int keep,
+    const float* weight, float eps, int width, A* rounded) {
+    extern __shared__ float row[];
+    __shared__ float partial[32];
+    wait_for_previous();
+    let_next_start();
+    i64 t = blockIdx.x;
+    const float* base = (postnorm ? normed : x) + t * width;
+    float open = shared ? sigmoid(coefficients[t]) : 0.0f;
+    for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
+        float4 y = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (choices == 0) {
+            y = load_four(branch + t * width + i);
+        }
+        for (int choice = 0; choice < choices; ++choice) {
+            int place = places[t * choices + choice];
+            if (place < 0) continue;
+            float w = choice_weights[t * choices + choice];
+            float4 part = load_four(branch + i64(place) * width + i);
+            y = make_float4(fmaf(w, part.x, y.x), fmaf(w, part.y, y.y), fmaf(w, part.z, y.z), fmaf(w, part.w, y.w));
+        }
+        if (shared) {
+            float4 s = load_four(shared + t * width + i);
+            y = make_float4(
+                y.x + open * (s.x - y.x), y.y + open * (s.y - y.y), y.z + open * (s.z - y.z),
+                y.w + open * (s.w - y.w));
+        }
+        float4 b = load_four(base + i);
+        y = make_float4(
+            fmaf(beta, y.x, alpha * b.x), fmaf(beta, y.y, alpha * b.y), fmaf(beta, y.z, alpha * b.z),
+            fmaf(beta, y.w, alpha * b.w));
+        if (weight) store_four(row + i, y);
+        if (keep || !weight) store_four(x + t * width + i, y);
+    }
+    if (weight) norm_row(row, weight, eps, width, normed + t * width, rounded + t * width, partial);
+}
+
+// out = gate * norm(attended), where the gate has been through the sigmoid.
+extern "C" __global__ void gated_norm(
+    const A* attended, const A* gate, int gate_stride, const float* weight, float eps, int width, A* out) {
+    __shared__ float partial[32];
+    wait_for_previous();
+    let_next_start();
+    i64 t = blockIdx.x;
+    attended += t * width;
+    gate += t * gate_stride;
+    float sum = 0.0f;
+    for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) sum += squares(load_four(attended + i));
+    float scale = rsqrtf(block_sum(sum, partial) / width + eps);
+    for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
+        float4 y = scaled(load_four(attended + i), scale, load_four(weight + i)), open = load_four(gate + i);
+        store_four(out + t * width + i, make_float4(y.x * open.x, y.y * open.y, y.z * open.z, y.w * open.w));
+    }
+}
+
+// The final norm of the rows that get logits, in f32; where `parts` is not null also split into bf16 parts that add up
+// to it, row 8 g + i as rows 8 (PARTS g + part) + i.
+extern "C" __global__ void head_rows(
+    const float* x, const int* rows, const float* weight, float eps, int width, float* normed, bf16* parts) {
+    __shared__ float partial[32];
+    wait_for_previous();
+    let_next_start();
+    i64 r = blockIdx.x;
+    x += i64(rows[r]) * width;
+    float sum = 0.0f;
+    for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) sum += squares(load_four(x + i));
+    float scale = rsqrtf(block_sum(sum, partial) / width + eps);
+    for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
+        float4 y = scaled(load_four(x + i), scale, load_four(weight + i));
+        store_four(normed + r * width + i, y);
+        if (!parts) continue;
+#pragma unroll
+        for (int part = 0; part < PARTS; ++part) {
+            uint2 pair = make_uint2(pack_bf16(y.x, y.y), pack_bf16(y.z, y.w));
+            i64 line = r / 8 * 8 * PARTS + part * 8 + r % 8;
+            *reinterpret_cast<uint2*>(parts + line * width + i) = pair;
+            y = make_float4(
+                y.x - low_float(pair.x), y.y - high_float(pair.x), y.z - low_float(pair.y),
+                y.w - high_float(pair.y));
+        }
+    }
+}

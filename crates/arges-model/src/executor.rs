@@ -1,0 +1,181 @@
+//! A model with the memory for its steps, on whichever device: what an engine drives.
+
+use std::sync::Arc;
+
+use arges_kernels::device::cpu::Cpu;
+use arges_kernels::device::cuda::CudaError;
+use arges_kernels::matmul::Compute;
+
+use crate::batch::Batch;
+use crate::cache::{Cache, CacheError, CachePlan, Slots};
+use crate::config::Config;
+use crate::model::cuda::{CudaCache, CudaCacheError, CudaModel, CudaWorkspace};
+use crate::model::{ForwardError, Model, Workspace, WorkspacePlan};
+
+/// A model whose weights are on a device.
+#[derive(Clone)]
+pub enum DeviceModel {
+    /// On the CPU.
+    Cpu(Arc<Model>),
+    /// On a GPU; with the CPU for what the host does.
+    Cuda(Arc<CudaModel>, Arc<Cpu>),
+}
+
+impl From<Arc<Model>> for DeviceModel {
+    fn from(model: Arc<Model>) -> Self {
+        Self::Cpu(model)
+    }
+}
+
+/// Caches and workspace cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecutorError {
+    /// The plan is empty or too large.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The GPU failed or has too little memory.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+}
+
+impl From<CudaCacheError> for ExecutorError {
+    fn from(error: CudaCacheError) -> Self {
+        match error {
+            CudaCacheError::Plan(error) => Self::Cache(error),
+            CudaCacheError::Cuda(error) => Self::Cuda(error),
+        }
+    }
+}
+
+/// How large steps and caches get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExecutorPlan {
+    /// Sequences and their tokens.
+    pub cache: CachePlan,
+    /// A step.
+    pub workspace: WorkspacePlan,
+    /// Whether a GPU computes a token's log-probability with the same bits in any batch; the CPU always does.
+    pub exact: bool,
+}
+
+/// A model that runs steps.
+pub struct Executor {
+    model: DeviceModel,
+    memory: Memory,
+}
+
+enum Memory {
+    Cpu(Cache, Workspace),
+    Cuda(Box<(CudaCache, CudaWorkspace)>),
+}
+
+impl DeviceModel {
+    /// Its configuration.
+    pub fn config(&self) -> &Config {
+        match self {
+            Self::Cpu(model) => model.config(),
+            Self::Cuda(model, _) => model.config(),
+        }
+    }
+
+    /// In what precision it computes.
+    pub fn compute(&self) -> Compute {
+        match self {
+            Self::Cpu(model) => model.compute(),
+            Self::Cuda(model, _) => model.compute(),
+        }
+    }
+
+    /// The host's threads.
+    pub fn cpu(&self) -> &Cpu {
+        match self {
+            Self::Cpu(model) => model.cpu(),
+            Self::Cuda(_, cpu) => cpu,
+        }
+    }
+
+    /// Bytes of its weights.
+    pub fn weight_bytes(&self) -> usize {
+        match self {
+            Self::Cpu(model) => model.weight_bytes(),
+            Self::Cuda(model, _) => model.weight_bytes(),
+        }
+    }
+}
+
+impl Executor {
+    /// Takes the memory of a plan.
+    ///
+    /// # Errors
+    /// When the plan is empty, or the device has too little memory.
+    pub fn new(model: DeviceModel, plan: ExecutorPlan) -> Result<Self, ExecutorError> {
+        let memory = match &model {
+            DeviceModel::Cpu(model) => {
+                Memory::Cpu(Cache::new(model, plan.cache)?, Workspace::new(model, plan.workspace))
+            }
+            DeviceModel::Cuda(model, _) => {
+                let cache = CudaCache::new(model, plan.cache)?;
+                let workspace = CudaWorkspace::new(model, plan.workspace, plan.exact)?;
+                Memory::Cuda(Box::new((cache, workspace)))
+            }
+        };
+        Ok(Self { model, memory })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &DeviceModel {
+        &self.model
+    }
+
+    /// Slots and pages.
+    pub fn slots(&self) -> &Slots {
+        match &self.memory {
+            Memory::Cpu(cache, _) => cache,
+            Memory::Cuda(memory) => &memory.0,
+        }
+    }
+
+    /// Slots and pages, to open and close sequences.
+    pub fn slots_mut(&mut self) -> &mut Slots {
+        match &mut self.memory {
+            Memory::Cpu(cache, _) => cache,
+            Memory::Cuda(memory) => &mut memory.0,
+        }
+    }
+
+    /// Bytes of the caches.
+    pub fn cache_bytes(&self) -> usize {
+        match &self.memory {
+            Memory::Cpu(cache, _) => cache.bytes(),
+            Memory::Cuda(memory) => memory.0.bytes(),
+        }
+    }
+
+    /// Bytes of the workspace.
+    pub fn workspace_bytes(&self) -> usize {
+        match &self.memory {
+            Memory::Cpu(_, workspace) => workspace.bytes(),
+            Memory::Cuda(memory) => memory.1.bytes(),
+        }
+    }
+
+    /// Runs one step. Afterwards every span's sequence is longer by its tokens. Returns the model and logits
+    /// `[logit rows, vocab_size]`.
+    ///
+    /// # Errors
+    /// When the batch is malformed, does not fit, or a sequence lacks pages; then nothing has changed. When the device
+    /// fails.
+    pub fn forward(&mut self, batch: &Batch) -> Result<(&DeviceModel, &mut [f32]), ForwardError> {
+        let logits = match (&self.model, &mut self.memory) {
+            (DeviceModel::Cpu(model), Memory::Cpu(cache, workspace)) => {
+                model.forward(batch, cache, workspace)?
+            }
+            (DeviceModel::Cuda(model, _), Memory::Cuda(memory)) => {
+                let (cache, workspace) = &mut **memory;
+                model.forward(batch, cache, workspace)?
+            }
+            _ => unreachable!("memory was made for the model"),
+        };
+        Ok((&self.model, logits))
+    }
+}

@@ -1,0 +1,344 @@
+//! The forward pass on a GPU: the same function of the same batch as on the CPU, operation by operation.
+
+use std::ops::Range;
+
+use arges_kernels::device::cuda::CudaError;
+use arges_kernels::lightning;
+use arges_kernels::matmul::cuda::{Output, Rows};
+use arges_kernels::norm::cuda::{Branch, Norm, Scale, Shared};
+use arges_kernels::softmax_attention;
+
+use super::workspace::StepInputs;
+use super::{Attention, CudaCache, CudaModel, CudaWorkspace, Layer};
+use crate::batch::Batch;
+use crate::config::{LIGHTNING_NORM_EPS, ResidualScale};
+use crate::model::ForwardError;
+use crate::model::step::check;
+
+/// The sizes of a step: all that its launches depend on.
+#[derive(Debug, Clone)]
+struct Shape {
+    rows: usize,
+    /// Spans that take the way of decoding, one row each.
+    decoding: Range<usize>,
+    /// The others.
+    prefilling: Range<usize>,
+    logit_rows: usize,
+}
+
+impl CudaModel {
+    /// Runs one step. Afterwards every span's sequence is longer by its tokens. Returns logits
+    /// `[logit rows, vocab_size]`, on the host.
+    ///
+    /// # Errors
+    /// When the batch is malformed, does not fit, or a sequence lacks pages; then nothing has changed. When the device
+    /// fails.
+    pub fn forward<'w>(
+        &self,
+        batch: &Batch,
+        cache: &mut CudaCache,
+        workspace: &'w mut CudaWorkspace,
+    ) -> Result<&'w mut [f32], ForwardError> {
+        check(batch, cache, workspace.plan, self.config.vocab_size)?;
+        let count = batch.logit_rows.len() * self.config.vocab_size;
+        let run = |workspace: &mut CudaWorkspace, cache: &mut CudaCache| {
+            self.step(batch, cache, workspace)?;
+            workspace.logits.read_pinned(&mut workspace.host_logits, count)?;
+            self.cuda.synchronize()
+        };
+        run(workspace, cache).map_err(failed)?;
+        advance(batch, cache);
+        Ok(&mut workspace.host_logits.as_mut_slice()[..count])
+    }
+
+    /// As [`CudaModel::forward`], and chooses the largest logit of each row below id `sampleable` on the device.
+    /// Returns the tokens and their log-probabilities.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_greedy<'w>(
+        &self,
+        batch: &Batch,
+        sampleable: usize,
+        cache: &mut CudaCache,
+        workspace: &'w mut CudaWorkspace,
+    ) -> Result<(&'w [i32], &'w [f32]), ForwardError> {
+        check(batch, cache, workspace.plan, self.config.vocab_size)?;
+        let count = batch.logit_rows.len();
+        let run = |ws: &mut CudaWorkspace, cache: &mut CudaCache| {
+            self.step(batch, cache, ws)?;
+            ws.greedy.run(&ws.logits, count, sampleable, &mut ws.best, &mut ws.best_logprobs)?;
+            ws.best.read_pinned(&mut ws.host_best, count)?;
+            ws.best_logprobs.read_pinned(&mut ws.host_best_logprobs, count)?;
+            self.cuda.synchronize()
+        };
+        run(workspace, cache).map_err(failed)?;
+        advance(batch, cache);
+        Ok((&workspace.host_best.as_slice()[..count], &workspace.host_best_logprobs.as_slice()[..count]))
+    }
+
+    /// Puts a step into the stream. A step in which every row decodes is replayed from a graph for as many rows or
+    /// somewhat more, the additional ones being padding.
+    fn step(
+        &self,
+        batch: &Batch,
+        cache: &mut CudaCache,
+        workspace: &mut CudaWorkspace,
+    ) -> Result<(), CudaError> {
+        for span in &batch.spans {
+            cache.tell_pages(span.sequence)?;
+        }
+        let rows = batch.len();
+        let decodes = batch.spans.len() == rows && batch.logit_rows.len() == rows;
+        match bucket(rows, workspace) {
+            Some(padded) if decodes && rows > 0 && !workspace.exact => {
+                self.send(batch, cache, &mut workspace.inputs, padded)?;
+                self.replay(padded, cache, workspace)
+            }
+            _ => {
+                let shape = self.send(batch, cache, &mut workspace.inputs, rows)?;
+                let shape = match workspace.exact {
+                    true => Shape { decoding: 0..0, prefilling: 0..batch.spans.len(), ..shape },
+                    false => shape,
+                };
+                self.run(&shape, cache, workspace)
+            }
+        }
+    }
+
+    /// Tells the device what is to be computed; `padded` rows, of which those beyond the batch's belong to nobody.
+    fn send(
+        &self,
+        batch: &Batch,
+        cache: &CudaCache,
+        inputs: &mut StepInputs,
+        padded: usize,
+    ) -> Result<Shape, CudaError> {
+        let tokens = &mut inputs.tokens.host.as_mut_slice()[..padded];
+        tokens.fill(0);
+        for (to, token) in tokens.iter_mut().zip(&batch.tokens) {
+            *to = *token as i32;
+        }
+        let padding = padded - batch.len();
+        let single = batch.spans.iter().filter(|span| span.tokens.len() == 1).count();
+        let (mut next_single, mut next_long) = (0, single + padding);
+        let spans = inputs.spans.host.as_mut_slice();
+        for span in &batch.spans {
+            let slot = cache.slot_index(span.sequence).expect("checked before");
+            let place = if span.tokens.len() == 1 { &mut next_single } else { &mut next_long };
+            let (first, position) = (span.tokens.start as i32, cache.length_of(slot) as i32);
+            spans[*place] = [first, span.tokens.len() as i32, position, slot as i32];
+            *place += 1;
+        }
+        for (i, span) in spans[single..single + padding].iter_mut().enumerate() {
+            *span = [(batch.len() + i) as i32, 1, 0, -1];
+        }
+        let logit_rows = &mut inputs.logit_rows.host.as_mut_slice()[..batch.logit_rows.len() + padding];
+        let padding_rows = batch.len() as u32..padded as u32;
+        for (to, row) in logit_rows.iter_mut().zip(batch.logit_rows.iter().copied().chain(padding_rows)) {
+            *to = row as i32;
+        }
+        inputs.active.host.as_mut_slice()[0] = batch.len() as i32;
+        let logit_rows = logit_rows.len();
+        inputs.tokens.send(padded)?;
+        inputs.spans.send(batch.spans.len() + padding)?;
+        inputs.logit_rows.send(logit_rows)?;
+        inputs.active.send(1)?;
+        let all = batch.spans.len() + padding;
+        Ok(Shape {
+            rows: padded,
+            decoding: 0..single + padding,
+            prefilling: single + padding..all,
+            logit_rows,
+        })
+    }
+
+    fn replay(
+        &self,
+        rows: usize,
+        cache: &mut CudaCache,
+        workspace: &mut CudaWorkspace,
+    ) -> Result<(), CudaError> {
+        if !workspace.graphs.iter().any(|(size, _)| *size == rows) {
+            let shape = Shape { rows, decoding: 0..rows, prefilling: rows..rows, logit_rows: rows };
+            let graph = self.cuda.capture(|| self.run(&shape, cache, workspace))?;
+            workspace.graphs.push((rows, graph));
+        }
+        let graph = workspace.graphs.iter_mut().find(|(size, _)| *size == rows);
+        graph.expect("it was just made").1.replay()
+    }
+
+    /// All kernels of a step, in order.
+    fn run(&self, shape: &Shape, cache: &mut CudaCache, ws: &mut CudaWorkspace) -> Result<(), CudaError> {
+        let kernels = &self.kernels;
+        let norm = |weight| Norm { weight, epsilon: self.config.rms_norm_eps as f32 };
+        let spans = &ws.inputs.spans.device;
+        if !cache.pages.is_empty() {
+            ws.angles.fill(spans, 0, shape.prefilling.end, shape.rows)?;
+        }
+        let first = norm(&self.layers[0].input_norm);
+        kernels.norms.embed(&ws.inputs.tokens.device, shape.rows, &self.embedding, first, &mut ws.stream)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            self.attention_block(layer, shape, cache, ws)?;
+            let next = self.layers.get(index + 1).map(|next| norm(&next.input_norm));
+            self.expert_block(layer, shape, next, ws)?;
+        }
+        self.head(shape, ws)
+    }
+
+    /// The attention of a layer on the normed stream, which it joins and norms for the experts.
+    fn attention_block(
+        &self,
+        layer: &Layer,
+        shape: &Shape,
+        cache: &mut CudaCache,
+        ws: &mut CudaWorkspace,
+    ) -> Result<(), CudaError> {
+        let (kernels, config, rows) = (&self.kernels, &self.config, Rows::All(shape.rows));
+        let width = config.query_width();
+        let (decoding, prefilling) = (shape.decoding.clone(), shape.prefilling.clone());
+        let (out, scale) = match &layer.attention {
+            Attention::Lightning { index, decays, qkv_gate, norm, out } => {
+                let stride = qkv_gate.outputs();
+                let output = Output::Activated { out: &mut ws.projected, silu: 3 * width };
+                kernels.products.run(qkv_gate, &ws.stream.rounded, rows, output)?;
+                let inputs = |spans: Range<usize>| lightning::cuda::Inputs {
+                    decays,
+                    projected: &ws.projected,
+                    stride,
+                    spans: &ws.inputs.spans.device,
+                    first_span: spans.start,
+                    span_count: spans.len(),
+                };
+                let state = &mut cache.states[*index];
+                if !decoding.is_empty() {
+                    kernels.lightning.decode(&inputs(decoding), state, &mut ws.attended)?;
+                }
+                if !prefilling.is_empty() {
+                    kernels.lightning.prefill(&inputs(prefilling), state, &mut ws.attended)?;
+                }
+                let gate = (&ws.projected, 3 * width, stride);
+                let inner = Norm { weight: norm, epsilon: LIGHTNING_NORM_EPS as f32 };
+                kernels.norms.gated_norm(shape.rows, &ws.attended, gate, inner, &mut ws.mixed)?;
+                (out, config.lightning)
+            }
+            Attention::Softmax { index, qkv, out } => {
+                let stride = qkv.outputs();
+                let output = Output::Rounded(&mut ws.projected);
+                kernels.products.run(qkv, &ws.stream.rounded, rows, output)?;
+                let inputs = |spans: Range<usize>| softmax_attention::cuda::Inputs {
+                    rows: shape.rows,
+                    spans: &ws.inputs.spans.device,
+                    first_span: spans.start,
+                    span_count: spans.len(),
+                    tables: &cache.tables.device,
+                    table_stride: cache.tables.stride,
+                };
+                let pages = &mut cache.pages[*index];
+                let every = inputs(0..prefilling.end);
+                ws.softmax.append(&mut ws.projected, stride, &every, &ws.angles, pages)?;
+                let attended = ws.mixed.data_mut();
+                if !decoding.is_empty() {
+                    let context = cache.tables.stride * crate::cache::PAGE_TOKENS;
+                    let inputs = inputs(decoding);
+                    ws.softmax.decode(&ws.projected, stride, &inputs, context, pages, attended)?;
+                }
+                if !prefilling.is_empty() {
+                    ws.softmax.prefill(&ws.projected, stride, &inputs(prefilling), pages, attended)?;
+                }
+                (out, config.softmax)
+            }
+        };
+        kernels.products.run(out, &ws.mixed, rows, Output::F32(&mut ws.branch))?;
+        let norm = Norm { weight: &layer.post_attention_norm, epsilon: config.rms_norm_eps as f32 };
+        let branch = Branch::Rows(&ws.branch);
+        kernels.norms.join(shape.rows, branch, None, self.scale(scale), Some(norm), &mut ws.stream)
+    }
+
+    fn scale(&self, scale: ResidualScale) -> Scale {
+        Scale { alpha: scale.alpha, beta: scale.beta, postnorm: self.config.postnorm }
+    }
+
+    /// The experts of a layer on the normed stream, which they join and norm for the next layer.
+    fn expert_block(
+        &self,
+        layer: &Layer,
+        shape: &Shape,
+        norm: Option<Norm<'_>>,
+        ws: &mut CudaWorkspace,
+    ) -> Result<(), CudaError> {
+        let (kernels, config, count) = (&self.kernels, &self.config, shape.rows);
+        let experts = &layer.experts;
+        let buffers = &mut ws.experts;
+        let branch = match (&experts.router, &kernels.router) {
+            (Some(weights), Some(router)) => {
+                let routing = &mut buffers.routing;
+                router.route(&ws.stream.normed, count, &ws.inputs.active.device, weights, routing)?;
+                router.gather(&ws.stream.rounded, count, routing, &mut buffers.inputs)?;
+                let choices = config.experts_per_token;
+                let rows = Rows::Grouped { offsets: &routing.offsets, most: count * choices };
+                let gated = Output::Gated(buffers.inner.data_mut());
+                kernels.products.run(&experts.gate_up, &buffers.inputs, rows, gated)?;
+                let output = Output::F32(&mut buffers.outputs);
+                kernels.products.run(&experts.down, &buffers.inner, rows, output)?;
+                let (places, weights) = (&buffers.routing.places, &buffers.routing.weights);
+                Branch::Choices { rows: &buffers.outputs, places, weights, choices }
+            }
+            _ => {
+                let rows = Rows::All(count);
+                let gated = Output::Gated(buffers.inner.data_mut());
+                kernels.products.run(&experts.gate_up, &ws.stream.rounded, rows, gated)?;
+                let output = Output::F32(&mut buffers.outputs);
+                kernels.products.run(&experts.down, &buffers.inner, rows, output)?;
+                Branch::Rows(&buffers.outputs)
+            }
+        };
+        let shared = match (&layer.shared, &mut buffers.shared, &kernels.coefficient) {
+            (Some(mlp), Some(buffers), Some(coefficient)) => {
+                let rows = Rows::All(count);
+                let normed = &ws.stream.normed;
+                coefficient.logits(normed, count, &mlp.coefficient, &mut buffers.coefficients)?;
+                let gated = Output::Gated(buffers.inner.data_mut());
+                kernels.products.run(&mlp.gate_up, &ws.stream.rounded, rows, gated)?;
+                let output = Output::F32(&mut buffers.outputs);
+                kernels.products.run(&mlp.down, &buffers.inner, rows, output)?;
+                Some(Shared { rows: &buffers.outputs, coefficients: &buffers.coefficients })
+            }
+            _ => None,
+        };
+        kernels.norms.join(count, branch, shared, self.scale(config.mlp), norm, &mut ws.stream)
+    }
+
+    /// Final norm and logits of the rows that need them, from f32 activations.
+    fn head(&self, shape: &Shape, ws: &mut CudaWorkspace) -> Result<(), CudaError> {
+        let (kernels, count) = (&self.kernels, shape.logit_rows);
+        let norm = Norm { weight: &self.final_norm, epsilon: self.config.rms_norm_eps as f32 };
+        let (rows, parts) = (&ws.inputs.logit_rows.device, ws.head_parts.as_mut());
+        kernels.norms.head_rows(&ws.stream, rows, count, norm, &mut ws.head_rows, parts)?;
+        match &ws.head_parts {
+            Some(parts) => kernels.products.run_parts(&self.head, parts, count, &mut ws.logits),
+            None => {
+                let output = Output::F32(&mut ws.logits);
+                kernels.products.run(&self.head, &ws.head_rows, Rows::All(count), output)
+            }
+        }
+    }
+}
+
+/// Rows of the graph for a step of `rows` rows: the next power of two, as far as there is room.
+fn bucket(rows: usize, workspace: &CudaWorkspace) -> Option<usize> {
+    let plan = workspace.plan;
+    let padded = rows.next_power_of_two().min(plan.max_tokens).min(plan.max_logit_rows);
+    (padded >= rows).then_some(padded)
+}
+
+fn advance(batch: &Batch, cache: &mut CudaCache) {
+    for span in &batch.spans {
+        let slot = cache.slot_index(span.sequence).expect("checked before");
+        cache.advance(slot, span.tokens.len());
+    }
+}
+
+fn failed(error: CudaError) -> ForwardError {
+    ForwardError::Device { message: error.to_string() }
+}

@@ -1,0 +1,165 @@
+//! The model on a GPU: the same parameters, steps and caches as on the CPU, with a file for each of the same parts.
+
+mod cache;
+mod forward;
+mod load;
+mod workspace;
+
+use std::sync::Arc;
+
+use arges_kernels::device::cuda::{Activations, Buffer, Cuda, CudaError};
+use arges_kernels::lightning::cuda::{DeviceDecays, LightningCuda};
+use arges_kernels::matmul::cuda::{DeviceMatrix, Products};
+use arges_kernels::matmul::{Compute, Element};
+use arges_kernels::moe::cuda::Router;
+use arges_kernels::norm::cuda::Norms;
+use arges_kernels::rope::Frequencies;
+
+use crate::checkpoint::CheckpointError;
+use crate::config::Config;
+
+pub use cache::{CudaCache, CudaCacheError};
+pub use workspace::CudaWorkspace;
+
+/// A model cannot be put on a GPU.
+#[derive(Debug, thiserror::Error)]
+pub enum CudaModelError {
+    /// The checkpoint lacks something.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The device failed, has too little memory, or no kernel for the model's shape.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+}
+
+/// A model whose weights are in the memory of a GPU.
+pub struct CudaModel {
+    config: Config,
+    cuda: Arc<Cuda>,
+    compute: Compute,
+    embedding: Activations,
+    layers: Vec<Layer>,
+    final_norm: Buffer<f32>,
+    head: DeviceMatrix,
+    frequencies: Frequencies,
+    kernels: Kernels,
+}
+
+/// Weights of one layer.
+struct Layer {
+    input_norm: Buffer<f32>,
+    attention: Attention,
+    post_attention_norm: Buffer<f32>,
+    experts: Experts,
+    shared: Option<SharedMlp>,
+}
+
+enum Attention {
+    Lightning {
+        /// Place among the lightning layers.
+        index: usize,
+        decays: DeviceDecays,
+        /// `[3 W + W, hidden]`: query, key and value of each head, then the gate.
+        qkv_gate: DeviceMatrix,
+        norm: Buffer<f32>,
+        out: DeviceMatrix,
+    },
+    Softmax {
+        /// Place among the softmax layers.
+        index: usize,
+        /// `[W + 2 K, hidden]`.
+        qkv: DeviceMatrix,
+        out: DeviceMatrix,
+    },
+}
+
+struct Experts {
+    /// `[experts, hidden]`; `None` for a plain MLP, which is the only expert.
+    router: Option<Activations>,
+    /// Gates and ups of each expert in turn, in groups.
+    gate_up: DeviceMatrix,
+    down: DeviceMatrix,
+}
+
+struct SharedMlp {
+    gate_up: DeviceMatrix,
+    down: DeviceMatrix,
+    /// Weight of the shared MLP against the experts, before the sigmoid, `[1, hidden]`.
+    coefficient: Activations,
+}
+
+/// The compiled operations, for this model's shapes. Those with scratch of their own are the workspace's.
+struct Kernels {
+    products: Products,
+    norms: Norms,
+    lightning: LightningCuda,
+    router: Option<Router>,
+    /// The product with the shared MLP's coefficient is that of a router with one expert.
+    coefficient: Option<Router>,
+}
+
+impl CudaModel {
+    /// Its configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// In what precision it computes.
+    pub fn compute(&self) -> Compute {
+        self.compute
+    }
+
+    /// The device that it is on.
+    pub fn cuda(&self) -> &Arc<Cuda> {
+        &self.cuda
+    }
+
+    /// Number format of activations, keys and values.
+    fn element(&self) -> Element {
+        match self.compute {
+            Compute::F32 => Element::F32,
+            Compute::Bf16 => Element::Bf16,
+        }
+    }
+
+    /// Bytes of its weights on the device.
+    pub fn weight_bytes(&self) -> usize {
+        let layers: usize = self.layers.iter().map(Layer::bytes).sum();
+        self.embedding.bytes() + self.head.bytes() + self.final_norm.bytes() + layers
+    }
+
+    /// Bytes of one expert's weights.
+    pub fn expert_bytes(&self) -> usize {
+        self.layers.first().map_or(0, |layer| {
+            let Experts { gate_up, down, .. } = &layer.experts;
+            (gate_up.bytes() + down.bytes()) / gate_up.experts()
+        })
+    }
+
+    /// Bytes of the weights that every step reads, whatever its tokens: all but the embedding and the experts.
+    pub fn dense_bytes(&self) -> usize {
+        let experts = self.layers.len() * self.config.num_experts * self.expert_bytes();
+        self.weight_bytes() - self.embedding.bytes() - experts
+    }
+}
+
+impl Layer {
+    fn bytes(&self) -> usize {
+        let attention = match &self.attention {
+            Attention::Lightning { qkv_gate, norm, out, .. } => qkv_gate.bytes() + norm.bytes() + out.bytes(),
+            Attention::Softmax { qkv, out, .. } => qkv.bytes() + out.bytes(),
+        };
+        let Experts { router, gate_up, down } = &self.experts;
+        let shared = self
+            .shared
+            .as_ref()
+            .map_or(0, |shared| shared.gate_up.bytes() + shared.down.bytes() + shared.coefficient.bytes());
+        attention
+            + router.as_ref().map_or(0, Activations::bytes)
+            + gate_up.bytes()
+            + down.bytes()
+            + shared
+            + self.input_norm.bytes()
+            + self.post_attention_norm.bytes()
+    }
+}

@@ -1,0 +1,208 @@
+//! Memory of a GPU that a step works in, taken once.
+
+use arges_kernels::device::cuda::{Activations, Buffer, CudaError, Graph, Pinned};
+use arges_kernels::matmul::cuda::{DeviceRows, PARTS};
+use arges_kernels::matmul::{Compute, Element};
+use arges_kernels::moe::cuda::DeviceRouting;
+use arges_kernels::norm::cuda::Stream;
+use arges_kernels::rope::cuda::DeviceAngles;
+use arges_kernels::sample::cuda::Greedy;
+use arges_kernels::softmax_attention::cuda::SoftmaxCuda;
+
+use super::CudaModel;
+use crate::cache::softmax_shape;
+use crate::model::WorkspacePlan;
+
+/// Buffers for one step at a time.
+pub struct CudaWorkspace {
+    pub(super) plan: WorkspacePlan,
+    /// Whether every row takes the way of prefill, whose bits do not depend on the batch.
+    pub(super) exact: bool,
+    pub(super) softmax: SoftmaxCuda,
+    pub(super) greedy: Greedy,
+    pub(super) angles: DeviceAngles,
+    pub(super) stream: Stream,
+    /// Queries, keys, values and gates.
+    pub(super) projected: Activations,
+    /// What lightning attention gives, `[tokens, heads * head_dim]`.
+    pub(super) attended: Activations,
+    /// Input of the output projection.
+    pub(super) mixed: DeviceRows,
+    /// Output of a block before it joins the stream, `[tokens, hidden]`.
+    pub(super) branch: Buffer<f32>,
+    pub(super) experts: ExpertBuffers,
+    /// Final norm of the rows that get logits, `[logit rows, hidden]`, and split into parts.
+    pub(super) head_rows: DeviceRows,
+    pub(super) head_parts: Option<DeviceRows>,
+    /// `[logit rows, vocab]`.
+    pub(super) logits: Buffer<f32>,
+    pub(super) host_logits: Pinned<f32>,
+    pub(super) inputs: StepInputs,
+    /// The largest logit of each row, and its log-probability.
+    pub(super) best: Buffer<i32>,
+    pub(super) best_logprobs: Buffer<f32>,
+    pub(super) host_best: Pinned<i32>,
+    pub(super) host_best_logprobs: Pinned<f32>,
+    /// For each number of rows, a decoding step as one graph.
+    pub(super) graphs: Vec<(usize, Graph)>,
+}
+
+/// What the experts of one layer work in.
+pub(super) struct ExpertBuffers {
+    pub(super) routing: DeviceRouting,
+    /// Inputs of the experts, one row a choice.
+    pub(super) inputs: DeviceRows,
+    /// Their inner activations.
+    pub(super) inner: DeviceRows,
+    /// Their outputs, `[tokens * k, hidden]`.
+    pub(super) outputs: Buffer<f32>,
+    pub(super) shared: Option<SharedBuffers>,
+}
+
+/// The same of the shared MLP.
+pub(super) struct SharedBuffers {
+    pub(super) inner: DeviceRows,
+    pub(super) outputs: Buffer<f32>,
+    pub(super) coefficients: Buffer<f32>,
+}
+
+/// What the host tells the device of a step.
+pub(super) struct StepInputs {
+    pub(super) tokens: Both<i32>,
+    /// Spans of one row first.
+    pub(super) spans: Both<[i32; 4]>,
+    pub(super) logit_rows: Both<i32>,
+    /// The number of rows that are no padding.
+    pub(super) active: Both<i32>,
+}
+
+/// Values on the host and their copy on the device.
+pub(super) struct Both<T> {
+    pub(super) host: Pinned<T>,
+    pub(super) device: Buffer<T>,
+}
+
+impl<T: bytemuck::Pod> Both<T> {
+    fn zeroed(model: &CudaModel, len: usize) -> Result<Self, CudaError> {
+        Ok(Self { host: Pinned::zeroed(model.cuda(), len)?, device: Buffer::zeroed(model.cuda(), len)? })
+    }
+
+    /// Copies the first values to the device.
+    pub(super) fn send(&mut self, count: usize) -> Result<(), CudaError> {
+        self.device.copy_from_pinned(0, &self.host, count)
+    }
+}
+
+impl CudaWorkspace {
+    /// Buffers for steps of `model` up to `plan`. With `exact`, a token's log-probability has the same bits alone or in
+    /// any batch, in prefill or in decode; decoding is slower then.
+    ///
+    /// # Errors
+    /// When the memory of the device is too small.
+    pub fn new(model: &CudaModel, plan: WorkspacePlan, exact: bool) -> Result<Self, CudaError> {
+        let (config, cuda, element) = (model.config(), model.cuda(), model.element());
+        let (tokens, rows) = (plan.max_tokens.max(1), plan.max_logit_rows.max(1));
+        let plan = WorkspacePlan { max_tokens: tokens, max_logit_rows: rows };
+        let (hidden, width) = (config.hidden_size, config.query_width());
+        let projected = (4 * width).max(width + 2 * config.kv_width());
+        let (experts, choices) = match config.has_router() {
+            true => (config.num_experts, config.experts_per_token),
+            false => (1, 1),
+        };
+        let parts = match model.compute() {
+            Compute::Bf16 if cuda.facts().architecture.has_wgmma() && hidden.is_multiple_of(8) => {
+                let rows = rows.next_multiple_of(8) * PARTS;
+                Some(DeviceRows::zeroed(cuda, rows, hidden, Element::Bf16)?)
+            }
+            _ => None,
+        };
+        let shared = match config.has_shared_mlp() {
+            true => Some(SharedBuffers {
+                inner: DeviceRows::zeroed(cuda, tokens, config.shared_intermediate_size, element)?,
+                outputs: Buffer::zeroed(cuda, tokens * hidden)?,
+                coefficients: Buffer::zeroed(cuda, tokens)?,
+            }),
+            false => None,
+        };
+        Ok(Self {
+            plan,
+            exact,
+            softmax: SoftmaxCuda::new(cuda, softmax_shape(config), element)?,
+            greedy: Greedy::new(cuda, config.vocab_size)?,
+            angles: DeviceAngles::new(cuda, &model.frequencies, tokens)?,
+            stream: Stream::zeroed(cuda, tokens, hidden, element)?,
+            projected: Activations::zeroed(cuda, element, tokens * projected)?,
+            attended: Activations::zeroed(cuda, element, tokens * width)?,
+            mixed: DeviceRows::zeroed(cuda, tokens, width, element)?,
+            branch: Buffer::zeroed(cuda, tokens * hidden)?,
+            experts: ExpertBuffers {
+                routing: DeviceRouting::zeroed(cuda, tokens, experts, choices)?,
+                inputs: DeviceRows::zeroed(cuda, tokens * choices, hidden, element)?,
+                inner: DeviceRows::zeroed(cuda, tokens * choices, config.intermediate_size, element)?,
+                outputs: Buffer::zeroed(cuda, tokens * choices * hidden)?,
+                shared,
+            },
+            head_rows: DeviceRows::zeroed(cuda, rows, hidden, Element::F32)?,
+            head_parts: parts,
+            logits: Buffer::zeroed(cuda, rows * config.vocab_size)?,
+            host_logits: Pinned::zeroed(cuda, rows * config.vocab_size)?,
+            inputs: StepInputs {
+                tokens: Both::zeroed(model, tokens)?,
+                spans: Both::zeroed(model, tokens)?,
+                logit_rows: Both::zeroed(model, rows)?,
+                active: Both::zeroed(model, 1)?,
+            },
+            best: Buffer::zeroed(cuda, rows)?,
+            best_logprobs: Buffer::zeroed(cuda, rows)?,
+            host_best: Pinned::zeroed(cuda, rows)?,
+            host_best_logprobs: Pinned::zeroed(cuda, rows)?,
+            graphs: Vec::new(),
+        })
+    }
+
+    /// The largest step it has room for.
+    pub fn plan(&self) -> WorkspacePlan {
+        self.plan
+    }
+
+    /// Experts whose weights were read since the start: the sum over layers and steps of the distinct experts that
+    /// served a token. Waits for the device.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn experts_used(&self) -> Result<u32, CudaError> {
+        let mut used = [0];
+        self.experts.routing.used.read(0, &mut used)?;
+        Ok(used[0].cast_unsigned())
+    }
+
+    /// Bytes on the device.
+    pub fn bytes(&self) -> usize {
+        let experts = &self.experts;
+        let shared = experts.shared.as_ref().map_or(0, |shared| {
+            shared.inner.data().bytes() + shared.outputs.bytes() + shared.coefficients.bytes()
+        });
+        let inputs = &self.inputs;
+        let parts = self.head_parts.as_ref().map_or(0, |parts| parts.data().bytes());
+        self.softmax.bytes()
+            + self.angles.bytes()
+            + self.stream.bytes()
+            + [&self.projected, &self.attended].map(Activations::bytes).iter().sum::<usize>()
+            + [&self.mixed, &experts.inputs, &experts.inner, &self.head_rows]
+                .map(|rows| rows.data().bytes())
+                .iter()
+                .sum::<usize>()
+            + [&self.branch, &experts.outputs, &self.logits, &self.best_logprobs]
+                .map(Buffer::bytes)
+                .iter()
+                .sum::<usize>()
+            + [&inputs.tokens.device, &inputs.logit_rows.device, &inputs.active.device, &self.best]
+                .map(Buffer::bytes)
+                .iter()
+                .sum::<usize>()
+            + inputs.spans.device.bytes()
+            + experts.routing.bytes()
+            + shared
+            + parts
+    }
+}
