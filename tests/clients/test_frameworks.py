@@ -1,5 +1,6 @@
-"""LangChain, pydantic-ai and LiteLLM, unmodified."""
+"""LangChain, pydantic-ai, LiteLLM and the OpenAI Agents SDK, unmodified."""
 
+import asyncio
 import unittest
 
 from pydantic import BaseModel
@@ -99,3 +100,51 @@ class LiteLlm(unittest.TestCase):
         choice = {"type": "function", "function": {"name": "judge"}}
         call = self.complete(tools=[tool], tool_choice=choice).choices[0].message.tool_calls[0]
         Verdict.model_validate_json(call.function.arguments)
+
+
+class Agents(unittest.TestCase):
+    """OpenAI's Agents SDK, over responses and over chat."""
+
+    def run_both(self, run):
+        import agents
+        import openai
+
+        agents.set_tracing_disabled(True)
+        for model in (agents.OpenAIResponsesModel, agents.OpenAIChatCompletionsModel):
+            with self.subTest(model.__name__):
+                client = openai.AsyncOpenAI(base_url=SERVER.base_url, api_key="none", max_retries=0)
+
+                def agent(tool_choice=None, model=model("arges-nano", client), **options):
+                    settings = agents.ModelSettings(
+                        temperature=0, max_tokens=400, tool_choice=tool_choice, parallel_tool_calls=False
+                    )
+                    return agents.Agent(name="a", model=model, model_settings=settings, **options)
+
+                asyncio.run(run(agents, agent))
+
+    def test_a_tool_is_called_and_the_conversation_sent_again(self):
+        async def run(agents, agent):
+            @agents.function_tool
+            def delete_boat(guests: int, retries: int) -> str:
+                """Delete a boat"""
+                return f"deleted for {guests}"
+
+            one = agent("required", tools=[delete_boat], tool_use_behavior="stop_on_first_tool")
+            result = await agents.Runner.run(one, "Delete a boat. Guests: 7. Retries: 5.")
+            self.assertEqual(result.final_output, "deleted for 7")
+            talk = result.to_input_list() + [{"role": "user", "content": "What is 17 + 25?"}]
+            # What so small a model says after a call is not to be relied on; that it is asked and answers is.
+            self.assertTrue((await agents.Runner.run(agent(), talk)).final_output)
+
+        self.run_both(run)
+
+    def test_an_output_type_is_kept_to_and_an_answer_is_streamed(self):
+        async def run(agents, agent):
+            verdict = await agents.Runner.run(agent(output_type=Verdict), "Are you sure?")
+            self.assertIsInstance(verdict.final_output, Verdict)
+            streamed = agents.Runner.run_streamed(agent(), "What is 17 + 25?")
+            kinds = [event.type async for event in streamed.stream_events()]
+            self.assertIn("raw_response_event", kinds)
+            self.assertIn("42", streamed.final_output)
+
+        self.run_both(run)
