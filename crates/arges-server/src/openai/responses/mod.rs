@@ -108,7 +108,10 @@ fn prepare(frontend: &Frontend, body: &[u8]) -> Result<(Job, Echo), ApiError> {
         messages_param: "input",
         messages: input::messages(fields.instructions, input)?,
         tools: Tools::new(
-            tools.map(|(index, tool)| function(index, tool)).collect::<Result<_, _>>()?,
+            tools
+                .filter(|(_, tool)| !is_hosted(tool))
+                .map(|(index, tool)| function(index, tool))
+                .collect::<Result<_, _>>()?,
             openai_choice(fields.tool_choice.as_ref())?,
             fields.parallel_tool_calls.unwrap_or(true),
             |index| format!("tools[{index}]"),
@@ -121,6 +124,24 @@ fn prepare(frontend: &Frontend, body: &[u8]) -> Result<(Job, Echo), ApiError> {
         logprobs: None,
     };
     Ok((request.prepare(frontend)?, echo))
+}
+
+/// Tools that a provider runs on its own side, by the beginning of their types. Agents offer them to whatever server
+/// they talk to.
+const HOSTED: [&str; 7] = [
+    "web_search",
+    "file_search",
+    "code_interpreter",
+    "image_generation",
+    "computer_use",
+    "mcp",
+    "tool_search",
+];
+
+/// Whether the tool is none of this server's: the model is not told of it.
+fn is_hosted(tool: &Value) -> bool {
+    let kind = tool.get("type").and_then(Value::as_str).unwrap_or_default();
+    HOSTED.iter().any(|hosted| kind.starts_with(hosted))
 }
 
 /// The tool as the model is shown it.
@@ -177,7 +198,7 @@ mod tests {
             ("input", json!([]), "input", "invalid_value"),
             ("input", json!(7), "input", "invalid_value"),
             ("input", json!([{"type": "item_reference", "id": "x"}]), "input[0]", "unsupported_value"),
-            ("tools", json!([{"type": "web_search"}]), "tools[0]", "unsupported_value"),
+            ("tools", json!([{"type": "custom", "name": "f"}]), "tools[0]", "unsupported_value"),
             ("tools", json!([{"type": "function"}]), "tools[0]", "invalid_value"),
             ("tool_choice", json!("required"), "tool_choice", "invalid_value"),
             ("text", json!({"format": {"type": "xml"}}), "text.format", "invalid_value"),
@@ -192,6 +213,17 @@ mod tests {
             fields[field] = value;
             assert_eq!(fault(fields), (param.to_owned(), code), "{field}");
         }
+    }
+
+    #[test]
+    fn tools_of_a_providers_own_are_left_out() {
+        let job = |tools: Value| {
+            let fields = json!({"input": "hi", "tools": tools});
+            prepare(&frontend(512), fields.to_string().as_bytes()).unwrap().0
+        };
+        assert_eq!(job(json!([{"type": "web_search_preview"}, {"type": "mcp"}])), job(json!([])));
+        let function = json!({"type": "function", "name": "f"});
+        assert_ne!(job(json!([{"type": "web_search"}, function])), job(json!([])));
     }
 
     #[test]
