@@ -120,7 +120,11 @@ class Agents(unittest.TestCase):
                     )
                     return agents.Agent(name="a", model=model, model_settings=settings, **options)
 
-                asyncio.run(run(agents, agent))
+                async def run_and_close(client=client, agent=agent):
+                    async with client:
+                        await run(agents, agent)
+
+                asyncio.run(run_and_close())
 
     def test_a_tool_is_called_and_the_conversation_sent_again(self):
         async def run(agents, agent):
