@@ -1,4 +1,4 @@
-"""A synthetic checkpoint and `arges serve` over it, on a free port of the loopback."""
+"""`arges serve` on a free port of the loopback, over a random checkpoint or the model in the program."""
 
 import json
 import pathlib
@@ -17,10 +17,11 @@ STOP_SECONDS = 20
 class Server:
     """Runs the server as a context manager; `base_url` ends in /v1."""
 
-    def __init__(self, arges: str, work: pathlib.Path):
+    def __init__(self, arges: str, work: pathlib.Path, random: bool):
         self.arges = arges
-        self.model = work / "model"
-        self.log = work / "serve.log"
+        self.work = work
+        self.model = work / "model" if random else None
+        self.log = work / f"serve-{'random' if random else 'nano'}.log"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -28,11 +29,13 @@ class Server:
         self.base_url = f"{self.root}/v1"
 
     def __enter__(self) -> "Server":
-        shutil.rmtree(self.model, ignore_errors=True)
-        synth = [self.arges, "synth", self.model, "--hidden", "64", "--layers", "8", "--vocab", "512"]
-        subprocess.run(synth, check=True, stdout=subprocess.DEVNULL)
-        command = [self.arges, "serve", "--model", self.model, "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [self.arges, "serve", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--context", "8192", "--max-sequences", "16"]
+        if self.model:
+            shutil.rmtree(self.model, ignore_errors=True)
+            synth = [self.arges, "synth", self.model, "--hidden", "64", "--layers", "8", "--vocab", "512"]
+            subprocess.run(synth, check=True, stdout=subprocess.DEVNULL)
+            command += ["--model", self.model]
         self.process = subprocess.Popen(command, stdout=self.log.open("w"), stderr=subprocess.STDOUT)
         deadline = time.monotonic() + START_SECONDS
         while not self.is_ready():
@@ -58,6 +61,11 @@ class Server:
             return self.get("/ready")[0] == 200
         except OSError:
             return False
+
+    def resident_mib(self) -> int:
+        """Memory that the process has, on Linux."""
+        pages = int(pathlib.Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * 4096 // 2**20
 
     def get(self, path: str):
         """Status and JSON of a plain GET."""

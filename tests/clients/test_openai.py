@@ -218,7 +218,7 @@ class Errors(unittest.TestCase):
             self.assertEqual(raised.exception.param, "prompt")
 
     def test_parameters_out_of_range_or_unsupported(self):
-        schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+        schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "potato"}}}
         for param, value in [
             ("temperature", 5),
             ("top_p", 2),

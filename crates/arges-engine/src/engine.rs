@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, Receiver, RecvError, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use arges_kernels::sample::{SampleError, SampleScratch};
+use arges_kernels::sample::SampleScratch;
 use arges_model::cache::PAGE_TOKENS;
 use arges_model::{
     Batch, CachePlan, DeviceModel, Executor, ExecutorPlan, ForwardError, LogitRows, SequenceId, Slots,
@@ -22,7 +22,7 @@ use tracing::{debug, error};
 use crate::handle::{Engine, Limits, Message, Shared, Submission};
 use crate::request::{EngineError, EngineOptions, EngineStats, Event, MemoryPlan};
 use crate::scheduler::{Budget, Rank, Room, Scheduler, Step};
-use crate::sequence::{ModelFacts, Next, RowReading, Sequence};
+use crate::sequence::{ModelFacts, Next, RowError, RowReading, Sequence};
 
 impl Engine {
     /// Sizes and allocates caches and workspace and starts the engine's thread. Without a tokenizer, requests
@@ -142,7 +142,7 @@ struct Row {
     position: usize,
 }
 
-type Reading = Result<RowReading, SampleError>;
+type Reading = Result<RowReading, RowError>;
 
 impl Runner {
     fn new(model: DeviceModel, options: &EngineOptions) -> Result<Self, EngineError> {
@@ -387,31 +387,36 @@ impl Worker {
     fn take_reading(&mut self, Row { rank, position }: Row, reading: Reading) {
         // A sequence that ended at an earlier row is gone.
         let Some(sequence) = self.sequences.get_mut(&rank) else { return };
-        let next = match reading {
-            Ok(reading) => catch(|| sequence.accept(position, reading)),
-            Err(error) => Err(format!("no token could be chosen after position {position}: {error}")),
-        };
+        let next = catch(|| reading.and_then(|reading| sequence.accept(position, reading)));
         match next {
-            Ok(Next::Prompt) => self.scheduler.skip_rows(rank, position + 1),
-            Ok(Next::Grown) => {
+            Ok(Ok(Next::Prompt)) => self.scheduler.skip_rows(rank, position + 1),
+            Ok(Ok(Next::Grown)) => {
                 self.stats.generated_tokens += 1;
                 self.scheduler.append(rank);
             }
-            Ok(Next::Ended { sampled }) => {
+            Ok(Ok(Next::Ended { sampled })) => {
                 self.stats.generated_tokens += u64::from(sampled);
                 self.stats.finished += 1;
                 self.remove(rank);
             }
-            Err(message) => {
-                error!(message, "a request failed");
-                self.fail(rank, message);
+            // The fault of the request alone, which is no news for the operator.
+            Ok(Err(RowError::Grammar(error))) => self.end(rank, Event::GrammarFailed(error.to_string())),
+            Ok(Err(RowError::Sample(error))) => {
+                self.fail(rank, format!("no token could be chosen after position {position}: {error}"));
             }
+            Err(message) => self.fail(rank, message),
         }
     }
 
     fn fail(&mut self, rank: Rank, message: String) {
+        error!(message, "a request failed");
+        self.end(rank, Event::Failed(message));
+    }
+
+    /// Ends a sequence before its time.
+    fn end(&mut self, rank: Rank, event: Event) {
         if let Some(sequence) = self.remove(rank) {
-            sequence.fail(message);
+            sequence.send(event);
             self.stats.failed += 1;
         }
     }

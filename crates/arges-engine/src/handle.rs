@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
+use arges_text::grammar::GrammarState;
 use tokio::sync::{mpsc as events, watch};
 
 use crate::request::{
@@ -27,6 +28,8 @@ pub(crate) struct Submission {
     pub seed: u64,
     /// Tokens to generate at most, cut to what the context allows.
     pub max_tokens: usize,
+    /// The beginning of the request's grammar.
+    pub grammar: Option<GrammarState>,
     pub events: events::UnboundedSender<Event>,
     pub queue_place: QueuePlace,
 }
@@ -129,8 +132,9 @@ impl Engine {
         let queue_place = QueuePlace::take(&self.shared)?;
         let (sender, receiver) = events::unbounded_channel();
         let seed = request.sampling.seed.unwrap_or_else(random_seed);
-        let submission = Box::new(Submission { request, seed, max_tokens, events: sender, queue_place });
-        self.messages.send(Message::Submit(submission)).map_err(|_| SubmitError::ShutDown)?;
+        let grammar = request.grammar.as_ref().map(arges_text::grammar::Grammar::start);
+        let submission = Submission { request, seed, max_tokens, grammar, events: sender, queue_place };
+        self.messages.send(Message::Submit(Box::new(submission))).map_err(|_| SubmitError::ShutDown)?;
         Ok(Generation::new(receiver))
     }
 
@@ -213,6 +217,19 @@ fn check(request: &GenerateRequest, limits: &Limits) -> Result<usize, SubmitErro
     if strings.iter().any(String::is_empty) {
         return invalid("stop", "must not hold an empty string".to_owned());
     }
+    for (name, needs) in [("thinking", request.thinking.is_some()), ("grammar", request.grammar.is_some())] {
+        if needs && !limits.has_tokenizer {
+            return invalid(name, "needs a tokenizer, and this model has none".to_owned());
+        }
+    }
+    if let Some(repetition) = request.stop.repetition
+        && (repetition.tokens == 0 || !(0.0..1.0).contains(&repetition.probability))
+    {
+        return invalid(
+            "repetition",
+            "must be a run of at least 1 token above a probability below 1".to_owned(),
+        );
+    }
     let room = limits.context - prompt;
     Ok(request.max_tokens.map_or(room, |max_tokens| max_tokens.min(room)))
 }
@@ -220,7 +237,7 @@ fn check(request: &GenerateRequest, limits: &Limits) -> Result<usize, SubmitErro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{SamplingParams, StopConditions};
+    use crate::request::{RepetitionStop, SamplingParams, StopConditions, Thinking};
 
     const LIMITS: Limits = Limits { vocab_size: 100, context: 16, max_queue: 4, has_tokenizer: true };
 
@@ -278,5 +295,13 @@ mod tests {
         assert_eq!(name(GenerateRequest { stop: stop(""), ..request(1) }, &LIMITS), "stop");
         let no_tokenizer = Limits { has_tokenizer: false, ..LIMITS };
         assert_eq!(name(GenerateRequest { stop: stop("x"), ..request(1) }, &no_tokenizer), "stop");
+        let thinking = Some(Thinking::default());
+        assert_eq!(name(GenerateRequest { thinking, ..request(1) }, &no_tokenizer), "thinking");
+        for repetition in [(0, 0.99), (1, 1.0), (1, -0.1), (1, f32::NAN)] {
+            let (tokens, probability) = repetition;
+            let repetition = Some(RepetitionStop { tokens, probability });
+            let stop = StopConditions { repetition, ..StopConditions::default() };
+            assert_eq!(name(GenerateRequest { stop, ..request(1) }, &LIMITS), "repetition");
+        }
     }
 }

@@ -5,15 +5,17 @@
 //! whoever asked. One thread owns the model, its caches and the queue, and everything else talks to it by
 //! messages: [`Engine`] is a handle to that thread.
 //!
-//! This crate may use `arges-model`, `arges-kernels` (sampling) and `arges-text` (detokenizer, stop
-//! strings). It knows nothing of HTTP, prompts as text, or files.
+//! This crate may use `arges-model`, `arges-kernels` (sampling) and `arges-text` (detokenizer, thinking, stop
+//! strings, grammars). It knows nothing of HTTP, prompts as text, or files.
 #![forbid(unsafe_code)]
 
+mod constraint;
 mod engine;
 mod handle;
 mod request;
 mod scheduler;
 mod sequence;
+mod text;
 
 pub use handle::Engine;
 pub use request::*;

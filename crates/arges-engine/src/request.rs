@@ -3,6 +3,7 @@
 use std::fmt;
 
 pub use arges_kernels::sample::SamplingParams;
+use arges_text::grammar::Grammar;
 use tokio::sync::mpsc;
 
 /// Most alternatives a request may ask for beside each token ([`GenerateRequest::logprobs`]).
@@ -31,7 +32,7 @@ pub struct EngineOptions {
 }
 
 /// When a generation ends, beside its length.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct StopConditions {
     /// Ends before the first of these texts; the text itself is not given out. Needs a tokenizer.
     pub strings: Vec<String>,
@@ -41,6 +42,35 @@ pub struct StopConditions {
     pub ignore_eos: bool,
     /// End and stop tokens cannot be sampled, and stop strings are not looked for, before this many tokens.
     pub min_tokens: usize,
+    /// Ends a generation that goes round in circles.
+    pub repetition: Option<RepetitionStop>,
+}
+
+/// Ends a generation after a run of tokens that were all but certain, as M1's makers did in training: text that repeats
+/// itself is what a model is surest of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RepetitionStop {
+    /// Length of the run; at least 1.
+    pub tokens: usize,
+    /// Probability above which a token counts, under the raw distribution; in (0, 1).
+    pub probability: f32,
+}
+
+impl Default for RepetitionStop {
+    /// M1's: 3,000 tokens above 0.99.
+    fn default() -> Self {
+        Self { tokens: 3000, probability: 0.99 }
+    }
+}
+
+/// How thinking is told apart from the answer, and how long it may be. Needs a tokenizer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Thinking {
+    /// The end of the prompt's text, at least as far back as a tag is long: where it opens a block of thinking, the
+    /// generation begins in one.
+    pub prompt_end: String,
+    /// Tokens after which thinking is closed with a few words; what follows is the answer.
+    pub budget: Option<usize>,
 }
 
 /// One prompt and how to go on from it.
@@ -53,8 +83,12 @@ pub struct GenerateRequest {
     pub max_tokens: Option<usize>,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
-    /// When to end.
+    /// When to end. Stop strings are looked for in the answer alone, not in thinking that is told apart from it.
     pub stop: StopConditions,
+    /// Tell thinking apart from the answer; without it, all text is the answer's.
+    pub thinking: Option<Thinking>,
+    /// What the answer has to keep to, from the end of the thinking on. Needs a tokenizer.
+    pub grammar: Option<Grammar>,
     /// Give this many of the most likely tokens beside each generated one.
     pub logprobs: Option<usize>,
     /// Give log-probabilities of the prompt's tokens, with this many alternatives each.
@@ -79,9 +113,11 @@ pub struct TokenLogprob {
 pub struct TokenEvent {
     /// The token. An end or stop token that ended the generation is given too, with no text.
     pub id: u32,
-    /// Text that is now certain; may be empty (half a character, a possible start of a stop string, or an
-    /// engine without a tokenizer).
+    /// Text of the answer that is now certain; may be empty (half a character, a possible start of a stop string, or
+    /// an engine without a tokenizer).
     pub text: String,
+    /// Text of the thinking that is now certain, without tags.
+    pub reasoning: String,
     /// Natural log-probability under the model's raw distribution (before temperature, penalties, masks).
     pub logprob: f32,
     /// The most likely tokens at this place in the raw distribution, descending; empty unless
@@ -96,6 +132,8 @@ pub enum FinishReason {
     Stop,
     /// The token limit or the end of the context.
     Length,
+    /// A run of all but certain tokens: see [`RepetitionStop`].
+    Repetition,
 }
 
 /// What a generation stopped on.
@@ -107,6 +145,8 @@ pub enum StopCause {
     Token(u32),
     /// [`StopConditions::strings`] at this index.
     Text(usize),
+    /// Nothing more is allowed by [`GenerateRequest::grammar`].
+    Grammar,
 }
 
 /// Tokens a request took.
@@ -116,6 +156,8 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Tokens generated, an end token included.
     pub completion_tokens: usize,
+    /// Tokens of these that were thinking, its tags included; 0 where it is not told apart.
+    pub reasoning_tokens: usize,
     /// Tokens of the prompt that were already in a cache.
     pub cached_tokens: usize,
 }
@@ -129,12 +171,14 @@ pub struct Finished {
     pub stop: Option<StopCause>,
     /// Text held back so far that belongs to the answer after all.
     pub text: String,
+    /// Text held back so far that belongs to thinking that did not end.
+    pub reasoning: String,
     /// Tokens taken.
     pub usage: Usage,
 }
 
-/// What a generation gives, in order: at most one `Prompt`, any number of `Token`, then one `Finished` or one
-/// `Failed`.
+/// What a generation gives, in order: at most one `Prompt`, any number of `Token`, then one `Finished`,
+/// `Failed` or `GrammarFailed`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The prompt was computed; sent when [`GenerateRequest::prompt_logprobs`] asked for it.
@@ -150,6 +194,8 @@ pub enum Event {
     Finished(Finished),
     /// The generation failed; the message says why.
     Failed(String),
+    /// The request's grammar took more work than a token may; the message says why.
+    GrammarFailed(String),
 }
 
 /// The events of one request. Dropping it cancels the request within one step and frees its memory.
@@ -178,13 +224,13 @@ impl Generation {
         self.end_once(event)
     }
 
-    /// Makes sure that the last event is a `Finished` or `Failed`, even if the engine went away.
+    /// Makes sure that there is a last event, even if the engine went away.
     fn end_once(&mut self, event: Option<Event>) -> Option<Event> {
         if self.ended {
             return None;
         }
         let event = event.unwrap_or_else(|| Event::Failed("the engine stopped".to_owned()));
-        self.ended = matches!(event, Event::Finished(_) | Event::Failed(_));
+        self.ended = matches!(event, Event::Finished(_) | Event::Failed(_) | Event::GrammarFailed(_));
         Some(event)
     }
 }

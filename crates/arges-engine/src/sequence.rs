@@ -1,13 +1,21 @@
 //! One request while it is in the engine: its tokens, its sampler, its text, and where its events go.
 
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use arges_kernels::sample::{
     RowConstraints, RowLogprobs, SampleError, SampleScratch, Sampled, Sampler, SamplingParamError,
 };
-use arges_text::{Detokenizer, StopStrings, Tokenizer};
+use arges_text::grammar::GrammarError;
+use arges_text::{END_OF_THINKING, ThinkingParser, Tokenizer};
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::constraint::{Allowed, Constraint};
 use crate::handle::{QueuePlace, Submission};
-use crate::request::{Event, FinishReason, Finished, StopCause, TokenEvent, TokenLogprob, Usage};
+use crate::request::{
+    Event, FinishReason, Finished, RepetitionStop, StopCause, TokenEvent, TokenLogprob, Usage,
+};
+use crate::text::{Piece, TextStream};
 
 /// What a sequence takes from the model it runs on.
 pub(crate) struct ModelFacts {
@@ -24,6 +32,17 @@ pub(crate) struct RowReading {
     token: Sampled,
     /// The most likely tokens, if asked for.
     top: Vec<(u32, f32)>,
+    /// Tokens to write after it.
+    forced: Vec<u32>,
+}
+
+/// Why a row of logits gives no token.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RowError {
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
 }
 
 /// What a sequence does after a row.
@@ -48,7 +67,15 @@ pub(crate) struct Sequence {
     min_tokens: usize,
     sampler: Sampler,
     stops: Stops,
+    repetition: Option<Repetition>,
     text: Option<TextStream>,
+    thinking_budget: Option<usize>,
+    /// Tokens generated up to the end of the thinking, or so far within it.
+    reasoning_tokens: usize,
+    /// Tokens to write before any is chosen.
+    forced: VecDeque<u32>,
+    /// Rows are read on several threads, one row of a sequence at a time.
+    constraint: Option<Mutex<Constraint>>,
     logprobs: Option<usize>,
     scores: Option<PromptScores>,
     events: UnboundedSender<Event>,
@@ -65,6 +92,12 @@ struct Stops {
     of_model: usize,
 }
 
+/// A run of tokens that were all but certain.
+struct Repetition {
+    stop: RepetitionStop,
+    run: usize,
+}
+
 /// Log-probabilities of the prompt as they come in.
 struct PromptScores {
     top: usize,
@@ -75,13 +108,16 @@ impl Sequence {
     /// # Errors
     /// A sampling parameter outside its range.
     pub fn new(submission: Submission, model: &ModelFacts) -> Result<Self, SamplingParamError> {
-        let Submission { request, seed, max_tokens, events, queue_place } = submission;
+        let Submission { request, seed, max_tokens, grammar, events, queue_place } = submission;
         let sampler = Sampler::new(request.sampling, seed, &request.prompt)?;
         let mut ids = if request.stop.ignore_eos { Vec::new() } else { model.end_tokens.clone() };
         let of_model = ids.len();
         ids.extend(request.stop.tokens);
         let prompt_len = request.prompt.len();
         let strings = request.stop.strings;
+        let thinking = request.thinking.as_ref().map(|thinking| ThinkingParser::after(&thinking.prompt_end));
+        let text = model.tokenizer.clone().map(|tokenizer| TextStream::new(tokenizer, thinking, strings));
+        let constraint = grammar.zip(text.as_ref()).map(|(grammar, text)| Constraint::new(grammar, text));
         Ok(Self {
             tokens: request.prompt,
             prompt_len,
@@ -89,7 +125,12 @@ impl Sequence {
             min_tokens: request.stop.min_tokens,
             sampler,
             stops: Stops { ids, of_model },
-            text: model.tokenizer.clone().map(|tokenizer| TextStream::new(tokenizer, strings)),
+            repetition: request.stop.repetition.map(|stop| Repetition { stop, run: 0 }),
+            text,
+            thinking_budget: request.thinking.and_then(|thinking| thinking.budget),
+            reasoning_tokens: 0,
+            forced: VecDeque::new(),
+            constraint: constraint.map(Mutex::new),
             logprobs: request.logprobs,
             scores: request.prompt_logprobs.map(|top| PromptScores { top, logprobs: vec![None] }),
             events,
@@ -123,16 +164,12 @@ impl Sequence {
     /// Ends a sequence for which [`Self::work`] gave nothing.
     pub fn finish_without_work(&mut self) {
         self.send_scores();
-        self.finish(FinishReason::Length, None, String::new());
+        self.finish(FinishReason::Length, Piece::default());
     }
 
     /// Whether nobody listens any more.
     pub fn is_cancelled(&self) -> bool {
         self.events.is_closed()
-    }
-
-    pub fn fail(&self, message: String) {
-        self.send(Event::Failed(message));
     }
 
     /// Reads the row of logits of the token at `position`: samples the next token, or looks up the one that
@@ -142,36 +179,69 @@ impl Sequence {
         position: usize,
         logits: &[f32],
         scratch: &mut SampleScratch,
-    ) -> Result<RowReading, SampleError> {
+    ) -> Result<RowReading, RowError> {
         let row = RowLogprobs::new(logits)?;
         let next = position + 1;
-        let (token, top) = if next < self.prompt_len {
-            let id = self.tokens[next];
-            (Sampled { id, logprob: row.logprob(id) }, self.scores.as_ref().map(|scores| scores.top))
+        let scored = |id| Sampled { id, logprob: row.logprob(id) };
+        let (token, forced, top) = if next < self.prompt_len {
+            let top = self.scores.as_ref().map(|scores| scores.top);
+            (scored(self.tokens[next]), Vec::new(), top)
+        } else if let Some(&id) = self.forced.front() {
+            (scored(id), Vec::new(), self.logprobs)
         } else {
-            let early = next - self.prompt_len < self.min_tokens;
-            let forbidden = if early { &self.stops.ids[..] } else { &[] };
-            let constraints = RowConstraints { sampleable: self.sampleable, allowed: None, forbidden };
-            (self.sampler.sample(&row, next as u64, &constraints, scratch)?, self.logprobs)
+            let sampled = self.sample(&row, next, scratch)?;
+            match self.cut_at_answer(sampled.id) {
+                Some(kept) => (scored(kept[0]), kept[1..].to_vec(), self.logprobs),
+                None => (sampled, Vec::new(), self.logprobs),
+            }
         };
         let mut best = Vec::new();
         if let Some(count) = top.filter(|&count| count > 0) {
             best.reserve_exact(count.min(logits.len()));
             row.top(count, &mut best);
         }
-        Ok(RowReading { token, top: best })
+        Ok(RowReading { token, top: best, forced })
+    }
+
+    /// Chooses the token at `position`.
+    fn sample(
+        &self,
+        row: &RowLogprobs<'_>,
+        position: usize,
+        scratch: &mut SampleScratch,
+    ) -> Result<Sampled, RowError> {
+        let mut constraint = self.constraint.as_ref().map(lock);
+        let (early, stops) = (position - self.prompt_len < self.min_tokens, &self.stops.ids[..]);
+        let (allowed, forbidden) = match &mut constraint {
+            None => (None, if early { stops } else { &[] }),
+            Some(constraint) => match constraint.allowed()? {
+                Allowed::Thinking => (None, stops),
+                Allowed::Mask(mask) => (Some(mask), &[][..]),
+            },
+        };
+        let constraints = RowConstraints { sampleable: self.sampleable, allowed, forbidden };
+        Ok(self.sampler.sample(row, position as u64, &constraints, scratch)?)
+    }
+
+    /// The tokens to write instead of one that ends thinking and begins an answer that is constrained.
+    fn cut_at_answer(&self, id: u32) -> Option<Vec<u32>> {
+        let is_thinking = self.constraint.as_ref().is_some_and(|constraint| lock(constraint).is_thinking());
+        self.text.as_ref().filter(|_| is_thinking)?.cut_at_answer(id)
     }
 
     /// Takes what [`Self::read_row`] found at `position`, position after position, and sends what follows.
-    pub fn accept(&mut self, position: usize, reading: RowReading) -> Next {
+    ///
+    /// # Errors
+    /// A grammar that became too complex.
+    pub fn accept(&mut self, position: usize, reading: RowReading) -> Result<Next, RowError> {
         if position + 1 < self.prompt_len {
-            self.accept_score(position, reading)
+            Ok(self.accept_score(position, reading))
         } else {
             self.accept_token(reading)
         }
     }
 
-    fn accept_score(&mut self, position: usize, RowReading { token, top }: RowReading) -> Next {
+    fn accept_score(&mut self, position: usize, RowReading { token, top, .. }: RowReading) -> Next {
         let Some(scores) = &mut self.scores else { return Next::Prompt };
         scores.logprobs.push(Some(TokenLogprob { id: token.id, logprob: token.logprob, top }));
         if position + 2 < self.prompt_len {
@@ -181,41 +251,76 @@ impl Sequence {
         if self.max_tokens > 0 {
             return Next::Prompt;
         }
-        self.finish(FinishReason::Length, None, String::new());
+        self.finish(FinishReason::Length, Piece::default());
         Next::Ended { sampled: false }
     }
 
-    fn accept_token(&mut self, RowReading { token: Sampled { id, logprob }, top }: RowReading) -> Next {
+    fn accept_token(&mut self, reading: RowReading) -> Result<Next, RowError> {
+        let RowReading { token: Sampled { id, logprob }, top, forced } = reading;
         if self.prompt_len == 1 && self.tokens.len() == 1 {
             // A prompt of one token has no row of its own before this one.
             self.send_scores();
         }
+        let was_forced = self.forced.pop_front().is_some();
+        self.forced.extend(forced);
         self.tokens.push(id);
         self.sampler.record(id);
         let generated = self.tokens.len() - self.prompt_len;
-        let mut cause = self.stops.cause(id);
-        let mut text = String::new();
-        if cause.is_none()
-            && let Some(stream) = &mut self.text
-        {
-            let looks_for_stops = generated > self.min_tokens;
-            (text, cause) = stream.push(id, looks_for_stops);
+        let mut piece = Piece { stop: self.stops.cause(id), ..Piece::default() };
+        if piece.stop.is_none() {
+            piece = self.take_text(id, generated)?;
         }
-        self.send(Event::Token(TokenEvent { id, text, logprob, top }));
-        if cause.is_none() && generated < self.max_tokens {
-            return Next::Grown;
+        let stop = piece.stop;
+        self.send(Event::Token(TokenEvent {
+            id,
+            text: piece.answer,
+            reasoning: piece.reasoning,
+            logprob,
+            top,
+        }));
+        let circles = self.repetition.as_mut().is_some_and(|repetition| repetition.push(logprob, was_forced));
+        if stop.is_none() && !circles && generated < self.max_tokens {
+            return Ok(Next::Grown);
         }
-        let (rest, cause) = match (cause, &mut self.text) {
+        let mut rest = match (stop, &mut self.text) {
             // What was held back before a stop string is out already; what comes after it is dropped.
-            (Some(StopCause::Text(_)), _) | (_, None) => (String::new(), cause),
-            (_, Some(stream)) => {
-                let (rest, late_cause) = stream.finish();
-                (rest, cause.or(late_cause))
-            }
+            (Some(StopCause::Text(_)), _) | (_, None) => Piece::default(),
+            (_, Some(stream)) => stream.finish(),
         };
-        let reason = if cause.is_some() { FinishReason::Stop } else { FinishReason::Length };
-        self.finish(reason, cause, rest);
-        Next::Ended { sampled: true }
+        rest.stop = stop.or(rest.stop);
+        let reason = match rest.stop {
+            Some(_) => FinishReason::Stop,
+            None if circles => FinishReason::Repetition,
+            None => FinishReason::Length,
+        };
+        self.finish(reason, rest);
+        Ok(Next::Ended { sampled: true })
+    }
+
+    /// Takes the text of a token that is no end, and what follows from it for thinking and grammar.
+    fn take_text(&mut self, id: u32, generated: usize) -> Result<Piece, RowError> {
+        let Some(text) = &mut self.text else { return Ok(Piece::default()) };
+        let was_answering = text.is_answering();
+        let mut piece = text.push(id, generated > self.min_tokens);
+        if text.is_thinking() || (text.is_answering() && !was_answering && self.reasoning_tokens > 0) {
+            self.reasoning_tokens = generated;
+        }
+        let over_budget = self.thinking_budget.is_some_and(|budget| generated >= budget);
+        if over_budget && text.is_thinking() && self.forced.is_empty() {
+            let end = format!("\n\n{END_OF_THINKING}");
+            self.forced.extend(text.tokenizer().encode(&end).unwrap_or_default());
+        }
+        if let Some(constraint) = &self.constraint {
+            let mut constraint = lock(constraint);
+            constraint.accept(id, text)?;
+            if text.lacks_line_break() && self.forced.is_empty() {
+                self.forced.extend(text.tokenizer().encode("\n").unwrap_or_default());
+            }
+            if constraint.is_finished() {
+                piece.stop = piece.stop.or(Some(StopCause::Grammar));
+            }
+        }
+        Ok(piece)
     }
 
     fn send_scores(&mut self) {
@@ -224,16 +329,18 @@ impl Sequence {
         }
     }
 
-    fn finish(&self, reason: FinishReason, stop: Option<StopCause>, text: String) {
+    /// Sends the end, with the text held back until now.
+    fn finish(&self, reason: FinishReason, Piece { reasoning, answer: text, stop }: Piece) {
         let usage = Usage {
             prompt_tokens: self.prompt_len,
             completion_tokens: self.tokens.len() - self.prompt_len,
+            reasoning_tokens: self.reasoning_tokens,
             cached_tokens: 0,
         };
-        self.send(Event::Finished(Finished { reason, stop, text, usage }));
+        self.send(Event::Finished(Finished { reason, stop, text, reasoning, usage }));
     }
 
-    fn send(&self, event: Event) {
+    pub fn send(&self, event: Event) {
         // An error means that the generation was dropped, which the engine sees before its next step.
         let _ = self.events.send(event);
     }
@@ -246,38 +353,15 @@ impl Stops {
     }
 }
 
-/// Tokens to text, up to a stop string.
-struct TextStream {
-    detokenizer: Detokenizer,
-    stops: Option<StopStrings>,
+impl Repetition {
+    /// Takes a token; whether the run is long enough. Tokens that the model did not choose say nothing.
+    fn push(&mut self, logprob: f32, was_forced: bool) -> bool {
+        let certain = !was_forced && logprob > self.stop.probability.ln();
+        self.run = if certain { self.run + 1 } else { 0 };
+        self.run >= self.stop.tokens
+    }
 }
 
-impl TextStream {
-    fn new(tokenizer: Tokenizer, strings: Vec<String>) -> Self {
-        let stops = (!strings.is_empty()).then(|| StopStrings::new(strings));
-        Self { detokenizer: Detokenizer::new(tokenizer), stops }
-    }
-
-    /// Text that a token makes certain, and the stop string it completes.
-    fn push(&mut self, id: u32, looks_for_stops: bool) -> (String, Option<StopCause>) {
-        let text = self.detokenizer.push(id);
-        match &mut self.stops {
-            Some(stops) if looks_for_stops => {
-                let found = stops.push(&text);
-                (found.text, found.stopped.map(StopCause::Text))
-            }
-            _ => (text, None),
-        }
-    }
-
-    /// The text still held back, and a stop string it completes.
-    fn finish(&mut self) -> (String, Option<StopCause>) {
-        let rest = self.detokenizer.finish();
-        let Some(stops) = &mut self.stops else { return (rest, None) };
-        let found = stops.push(&rest);
-        if found.stopped.is_some() {
-            return (found.text, found.stopped.map(StopCause::Text));
-        }
-        (found.text + &stops.finish(), None)
-    }
+fn lock(constraint: &Mutex<Constraint>) -> MutexGuard<'_, Constraint> {
+    constraint.lock().unwrap_or_else(PoisonError::into_inner)
 }

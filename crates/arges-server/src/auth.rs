@@ -22,8 +22,11 @@ pub(crate) async fn require_key(
     next: Next,
 ) -> Result<Response, ApiError> {
     if let Some(key) = &state.frontend.options.api_key {
-        let given = bearer(&request).ok_or_else(|| {
-            ApiError::unauthorized("This server needs an API key, as `Authorization: Bearer KEY`.")
+        let given = bearer(&request).or_else(|| Some(request.headers().get("x-api-key")?.as_bytes()));
+        let given = given.ok_or_else(|| {
+            ApiError::unauthorized(
+                "This server needs an API key, as `Authorization: Bearer KEY` or `x-api-key: KEY`.",
+            )
         })?;
         if !bool::from(given.ct_eq(key.as_bytes())) {
             return Err(ApiError::unauthorized("The API key is wrong."));

@@ -1,4 +1,5 @@
-//! The one error shape of the API: `{"error": {"message", "type", "param", "code"}}`.
+//! Errors as clients see them, in the shape of OpenAI's API: `{"error": {"message", "type", "param", "code"}}`.
+//! `anthropic` writes the same errors in the shape of Anthropic's.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -32,7 +33,8 @@ impl ApiError {
         self
     }
 
-    fn with_code(mut self, code: &'static str) -> ApiError {
+    /// The error with another machine-readable reason.
+    pub fn with_code(mut self, code: &'static str) -> ApiError {
         self.code = Some(code);
         self
     }
@@ -125,6 +127,28 @@ impl ApiError {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message).with_code("internal_error")
     }
 
+    /// The error with the field `from` called `to`, for an API that has another name for it.
+    pub fn renamed(mut self, from: &str, to: &str) -> ApiError {
+        if self.param.as_deref() == Some(from) {
+            self.param = Some(to.to_owned());
+            self.message = self.message.replace(&format!("`{from}`"), &format!("`{to}`"));
+        }
+        self
+    }
+
+    /// The status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// What happened, with the field at fault where that is not named yet.
+    pub fn message(&self) -> String {
+        match &self.param {
+            Some(param) if !self.message.contains(param.as_str()) => format!("{param}: {}", self.message),
+            _ => self.message.clone(),
+        }
+    }
+
     /// The body of the response; also what a stream sends as `data:` when it fails half way.
     pub fn body(&self) -> Value {
         json!({ "error": {
@@ -139,6 +163,8 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
+        // For layers that write it in the shape of another API.
+        response.extensions_mut().insert(self.clone());
         let headers = response.headers_mut();
         match self.status {
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
@@ -159,10 +185,6 @@ impl IntoResponse for ApiError {
 
 #[cfg(test)]
 impl ApiError {
-    pub fn status(&self) -> StatusCode {
-        self.status
-    }
-
     pub fn param(&self) -> Option<&str> {
         self.param.as_deref()
     }

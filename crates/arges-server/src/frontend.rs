@@ -1,8 +1,9 @@
 //! Text to token ids: what turns a request body into prompts, without the engine.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use arges_text::{ChatTemplate, TextError, Tokenizer};
+use arges_text::grammar::{AnswerGrammar, Grammar, GrammarCompiler, GrammarError};
+use arges_text::{ChatTemplate, GuardedChat, TextError, Tokenizer};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
@@ -20,6 +21,8 @@ pub(crate) struct Frontend {
     pub max_context: usize,
     /// Bytes of the longest token; 0 where the vocabulary is empty.
     longest_token: usize,
+    /// Made when the first grammar is asked for.
+    grammars: OnceLock<Result<GrammarCompiler, String>>,
     workers: Arc<Semaphore>,
 }
 
@@ -39,6 +42,7 @@ impl Frontend {
             template,
             max_context,
             longest_token: longest_token.unwrap_or(0),
+            grammars: OnceLock::new(),
         }
     }
 
@@ -61,33 +65,52 @@ impl Frontend {
             .map_err(|error| ApiError::internal(format!("The request could not be prepared: {error}.")))?
     }
 
-    /// Renders a conversation to the prompt's text.
+    /// A conversation of the request field `param` in which no one can spell special tokens.
+    ///
+    /// # Errors
+    /// 400 for one that cannot be guarded.
+    pub fn guard(
+        &self,
+        param: &'static str,
+        messages: &[Value],
+        tools: &[Value],
+    ) -> Result<GuardedChat, ApiError> {
+        GuardedChat::new(&self.tokenizer, messages, tools)
+            .map_err(|error| ApiError::invalid_param(param, format!("The conversation is refused: {error}.")))
+    }
+
+    /// Renders a conversation of the request field `param` to the prompt's text.
     ///
     /// # Errors
     /// 400 for a conversation or tools that the template cannot render, or where there is no template.
-    pub fn render(
-        &self,
-        messages: &[Value],
-        tools: Option<&[Value]>,
-        open: bool,
-    ) -> Result<String, ApiError> {
+    pub fn render(&self, param: &'static str, chat: &GuardedChat, open: bool) -> Result<String, ApiError> {
         let Some(template) = &self.template else {
             let message = "This model has no chat template; use /v1/completions.";
-            return Err(ApiError::unsupported("messages", message));
+            return Err(ApiError::unsupported(param, message));
         };
-        template.render(messages, tools, open).map_err(|error| match &error {
+        let tools = (!chat.tools.is_empty()).then_some(&chat.tools[..]);
+        template.render(&chat.messages, tools, open).map_err(|error| match &error {
             TextError::Message { index, reason } => {
-                let at = format!("messages[{index}]");
+                let at = format!("{param}[{index}]");
                 ApiError::invalid_param(at.clone(), format!("{at}: {reason}."))
             }
             TextError::Tool { index, reason } => {
                 let at = format!("tools[{index}]");
                 ApiError::invalid_param(at.clone(), format!("{at}: {reason}."))
             }
-            _ => {
-                ApiError::invalid_param("messages", format!("The conversation cannot be rendered: {error}."))
-            }
+            _ => ApiError::invalid_param(param, format!("The conversation cannot be rendered: {error}.")),
         })
+    }
+
+    /// Compiles what an answer has to keep to.
+    ///
+    /// # Errors
+    /// A grammar that is malformed, too large or not supported.
+    pub fn compile(&self, answer: &AnswerGrammar) -> Result<Grammar, GrammarError> {
+        let compiler = self
+            .grammars
+            .get_or_init(|| GrammarCompiler::new(&self.tokenizer).map_err(|error| error.to_string()));
+        compiler.as_ref().map_err(|error| GrammarError::Invalid(error.clone()))?.compile(answer)
     }
 
     /// Tokenises a prompt of the request field `param`.
@@ -95,6 +118,19 @@ impl Frontend {
     /// # Errors
     /// 400 for text that is empty or too long for the context.
     pub fn encode(&self, text: &str, param: &'static str) -> Result<Vec<u32>, ApiError> {
+        self.encode_with(text, param, |text| self.tokenizer.encode(text))
+    }
+
+    /// As [`Self::encode`], by `encode`.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_with(
+        &self,
+        text: &str,
+        param: &'static str,
+        encode: impl FnOnce(&str) -> Result<Vec<u32>, TextError>,
+    ) -> Result<Vec<u32>, ApiError> {
         if text.is_empty() {
             return Err(ApiError::invalid_param(param, "The prompt is empty."));
         }
@@ -103,7 +139,7 @@ impl Frontend {
         if least_tokens > self.max_context {
             return Err(self.too_long(param, &format!("at least {least_tokens}")));
         }
-        let ids = self.tokenizer.encode(text).map_err(|error| {
+        let ids = encode(text).map_err(|error| {
             ApiError::invalid_param(param, format!("The prompt cannot be tokenised: {error}."))
         })?;
         self.check_length(&ids, param)?;

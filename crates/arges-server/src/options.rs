@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use arges_engine::RepetitionStop;
+
 /// Settings of the server, passed in by the command.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
     /// The id under which the model is served (`GET /v1/models`, `model` of a request).
     pub model_name: String,
-    /// When set, every path but `/health` and `/ready` wants `Authorization: Bearer <key>`.
+    /// When set, every path but `/health` and `/ready` wants `Authorization: Bearer <key>` or `x-api-key: <key>`.
     pub api_key: Option<String>,
     /// Sampling parameters of a request that does not name them.
     pub defaults: GenerationDefaults,
@@ -20,6 +22,12 @@ pub struct ServerOptions {
     pub body_timeout: Duration,
     /// Requests whose text is rendered and tokenised at the same time; others wait for their turn.
     pub text_workers: usize,
+    /// How long a client may take to send the head of a request, and a connection may be idle between requests.
+    pub header_timeout: Duration,
+    /// Connections open at once; others wait to be accepted.
+    pub max_connections: usize,
+    /// Ends answers that go round in circles, in requests that do not say whether.
+    pub repetition_stop: Option<RepetitionStop>,
     /// Silence after which a stream sends a comment, so that nothing between closes the connection.
     pub keep_alive: Duration,
     /// How long running requests may take to finish once a shutdown is asked for.
@@ -28,7 +36,7 @@ pub struct ServerOptions {
 
 impl ServerOptions {
     /// Options with the usual limits: 32 MiB bodies (a prompt of a million tokens is about 5 MB of text), no API
-    /// key, a comment every 15 seconds, 30 seconds to drain.
+    /// key, 30 seconds for a request's head, a comment every 15 seconds, 30 seconds to drain.
     pub fn new(model_name: impl Into<String>) -> ServerOptions {
         ServerOptions {
             model_name: model_name.into(),
@@ -38,6 +46,9 @@ impl ServerOptions {
             body_budget: 256 << 20,
             body_timeout: Duration::from_secs(60),
             text_workers: 2,
+            header_timeout: Duration::from_secs(30),
+            max_connections: 4096,
+            repetition_stop: None,
             keep_alive: Duration::from_secs(15),
             drain_limit: Duration::from_secs(30),
         }

@@ -4,29 +4,59 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::{Method, Uri};
-use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
+use axum::middleware::{from_fn_with_state, map_response};
+use axum::routing::{MethodRouter, get, post};
 
 use crate::error::ApiError;
-use crate::openai::{chat, completions, models};
+use crate::openai::{chat, completions, models, responses};
 use crate::state::AppState;
-use crate::{auth, health};
+use crate::{anthropic, auth, health, metrics, openapi, tokens};
+
+type Routes = Vec<(&'static str, MethodRouter<Arc<AppState>>)>;
+
+/// For load balancers; no key is needed.
+fn open_routes() -> Routes {
+    vec![("/health", get(health::health)), ("/ready", get(health::ready))]
+}
+
+fn routes() -> Routes {
+    vec![
+        ("/v1/chat/completions", post(chat::create)),
+        ("/v1/completions", post(completions::create)),
+        ("/v1/responses", post(responses::create)),
+        ("/v1/models", get(models::list)),
+        ("/v1/models/{*id}", get(models::retrieve)),
+        ("/tokenize", post(tokens::tokenize)),
+        ("/detokenize", post(tokens::detokenize)),
+        ("/tokenizer_info", get(tokens::tokenizer_info)),
+        ("/metrics", get(metrics::metrics)),
+        ("/openapi.json", get(openapi::document)),
+    ]
+}
+
+/// Those whose errors are in Anthropic's shape.
+fn anthropic_routes() -> Routes {
+    vec![
+        ("/v1/messages", post(anthropic::create)),
+        ("/v1/messages/count_tokens", post(anthropic::count_tokens)),
+    ]
+}
+
+fn all(routes: Routes) -> Router<Arc<AppState>> {
+    let router = routes.into_iter().fold(Router::new(), |router, (path, route)| router.route(path, route));
+    router.method_not_allowed_fallback(wrong_method)
+}
 
 /// All routes of the server. Everything but `/health` and `/ready` is behind the API key.
 pub fn router(state: Arc<AppState>) -> Router {
-    let api = Router::new()
-        .route("/v1/chat/completions", post(chat::create))
-        .route("/v1/completions", post(completions::create))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::retrieve))
+    let key = from_fn_with_state(Arc::clone(&state), auth::require_key);
+    let anthropic = all(anthropic_routes()).layer(key.clone()).layer(map_response(anthropic::in_own_shape));
+    all(routes())
         .fallback(unknown_path)
-        .method_not_allowed_fallback(wrong_method)
-        .layer(from_fn_with_state(Arc::clone(&state), auth::require_key));
-    Router::new()
-        .route("/health", get(health::health))
-        .route("/ready", get(health::ready))
-        .method_not_allowed_fallback(wrong_method)
-        .merge(api)
+        .layer(key)
+        .merge(anthropic)
+        .merge(all(open_routes()))
+        .layer(from_fn_with_state(Arc::clone(&state), metrics::count))
         .with_state(state)
 }
 
@@ -36,4 +66,41 @@ async fn unknown_path(method: Method, uri: Uri) -> ApiError {
 
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     ApiError::wrong_method(method.as_str(), uri.path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_description_has_the_routes_there_are() {
+        let document: Value = serde_json::from_str(openapi::DOCUMENT).unwrap();
+        let described = document["paths"].as_object().unwrap().keys().cloned();
+        let all = [routes(), anthropic_routes(), open_routes()];
+        let routed = all.iter().flatten().map(|(path, _)| path.replace("{*id}", "{id}"));
+        assert_eq!(described.collect::<BTreeSet<_>>(), routed.collect::<BTreeSet<_>>());
+    }
+
+    #[test]
+    fn every_reference_of_the_description_leads_somewhere() {
+        fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+            match value {
+                Value::Object(fields) => {
+                    found.extend(fields.get("$ref").and_then(Value::as_str));
+                    fields.values().for_each(|value| references(value, found));
+                }
+                Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+                _ => {}
+            }
+        }
+        let document: Value = serde_json::from_str(openapi::DOCUMENT).unwrap();
+        let mut found = Vec::new();
+        references(&document, &mut found);
+        assert!(!found.is_empty());
+        for reference in found {
+            assert!(document.pointer(reference.trim_start_matches('#')).is_some(), "{reference}");
+        }
+    }
 }

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arges_engine::Engine;
 use arges_text::{ChatTemplate, Tokenizer};
 
+use crate::answer::ids::unix_time;
 use crate::extract::BodyReader;
 use crate::frontend::Frontend;
-use crate::openai::unix_time;
+use crate::metrics::Metrics;
 use crate::options::ServerOptions;
 
 /// The engine, the text side and the limits of one server.
@@ -16,6 +17,7 @@ pub struct AppState {
     pub(crate) engine: Engine,
     pub(crate) frontend: Arc<Frontend>,
     pub(crate) bodies: BodyReader,
+    pub(crate) metrics: Arc<Metrics>,
     /// When the server started, in seconds since 1970.
     pub(crate) started: u64,
     draining: AtomicBool,
@@ -35,6 +37,7 @@ impl AppState {
             engine,
             frontend,
             bodies,
+            metrics: Arc::default(),
             started: unix_time(),
             draining: AtomicBool::new(false),
         })

@@ -85,6 +85,15 @@ pub enum TextError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Special tokens are spelled in a conversation that also uses every character they could be marked with.
+    #[error("the conversation spells special tokens and uses every character of Unicode's private areas")]
+    NoMark,
+    /// Grammars cannot be compiled for a tokenizer.
+    #[error("no grammars can be compiled for this tokenizer: {reason}")]
+    Grammar {
+        /// The underlying library's reason.
+        reason: String,
+    },
     /// A tokenizer was asked for with a vocabulary that cannot be.
     #[error("a vocabulary has {minimum} tokens (256 bytes and the turn markers) to {maximum}, not {asked}")]
     VocabularySize {

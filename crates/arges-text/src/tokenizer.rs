@@ -21,6 +21,8 @@ struct Shared {
     /// Per id: where its bytes lie and what it is; `None` for an id without a token.
     entries: Vec<Option<Entry>>,
     end_token: Option<u32>,
+    /// The special tokens as they are written.
+    specials: Vec<String>,
 }
 
 #[derive(Clone, Copy)]
@@ -106,6 +108,11 @@ impl Tokenizer {
         self.shared.entry(id).is_some_and(|entry| entry.special)
     }
 
+    /// The special tokens as they are written, by rising id.
+    pub fn special_tokens(&self) -> &[String] {
+        &self.shared.specials
+    }
+
     pub(crate) fn bytes_of(&self, id: u32) -> Option<&[u8]> {
         self.shared.entry(id).map(|entry| &self.shared.bytes[entry.start..entry.end])
     }
@@ -128,7 +135,9 @@ impl Tokenizer {
             let special = added.is_some_and(|added| added.special);
             entries[*id as usize] = Some(Entry { start, end: bytes.len(), special });
         }
-        Self { shared: Arc::new(Shared { inner, bytes, entries, end_token }) }
+        let specials = tokens.iter().filter(|(id, _)| added.get(id).is_some_and(|added| added.special));
+        let specials = specials.map(|(_, token)| token.clone()).filter(|token| !token.is_empty()).collect();
+        Self { shared: Arc::new(Shared { inner, bytes, entries, end_token, specials }) }
     }
 
     fn decode_where(&self, ids: &[u32], keep: impl Fn(&Entry) -> bool) -> String {

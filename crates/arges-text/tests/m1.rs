@@ -4,7 +4,8 @@ mod common;
 
 use std::fmt::Write;
 
-use arges_text::{ChatTemplate, Detokenizer, Tokenizer};
+use arges_text::grammar::{AnswerGrammar, CallGrammar, GrammarCompiler, ToolShape};
+use arges_text::{AnswerPart, ChatTemplate, Detokenizer, ThinkingParser, Tokenizer, ToolCallParser};
 use common::{data, m1_dir};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -194,4 +195,59 @@ fn white_space_longer_than_the_regex_engine_can_match_gives_the_reference_ids() 
         assert_eq!((ids.len(), &ids[ids.len() - 5..]), (ids_count, &last[..]), "{space:?} {count}");
         assert_eq!(tokenizer.decode(&ids), text);
     }
+}
+
+#[test]
+fn thinking_and_calls_come_out_of_m1s_own_tokens() {
+    let Some(dir) = m1_dir() else { return };
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    let arguments = r#"{"filter": {"a": "} </tool_calls>", "b": [1, {"c": "日本"}]}}"#;
+    let text = format!(
+        "<think>\nShall I <tool_calls>?\n</think>\nLet me see.\n<tool_calls>\n\
+         {{\"name\": \"find\", \"arguments\": {arguments}}}\n{{\"name\": \"now\", \"arguments\": {{}}}}\n</tool_calls>"
+    );
+    let (mut detokenizer, mut thinking) = (Detokenizer::new(tokenizer.clone()), ThinkingParser::new());
+    let mut calls = ToolCallParser::new();
+    let (mut reasoning, mut content, mut found) = (String::new(), String::new(), Vec::new());
+    for id in tokenizer.encode(&text).unwrap() {
+        let divided = thinking.push(&detokenizer.push(id));
+        reasoning += &divided.reasoning;
+        for part in calls.push(&divided.answer) {
+            match part {
+                AnswerPart::Content(text) => content += &text,
+                AnswerPart::CallStart { name, .. } => found.push((name, String::new())),
+                AnswerPart::CallArguments { index, text } => found[index].1 += &text,
+            }
+        }
+    }
+    assert_eq!((reasoning.as_str(), content.as_str()), ("Shall I <tool_calls>?", "Let me see.\n"));
+    assert_eq!(found, [("find".to_owned(), arguments.to_owned()), ("now".to_owned(), "{}".to_owned())]);
+}
+
+#[test]
+fn m1s_own_way_of_writing_calls_is_what_the_grammar_allows() {
+    let Some(dir) = m1_dir() else { return };
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    let compiler = GrammarCompiler::new(&tokenizer).unwrap();
+    let parameters = json!({"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        "required": ["city"], "additionalProperties": false});
+    let tool = ToolShape { name: "get_weather".to_owned(), parameters, strict: true };
+    let calls = CallGrammar { tools: vec![tool], required: true, parallel: true };
+    let mut state = compiler.compile(&AnswerGrammar { format: None, calls: Some(calls) }).unwrap().start();
+    // As the template writes the call when it goes back to the model.
+    let call = json!({"id": "0", "function": {"name": "get_weather", "arguments": {"city": "São Paulo", "days": 3}}});
+    let messages = [json!({"role": "assistant", "content": "", "tool_calls": [call]})];
+    let template = ChatTemplate::from_dir(&dir).unwrap().unwrap();
+    let text = template.render(&messages, None, false).unwrap();
+    let (_, answer) = text.split_once("ai name=assistant\n").unwrap();
+    for id in tokenizer.encode(answer.trim_end()).unwrap() {
+        if state.is_finished() {
+            assert_eq!(Some(id), tokenizer.end_token());
+            return;
+        }
+        state.mask().unwrap();
+        assert!(state.allows(id), "{:?} is not allowed", tokenizer.decode(&[id]));
+        state.accept(id).unwrap();
+    }
+    panic!("the grammar has not ended with {answer:?}");
 }

@@ -11,12 +11,23 @@ pub struct Answer {
     pub ids: Vec<u32>,
     /// Their text; empty without a tokenizer.
     pub text: String,
+    /// What was thought, where that is told apart from the text.
+    pub reasoning: String,
     /// How it ended; `None` if it was interrupted.
     pub end: Option<Finished>,
 }
 
-/// Called with each new token and the text that became certain with it; with no token for the rest at the end.
-pub type OnToken<'a> = &'a mut dyn FnMut(Option<u32>, &str) -> Result<()>;
+/// What became certain with a token, or with none at the end.
+#[derive(Debug)]
+pub struct Piece<'a> {
+    pub id: Option<u32>,
+    pub text: &'a str,
+    /// Thinking, where that is told apart; it comes before the text.
+    pub reasoning: &'a str,
+}
+
+/// Called with each new token, and once more at the end.
+pub type OnToken<'a> = &'a mut dyn FnMut(Piece) -> Result<()>;
 
 impl Answer {
     /// Runs a request to its end.
@@ -66,16 +77,20 @@ impl Answer {
             Event::Prompt { .. } => Ok(()),
             Event::Token(token) => {
                 self.ids.push(token.id);
-                self.text.push_str(&token.text);
-                on_token(Some(token.id), &token.text)
+                self.add(Some(token.id), &token.text, &token.reasoning, on_token)
             }
             Event::Finished(finished) => {
-                self.text.push_str(&finished.text);
-                on_token(None, &finished.text)?;
+                self.add(None, &finished.text, &finished.reasoning, on_token)?;
                 self.end = Some(finished);
                 Ok(())
             }
-            Event::Failed(message) => bail!("the model failed: {message}"),
+            Event::Failed(message) | Event::GrammarFailed(message) => bail!("the model failed: {message}"),
         }
+    }
+
+    fn add(&mut self, id: Option<u32>, text: &str, reasoning: &str, on_token: OnToken) -> Result<()> {
+        self.text.push_str(text);
+        self.reasoning.push_str(reasoning);
+        on_token(Piece { id, text, reasoning })
     }
 }

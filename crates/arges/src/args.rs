@@ -181,6 +181,7 @@ impl StopArgs {
             tokens: self.stop_token.clone(),
             ignore_eos: self.ignore_eos,
             min_tokens: self.min_tokens,
+            repetition: None,
         }
     }
 }

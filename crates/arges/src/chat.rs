@@ -3,14 +3,14 @@
 use std::io::{self, IsTerminal};
 
 use anyhow::{Context as _, Result};
-use arges_engine::{Engine, FinishReason, GenerateRequest, SamplingParams, StopConditions};
-use arges_text::{ChatTemplate, Tokenizer};
+use arges_engine::{Engine, FinishReason, GenerateRequest, SamplingParams, StopConditions, Thinking};
+use arges_text::{ChatTemplate, GuardedChat, Tokenizer, without_thinking};
 use clap::Args;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use tokio::runtime::Runtime;
 
-use crate::answer::{Answer, OnToken};
+use crate::answer::Answer;
 use crate::args::{EngineArgs, ModelArgs, SamplingArgs, StopArgs, at_least_1};
 use crate::conversation::{Conversation, HELP, Line};
 use crate::failure::{OutputClosed, usage};
@@ -18,7 +18,7 @@ use crate::loading::Opened;
 use crate::output;
 use crate::plan::{Context, Needs};
 use crate::prompt::stdin_text;
-use crate::thinking::{Part, ThinkingSplitter};
+use crate::shown::Shown;
 
 /// Longest conversation where neither a flag nor the model says less.
 const CONTEXT: usize = 32_768;
@@ -35,6 +35,9 @@ pub struct ChatArgs {
     /// Tokens of an answer at most
     #[arg(short = 'n', long, value_name = "N", default_value_t = 4096, value_parser = at_least_1)]
     max_tokens: usize,
+    /// Tokens of thinking at most; then it is closed and the answer follows. 0 is no thinking
+    #[arg(long, value_name = "N")]
+    thinking_budget: Option<usize>,
     /// Divides the logits before a token is drawn; 0 always takes the most likely token (greedy)
     #[arg(short, long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true)]
     temperature: f32,
@@ -80,27 +83,12 @@ pub fn run(args: ChatArgs) -> Result<()> {
         sampling,
         stop: args.stop.conditions(),
         max_tokens: args.max_tokens,
+        thinking_budget: args.thinking_budget,
         conversation: Conversation::new(args.system),
     };
     match prompt {
         Some(prompt) => chat.answer_once(&prompt),
         None => chat.converse(),
-    }
-}
-
-/// Writes the text that came with a token, with what is thought told apart from what is answered.
-fn show(splitter: &mut ThinkingSplitter, token: Option<u32>, text: &str) -> Result<()> {
-    let mut parts = splitter.push(text);
-    if token.is_none() {
-        parts.extend(splitter.finish());
-    }
-    parts.iter().try_for_each(|(part, text)| show_part(*part, text))
-}
-
-fn show_part(part: Part, text: &str) -> Result<()> {
-    match part {
-        Part::Thinking => output::thinking(text),
-        Part::Answer => output::answer(text),
     }
 }
 
@@ -111,6 +99,7 @@ struct Chat {
     sampling: SamplingParams,
     stop: StopConditions,
     max_tokens: usize,
+    thinking_budget: Option<usize>,
     conversation: Conversation,
 }
 
@@ -118,8 +107,9 @@ impl Chat {
     fn answer_once(&mut self, prompt: &str) -> Result<()> {
         self.conversation.push_user(prompt);
         let request = self.request()?;
-        let mut splitter = ThinkingSplitter::default();
-        let answer = Answer::of(&self.engine, request, &mut |token, text| show(&mut splitter, token, text))?;
+        let mut shown = Shown::new();
+        let answer = Answer::of(&self.engine, request, &mut |piece| shown.add(&piece))?;
+        shown.finish()?;
         output::line("")?;
         self.tell_limit(&answer);
         Ok(())
@@ -156,19 +146,16 @@ impl Chat {
     /// One question and its answer. What goes wrong with it is told and the question forgotten.
     fn turn(&mut self, runtime: &Runtime, text: &str) -> Result<()> {
         self.conversation.push_user(text);
-        let mut splitter = ThinkingSplitter::default();
-        let on_token: OnToken = &mut |token, text| show(&mut splitter, token, text);
-        let answer = self
-            .request()
-            .and_then(|request| Answer::interruptible(runtime, &self.engine, request, on_token));
+        let mut shown = Shown::new();
+        let answer = self.request().and_then(|request| {
+            Answer::interruptible(runtime, &self.engine, request, &mut |piece| shown.add(&piece))
+        });
         match answer {
             Ok(answer) => {
-                if let Some((part, rest)) = splitter.finish() {
-                    show_part(part, &rest)?;
-                }
+                shown.finish()?;
                 output::line(if answer.end.is_some() { "" } else { " [stopped]" })?;
                 self.tell_limit(&answer);
-                self.conversation.push_assistant(&answer.text);
+                self.conversation.push_assistant(&answer.reasoning, &answer.text);
                 Ok(())
             }
             Err(error) if error.is::<OutputClosed>() => Err(error),
@@ -181,9 +168,14 @@ impl Chat {
     }
 
     fn request(&self) -> Result<GenerateRequest> {
-        let text = self.template.render(&self.conversation.messages(), None, true)?;
+        let guarded = GuardedChat::new(&self.tokenizer, &self.conversation.messages(), &[])?;
+        let mut text = self.template.render(&guarded.messages, None, true)?;
+        if self.thinking_budget == Some(0) {
+            text += &without_thinking(&text);
+        }
         Ok(GenerateRequest {
-            prompt: self.tokenizer.encode(&text)?,
+            prompt: guarded.encode(&text)?,
+            thinking: Some(Thinking { budget: self.thinking_budget, prompt_end: text }),
             max_tokens: Some(self.max_tokens),
             sampling: self.sampling.clone(),
             stop: self.stop.clone(),

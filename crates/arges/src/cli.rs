@@ -30,7 +30,7 @@ With another model, from a directory or by its Hugging Face id:
 pub enum Command {
     /// Talk with a model, or ask it one thing
     Chat(chat::ChatArgs),
-    /// Serve a model over HTTP with OpenAI's API
+    /// Serve a model over HTTP with OpenAI's and Anthropic's APIs
     Serve(serve::ServeArgs),
     /// Continue a text or a list of token ids
     Generate(generate::GenerateArgs),

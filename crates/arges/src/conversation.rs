@@ -2,8 +2,6 @@
 
 use serde_json::{Value, json};
 
-use crate::thinking;
-
 /// Messages so far, as the chat template reads them.
 #[derive(Debug, Default)]
 pub struct Conversation {
@@ -31,9 +29,8 @@ impl Conversation {
     }
 
     /// Adds an answer, its thinking apart from the rest: templates leave out what was thought in earlier turns.
-    pub fn push_assistant(&mut self, text: &str) {
-        let (thinking, answer) = thinking::split(text);
-        self.turns.push(json!({ "role": "assistant", "content": answer, "reasoning_content": thinking }));
+    pub fn push_assistant(&mut self, reasoning: &str, answer: &str) {
+        self.turns.push(json!({ "role": "assistant", "content": answer, "reasoning_content": reasoning }));
     }
 
     /// Takes the last turn back.
@@ -112,28 +109,15 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_kept_apart_from_its_thinking() {
-        let mut conversation = Conversation::new(None);
-        conversation.push_assistant("<think>\nwhy\n</think>\nso");
-        conversation.push_assistant("so");
-        assert_eq!(
-            conversation.messages(),
-            [
-                json!({ "role": "assistant", "content": "so", "reasoning_content": "why" }),
-                json!({ "role": "assistant", "content": "so", "reasoning_content": null }),
-            ]
-        );
-    }
-
-    #[test]
     fn a_reset_keeps_the_system_message_and_a_new_one_forgets_the_turns() {
         let mut conversation = Conversation::new(Some("s".into()));
         conversation.push_user("u");
-        conversation.push_assistant("a");
+        conversation.push_assistant("t", "a");
         let roles = |conversation: &Conversation| -> Vec<String> {
             conversation.messages().iter().map(|m| m["role"].as_str().unwrap().to_owned()).collect()
         };
         assert_eq!(roles(&conversation), ["system", "user", "assistant"]);
+        assert_eq!(conversation.messages()[2]["reasoning_content"], "t");
         conversation.pop();
         assert_eq!(roles(&conversation), ["system", "user"]);
         conversation.reset();

@@ -5,7 +5,7 @@ use arges_engine::GenerateRequest;
 use clap::Args;
 use serde::Serialize;
 
-use crate::answer::Answer;
+use crate::answer::{Answer, Piece};
 use crate::args::{EngineArgs, ModelArgs, SamplingArgs, StopArgs, at_least_1};
 use crate::loading::Opened;
 use crate::output;
@@ -73,16 +73,16 @@ pub fn run(args: GenerateArgs) -> Result<()> {
         ..GenerateRequest::default()
     };
     if args.json {
-        let answer = Answer::of(&engine, request, &mut |_, _| Ok(()))?;
+        let answer = Answer::of(&engine, request, &mut |_| Ok(()))?;
         let text = opened.has_tokenizer().then_some(answer.text.as_str());
         return output::json(&Output { ids: &answer.ids, text });
     }
     if opened.has_tokenizer() {
-        Answer::of(&engine, request, &mut |_, text| output::answer(text))?;
+        Answer::of(&engine, request, &mut |piece| output::answer(piece.text))?;
     } else {
         let mut separator = "";
-        let mut write_id = |id: Option<u32>, _: &str| {
-            let Some(id) = id else { return Ok(()) };
+        let mut write_id = |piece: Piece| {
+            let Some(id) = piece.id else { return Ok(()) };
             output::write(&format!("{}{id}", std::mem::replace(&mut separator, ",")))
         };
         Answer::of(&engine, request, &mut write_id)?;

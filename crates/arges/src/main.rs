@@ -2,7 +2,8 @@
 //!
 //! One file a subcommand. [`args`] holds the arguments they share, [`model_source`] finds the model (a directory
 //! or, through [`hub`], a Hugging Face id; else [`nano`], which is part of the program), [`loading`] opens it and
-//! starts an engine whose sizes [`plan`] works out from the model and the [`memory`] of the machine. Results go to
+//! starts an engine whose sizes [`plan`] works out from the model and the [`memory`] of the machine; [`answer`] follows a
+//! generation and [`shown`] writes it for people. Results go to
 //! standard output, all else to standard error; what goes wrong is one chain of reasons, and what to do about it,
 //! in [`failure`].
 #![forbid(unsafe_code)]
@@ -30,10 +31,10 @@ mod progress;
 mod prompt;
 mod score;
 mod serve;
+mod shown;
 mod signals;
 mod synth;
 mod tasks;
-mod thinking;
 mod tokenizer;
 mod train;
 

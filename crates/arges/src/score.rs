@@ -92,7 +92,7 @@ fn score(engine: &Engine, ids: &[u32]) -> Result<Vec<Option<f32>>> {
             Event::Prompt { logprobs, .. } => {
                 scores = Some(logprobs.into_iter().map(|token| token.map(|token| token.logprob)).collect());
             }
-            Event::Failed(message) => bail!("the model failed: {message}"),
+            Event::Failed(message) | Event::GrammarFailed(message) => bail!("the model failed: {message}"),
             Event::Token(_) | Event::Finished(_) => {}
         }
     }

@@ -1,13 +1,14 @@
-//! `arges serve`: OpenAI's API over HTTP.
+//! `arges serve`: OpenAI's and Anthropic's APIs over HTTP.
 
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 
 use anyhow::{Context as _, Result};
+use arges_engine::RepetitionStop;
 use arges_server::{AppState, ServerOptions};
 use clap::Args;
 
-use crate::args::{EngineArgs, ModelArgs};
+use crate::args::{EngineArgs, ModelArgs, at_least_1};
 use crate::failure::usage;
 use crate::loading::Opened;
 use crate::output;
@@ -23,12 +24,16 @@ pub struct ServeArgs {
     /// Port to listen on; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = 8000)]
     port: u16,
-    /// Key that clients must send as `Authorization: Bearer KEY`
+    /// Key that clients must send as `Authorization: Bearer KEY` or `x-api-key: KEY`
     #[arg(long, value_name = "KEY", env = "ARGES_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
     /// Name of the model in the API [default: the directory's name, the Hugging Face id, or arges-nano]
     #[arg(long, value_name = "NAME")]
     model_name: Option<String>,
+    /// End answers that go round in circles: after this many tokens in a row that the model was all but certain of
+    /// (above 0.99), unless a request says otherwise [default: off; 3000 if no number is given]
+    #[arg(long, value_name = "TOKENS", num_args = 0..=1, default_missing_value = "3000", value_parser = at_least_1)]
+    repetition_stop: Option<usize>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -36,8 +41,8 @@ pub struct ServeArgs {
 }
 
 const EXAMPLES: &str = "\
-Serves /v1/chat/completions, /v1/completions, /v1/models and /health. When it is ready it prints its \
-address on standard output. Ctrl-C or SIGTERM let running requests finish; a second one does not wait for \
+Serves /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages (Anthropic's), /v1/models, /tokenize, \
+/metrics, /health and more; GET /openapi.json lists all. When it is ready it prints its address on standard output. Ctrl-C or SIGTERM let running requests finish; a second one does not wait for \
 them.
 
 Examples:
@@ -61,7 +66,9 @@ pub fn run(args: ServeArgs) -> Result<()> {
     let needs = Needs { context: Context::Shared, sequences: 32, step_tokens: 1024, logit_rows: 64 };
     let engine = opened.start(&args.model, &args.sizes, needs)?;
     let name = args.model_name.unwrap_or_else(|| opened.source.name().to_owned());
-    let options = ServerOptions { api_key: args.api_key, ..ServerOptions::new(name) };
+    let repetition_stop =
+        args.repetition_stop.map(|tokens| RepetitionStop { tokens, ..RepetitionStop::default() });
+    let options = ServerOptions { api_key: args.api_key, repetition_stop, ..ServerOptions::new(name) };
     let state = AppState::new(engine, tokenizer, Some(template), options);
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

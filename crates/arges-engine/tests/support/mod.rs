@@ -115,7 +115,7 @@ pub fn try_collect(mut generation: Generation) -> Result<Answer, String> {
                 assert_eq!(finished.usage.completion_tokens, tokens.len());
                 return Ok(Answer { prompt, tokens, finished });
             }
-            Event::Failed(message) => {
+            Event::Failed(message) | Event::GrammarFailed(message) => {
                 assert_eq!(generation.blocking_next(), None);
                 return Err(message);
             }

@@ -1,21 +1,23 @@
-//! From the engine's events to the response: whole, or streamed as server-sent events.
+//! Answers of chat and completions: whole, or streamed as server-sent events.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
-use arges_engine::{Event, FinishReason, Finished, Generation, TokenEvent, TokenLogprob};
+use arges_engine::{TokenEvent, TokenLogprob};
 use axum::Json;
-use axum::http::{HeaderName, HeaderValue};
-use axum::response::sse::{KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::future::try_join_all;
+use futures_util::stream::unfold;
 use serde::Serialize;
 
-use super::job::Job;
-use super::response::{Envelope, SYSTEM_FINGERPRINT, UsageBody, unique_id, unix_time};
+use super::response::{Envelope, SYSTEM_FINGERPRINT, UsageBody};
 use super::stream::AnswerStream;
+use crate::answer::events::{End, Part};
+use crate::answer::ids::{unique_id, unix_time};
+use crate::answer::sse;
+use crate::answer::whole::Answer;
 use crate::error::ApiError;
 use crate::frontend::Frontend;
+use crate::job::Job;
 use crate::state::AppState;
 
 /// How one of the two APIs writes answers. `index` is the choice's place in the job.
@@ -33,7 +35,7 @@ pub(crate) trait Dialect: Send + 'static {
     type Progress: Default + Clone + Send;
 
     /// A whole answer.
-    fn choice(frontend: &Frontend, job: &Job, answer: Answer) -> Self::Choice;
+    fn choice(frontend: &Frontend, job: &Job, index: usize, answer: Answer) -> Self::Choice;
     /// What is sent before anything is computed.
     fn opening(
         frontend: &Frontend,
@@ -49,35 +51,17 @@ pub(crate) trait Dialect: Send + 'static {
         logprobs: &[Option<TokenLogprob>],
         progress: &mut Self::Progress,
     ) -> Option<Self::Chunk>;
-    /// A generated token.
+    /// A generated token and what became certain with it. Where the job tells of tokens, something is sent for each.
     fn token(
         frontend: &Frontend,
         job: &Job,
         index: usize,
-        token: TokenEvent,
+        token: &TokenEvent,
+        parts: Vec<Part>,
         progress: &mut Self::Progress,
-    ) -> Self::Chunk;
-    /// The end, with the text held back until now.
-    fn closing(index: usize, rest: String, reason: FinishReason) -> Vec<Self::Chunk>;
-}
-
-/// One whole answer.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub index: usize,
-    pub text: String,
-    pub prompt_logprobs: Vec<Option<TokenLogprob>>,
-    /// The generated tokens; kept only where ids or log-probabilities are asked for.
-    pub tokens: Vec<TokenEvent>,
-    pub reason: FinishReason,
-    usage: arges_engine::Usage,
-}
-
-impl Answer {
-    /// Ids of the generated tokens.
-    pub fn ids(&self) -> Vec<u32> {
-        self.tokens.iter().map(|token| token.id).collect()
-    }
+    ) -> Vec<Self::Chunk>;
+    /// The end, with what was held back until now.
+    fn closing(index: usize, parts: Vec<Part>, end: &End) -> Vec<Self::Chunk>;
 }
 
 /// Queues the job and answers in the way asked for.
@@ -85,24 +69,16 @@ impl Answer {
 /// # Errors
 /// What the engine refuses; a failure while generating when the answer is not streamed.
 pub(crate) async fn respond<D: Dialect>(state: &AppState, job: Job) -> Result<Response, ApiError> {
-    let generations = job.submit(&state.engine)?;
+    let events = job.submit(&state.engine, &state.metrics)?;
     let head = Head::new::<D>(&state.frontend);
     if job.settings.stream {
-        let stream = AnswerStream::<D>::new(Arc::clone(&state.frontend), job, head, generations);
-        let events = futures_util::stream::unfold(stream, |mut stream| async {
-            stream.next().await.map(|event| (Ok::<_, Infallible>(event), stream))
-        });
-        let keep_alive = KeepAlive::new().interval(state.frontend.options.keep_alive);
-        let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
-        // nginx would gather the events otherwise.
-        let unbuffered = HeaderName::from_static("x-accel-buffering");
-        response.headers_mut().insert(unbuffered, HeaderValue::from_static("no"));
-        return Ok(response);
+        let stream = AnswerStream::<D>::new(Arc::clone(&state.frontend), job, head, events);
+        let events = unfold(stream, |mut stream| async { stream.next().await.map(|event| (event, stream)) });
+        return Ok(sse::response(events, &state.frontend.options));
     }
 
-    let keep_tokens = job.logprobs.is_some() || job.settings.return_token_ids;
-    let answers = generations.into_iter().enumerate().map(|(index, g)| collect(index, g, keep_tokens));
-    let answers = try_join_all(answers).await?;
+    let keep_tokens = job.tells_tokens();
+    let answers = try_join_all(events.into_iter().map(|events| Answer::of(events, keep_tokens))).await?;
     let frontend = Arc::clone(&state.frontend);
     // The log-probabilities of a long prompt are many megabytes of text.
     tokio::task::spawn_blocking(move || whole::<D>(&frontend, &job, &head, answers))
@@ -113,42 +89,13 @@ pub(crate) async fn respond<D: Dialect>(state: &AppState, job: Job) -> Result<Re
 /// The response of an answer that is not streamed.
 fn whole<D: Dialect>(frontend: &Frontend, job: &Job, head: &Head, answers: Vec<Answer>) -> Response {
     let mut usage = UsageBody::default();
-    for answer in &answers {
-        usage.add(&answer.usage, job.first_of_prompt(answer.index));
+    for (index, answer) in answers.iter().enumerate() {
+        usage.add(&answer.end.usage, job.first_of_prompt(index));
     }
-    let choices = answers.into_iter().map(|answer| D::choice(frontend, job, answer)).collect();
+    let answers = answers.into_iter().enumerate();
+    let choices = answers.map(|(index, answer)| D::choice(frontend, job, index, answer)).collect();
     let prompt_token_ids = head.prompt_token_ids::<D>(job);
     Json(head.envelope(D::OBJECT, choices, Some(Some(usage)), prompt_token_ids)).into_response()
-}
-
-/// Waits for the whole of an answer.
-async fn collect(index: usize, mut generation: Generation, keep_tokens: bool) -> Result<Answer, ApiError> {
-    let mut text = String::new();
-    let mut prompt_logprobs = Vec::new();
-    let mut tokens = Vec::new();
-    loop {
-        match generation.next().await {
-            Some(Event::Prompt { logprobs, .. }) => prompt_logprobs = logprobs,
-            Some(Event::Token(token)) => {
-                text += &token.text;
-                if keep_tokens {
-                    tokens.push(token);
-                }
-            }
-            Some(Event::Finished(Finished { reason, text: rest, usage, .. })) => {
-                text += &rest;
-                return Ok(Answer { index, text, prompt_logprobs, tokens, reason, usage });
-            }
-            Some(Event::Failed(message)) => return Err(failed(&message)),
-            None => return Err(failed("the engine gave no answer")),
-        }
-    }
-}
-
-/// The error of a generation that failed.
-pub(crate) fn failed(message: &str) -> ApiError {
-    tracing::error!(message, "a generation failed");
-    ApiError::internal(format!("The generation failed: {message}."))
 }
 
 /// What stays the same in all chunks of an answer.

@@ -2,22 +2,23 @@
 
 use std::sync::Arc;
 
-use arges_engine::{FinishReason, TokenEvent, TokenLogprob};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::Value;
 
-use super::answer::{Answer, Dialect, respond};
-use super::fields::{MAX_TOP_LOGPROBS, SharedFields, in_range};
-use super::job::{Job, Prompt};
-use super::logprobs::ChatLogprobs;
-use super::messages;
-use super::response::finish_reason;
+use super::answer::respond;
+use super::chat_answer::Chat;
 use crate::error::ApiError;
 use crate::extract::parse_json;
 use crate::frontend::Frontend;
+use crate::job::Job;
+use crate::request::chat::ChatRequest;
+use crate::request::fields::{MAX_TOP_LOGPROBS, SharedFields, in_range};
+use crate::request::format::{StructuredOutputs, openai_format};
+use crate::request::thinking;
+use crate::request::tools::{Tools, openai_choice};
 use crate::state::AppState;
 
 /// Fields of a chat request beside the shared ones. Fields of the API that change what is asked for, and that
@@ -28,7 +29,13 @@ struct ChatFields {
     messages: Option<Vec<Value>>,
     tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
     response_format: Option<Value>,
+    /// An extension, as in vLLM.
+    structured_outputs: Option<StructuredOutputs>,
+    reasoning_effort: Option<String>,
+    /// An extension: tokens of thinking at most.
+    thinking_budget: Option<i64>,
     max_tokens: Option<i64>,
     max_completion_tokens: Option<i64>,
     logprobs: Option<bool>,
@@ -54,6 +61,14 @@ pub(crate) async fn create(
 
 /// From the body to a job: parse, check, render, tokenise.
 fn prepare(frontend: &Frontend, body: &[u8]) -> Result<Job, ApiError> {
+    request(frontend, body)?.prepare(frontend)
+}
+
+/// From the body to a conversation to be answered.
+///
+/// # Errors
+/// 400 with the field at fault.
+pub(crate) fn request(frontend: &Frontend, body: &[u8]) -> Result<ChatRequest, ApiError> {
     let settings = parse_json::<SharedFields>(body)?.validate(&frontend.options)?;
     let fields: ChatFields = parse_json(body)?;
     fields.refuse_unsupported()?;
@@ -61,20 +76,35 @@ fn prepare(frontend: &Frontend, body: &[u8]) -> Result<Job, ApiError> {
     let max_completion_tokens =
         in_range("max_completion_tokens", fields.max_completion_tokens, 1..=i64::MAX)?;
     let logprobs = fields.logprobs()?;
-
-    let messages = fields.messages.ok_or_else(|| ApiError::missing_param("messages"))?;
-    messages::check(&messages)?;
-    // A model that must not call tools is not shown any.
-    let forbidden = fields.tool_choice.as_ref().and_then(Value::as_str) == Some("none");
-    let tools = fields.tools.filter(|tools| !tools.is_empty() && !forbidden);
-    let text = frontend.render(&messages, tools.as_deref(), fields.add_generation_prompt.unwrap_or(true))?;
-    Ok(Job {
-        prompt_param: "messages",
-        prompts: vec![Prompt { ids: frontend.encode(&text, "messages")?, echo: None }],
+    let effort = fields.reasoning_effort.as_deref();
+    Ok(ChatRequest {
+        messages_param: "messages",
+        thinking_budget: thinking::budget(fields.thinking_budget, effort, "reasoning_effort")?,
+        format: match fields.structured_outputs {
+            Some(outputs) => Some(("structured_outputs", outputs.format()?)),
+            None => openai_format("response_format", fields.response_format.as_ref())?
+                .map(|format| ("response_format", format)),
+        },
+        tools: Tools::new(
+            fields.tools.unwrap_or_default().into_iter().map(unwrapped).collect(),
+            openai_choice(fields.tool_choice.as_ref())?,
+            fields.parallel_tool_calls.unwrap_or(true),
+            |index| format!("tools[{index}]"),
+        )?,
+        messages: fields.messages.ok_or_else(|| ApiError::missing_param("messages"))?,
+        add_generation_prompt: fields.add_generation_prompt.unwrap_or(true),
         settings,
         max_tokens: max_completion_tokens.or(max_tokens).map(|tokens| tokens as usize),
         logprobs,
     })
+}
+
+/// A tool without its `{"type": "function", "function": …}` wrapper.
+fn unwrapped(mut tool: Value) -> Value {
+    match tool.get_mut("function") {
+        Some(function) => function.take(),
+        None => tool,
+    }
 }
 
 impl ChatFields {
@@ -90,12 +120,6 @@ impl ChatFields {
     }
 
     fn refuse_unsupported(&self) -> Result<(), ApiError> {
-        if let Some(format) = &self.response_format {
-            check_response_format(format)?;
-        }
-        if let Some(choice) = &self.tool_choice {
-            check_tool_choice(choice)?;
-        }
         if self.modalities.iter().flatten().any(|modality| modality != "text") {
             return Err(ApiError::unsupported("modalities", "The model writes text only."));
         }
@@ -111,139 +135,6 @@ impl ChatFields {
             }
         }
         Ok(())
-    }
-}
-
-fn check_response_format(format: &Value) -> Result<(), ApiError> {
-    match format.get("type").and_then(Value::as_str) {
-        Some("text") => Ok(()),
-        Some(kind @ ("json_object" | "json_schema")) => {
-            let message = format!(
-                "`response_format` of type `{kind}` is not yet supported; ask for JSON in the prompt."
-            );
-            Err(ApiError::unsupported("response_format", message))
-        }
-        _ => {
-            let message =
-                "`response_format` must be an object whose `type` is `text`, `json_object` or `json_schema`.";
-            Err(ApiError::invalid_param("response_format", message))
-        }
-    }
-}
-
-fn check_tool_choice(choice: &Value) -> Result<(), ApiError> {
-    match choice {
-        Value::String(word) if word == "auto" || word == "none" => Ok(()),
-        Value::String(word) if word == "required" => {
-            let message = "`tool_choice` `required` is not yet supported; use `auto` or `none`.";
-            Err(ApiError::unsupported("tool_choice", message))
-        }
-        Value::Object(_) => {
-            let message = "Forcing a function by `tool_choice` is not yet supported; use `auto` or `none`.";
-            Err(ApiError::unsupported("tool_choice", message))
-        }
-        _ => {
-            let message =
-                "`tool_choice` must be `none`, `auto`, `required` or an object that names a function.";
-            Err(ApiError::invalid_param("tool_choice", message))
-        }
-    }
-}
-
-/// The chat API's way of writing answers.
-#[derive(Debug)]
-pub(crate) struct Chat;
-
-/// A choice of a whole answer.
-#[derive(Debug, Serialize)]
-pub(crate) struct ChatChoice {
-    index: usize,
-    message: AssistantMessage,
-    logprobs: Option<ChatLogprobs>,
-    finish_reason: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    token_ids: Option<Vec<u32>>,
-}
-
-#[derive(Debug, Serialize)]
-struct AssistantMessage {
-    role: &'static str,
-    content: String,
-    refusal: Option<()>,
-}
-
-/// A choice of a chunk.
-#[derive(Debug, Default, Serialize)]
-pub(crate) struct ChatChunk {
-    index: usize,
-    delta: Delta,
-    logprobs: Option<ChatLogprobs>,
-    finish_reason: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    token_ids: Option<Vec<u32>>,
-}
-
-#[derive(Debug, Default, Serialize)]
-struct Delta {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    role: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<String>,
-}
-
-impl ChatChunk {
-    fn content(index: usize, content: String) -> ChatChunk {
-        ChatChunk { index, delta: Delta { role: None, content: Some(content) }, ..ChatChunk::default() }
-    }
-}
-
-impl Dialect for Chat {
-    const ID_PREFIX: &'static str = "chatcmpl-";
-    const OBJECT: &'static str = "chat.completion";
-    const CHUNK_OBJECT: &'static str = "chat.completion.chunk";
-    const PROMPT_IDS_IN_ENVELOPE: bool = true;
-    type Choice = ChatChoice;
-    type Chunk = ChatChunk;
-    /// Chat logprobs carry no offsets.
-    type Progress = ();
-
-    fn choice(frontend: &Frontend, job: &Job, answer: Answer) -> ChatChoice {
-        let logprobs = job.logprobs.map(|_| {
-            let mut logprobs = ChatLogprobs::default();
-            answer.tokens.iter().for_each(|token| logprobs.push(&frontend.tokenizer, token));
-            logprobs
-        });
-        ChatChoice {
-            index: answer.index,
-            token_ids: job.settings.return_token_ids.then(|| answer.ids()),
-            message: AssistantMessage { role: "assistant", content: answer.text, refusal: None },
-            logprobs,
-            finish_reason: finish_reason(answer.reason),
-        }
-    }
-
-    fn opening(_: &Frontend, _: &Job, index: usize, (): &mut ()) -> Option<ChatChunk> {
-        let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
-        Some(ChatChunk { index, delta, ..ChatChunk::default() })
-    }
-
-    fn prompt(_: &Frontend, _: &Job, _: usize, _: &[Option<TokenLogprob>], (): &mut ()) -> Option<ChatChunk> {
-        None
-    }
-
-    fn token(frontend: &Frontend, job: &Job, index: usize, token: TokenEvent, (): &mut ()) -> ChatChunk {
-        let logprobs = job.logprobs.map(|_| {
-            let mut logprobs = ChatLogprobs::default();
-            logprobs.push(&frontend.tokenizer, &token);
-            logprobs
-        });
-        let token_ids = job.settings.return_token_ids.then(|| vec![token.id]);
-        ChatChunk { logprobs, token_ids, ..ChatChunk::content(index, token.text) }
-    }
-
-    fn closing(index: usize, rest: String, reason: FinishReason) -> Vec<ChatChunk> {
-        let end = ChatChunk { index, finish_reason: Some(finish_reason(reason)), ..ChatChunk::default() };
-        if rest.is_empty() { vec![end] } else { vec![ChatChunk::content(index, rest), end] }
     }
 }
 
@@ -297,7 +188,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_or_unsupported_is_refused_by_name() {
-        let schema = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {}}});
+        let schema =
+            json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "potato"}}});
         let function = json!({"type": "function", "function": {"name": "f"}});
         for (field, value, code) in [
             ("messages", json!([]), "invalid_value"),
@@ -308,11 +200,15 @@ mod tests {
             ("top_logprobs", json!(21), "invalid_value"),
             ("logprobs", json!(3), "invalid_value"),
             ("tools", json!({}), "invalid_value"),
-            ("response_format", schema, "unsupported_value"),
-            ("response_format", json!({"type": "json_object"}), "unsupported_value"),
+            ("response_format", json!({"type": "json_schema"}), "invalid_value"),
+            ("response_format", schema, "invalid_value"),
             ("response_format", json!("json"), "invalid_value"),
-            ("tool_choice", json!("required"), "unsupported_value"),
-            ("tool_choice", function, "unsupported_value"),
+            ("tool_choice", json!("required"), "invalid_value"),
+            ("tool_choice", function, "invalid_value"),
+            ("thinking_budget", json!(-1), "invalid_value"),
+            ("reasoning_effort", json!("extreme"), "invalid_value"),
+            ("structured_outputs", json!({"regex": "(", "json": {}}), "invalid_value"),
+            ("structured_outputs", json!({"regex": "(", "grammar": "x"}), "invalid_value"),
             ("tool_choice", json!("sometimes"), "invalid_value"),
             ("modalities", json!(["text", "audio"]), "unsupported_value"),
             ("functions", json!([]), "unsupported_value"),

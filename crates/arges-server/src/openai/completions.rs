@@ -2,21 +2,25 @@
 
 use std::sync::Arc;
 
-use arges_engine::{FinishReason, TokenEvent, TokenLogprob};
+use arges_engine::{TokenEvent, TokenLogprob};
+use arges_text::grammar::AnswerGrammar;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 
-use super::answer::{Answer, Dialect, respond};
-use super::fields::{MAX_CHOICES, MAX_TOP_LOGPROBS, SharedFields, in_range};
-use super::input::PromptInput;
-use super::job::{Job, Prompt};
+use super::answer::{Dialect, respond};
 use super::logprobs::{CompletionLogprobs, Scored, scored_prompt};
 use super::response::finish_reason;
+use crate::answer::events::{End, Part};
+use crate::answer::whole::Answer;
 use crate::error::ApiError;
 use crate::extract::parse_json;
 use crate::frontend::Frontend;
+use crate::job::{Job, Prompt};
+use crate::request::fields::{MAX_CHOICES, MAX_TOP_LOGPROBS, SharedFields, in_range};
+use crate::request::format::{StructuredOutputs, not_enforceable};
+use crate::request::input::PromptInput;
 use crate::state::AppState;
 
 /// The API's default.
@@ -32,6 +36,8 @@ struct CompletionFields {
     logprobs: Option<i64>,
     best_of: Option<i64>,
     suffix: Option<String>,
+    /// An extension, as in vLLM.
+    structured_outputs: Option<StructuredOutputs>,
 }
 
 /// Handles the request.
@@ -66,10 +72,19 @@ fn prepare(frontend: &Frontend, body: &[u8]) -> Result<Job, ApiError> {
         let message = format!("At most {MAX_CHOICES} answers per request: prompts times `n`.");
         return Err(ApiError::invalid_param("prompt", message));
     }
+    let format = fields.structured_outputs.map(StructuredOutputs::format).transpose()?;
+    let grammar = format.map(|format| {
+        let answer = AnswerGrammar { format: Some(format), calls: None };
+        frontend.compile(&answer).map_err(|error| not_enforceable("structured_outputs", &error))
+    });
     Ok(Job {
         prompt_param: "prompt",
         prompts,
         settings,
+        // A text is a text: nothing in it is told apart.
+        thinking: None,
+        parse_calls: false,
+        grammar: grammar.transpose()?,
         max_tokens: Some(max_tokens as usize),
         logprobs: logprobs.map(|top| top as usize),
     })
@@ -129,8 +144,8 @@ impl Dialect for Completion {
     /// Where the next token's text starts.
     type Progress = usize;
 
-    fn choice(frontend: &Frontend, job: &Job, answer: Answer) -> CompletionChoice {
-        let prompt = job.prompt_of(answer.index);
+    fn choice(frontend: &Frontend, job: &Job, index: usize, answer: Answer) -> CompletionChoice {
+        let prompt = job.prompt_of(index);
         let logprobs = job.logprobs.map(|_| {
             let scored = scored_prompt(&prompt.ids, &answer.prompt_logprobs);
             let mut offset = 0;
@@ -138,12 +153,12 @@ impl Dialect for Completion {
         });
         let return_ids = job.settings.return_token_ids;
         CompletionChoice {
-            index: answer.index,
+            index,
             logprobs,
-            finish_reason: Some(finish_reason(answer.reason)),
+            finish_reason: Some(finish_reason(answer.end.reason)),
             prompt_token_ids: return_ids.then(|| prompt.ids.clone()),
             token_ids: return_ids.then(|| answer.ids()),
-            text: prompt.echo.clone().unwrap_or_default() + &answer.text,
+            text: prompt.echo.clone().unwrap_or_default() + &answer.content,
         }
     }
 
@@ -177,19 +192,30 @@ impl Dialect for Completion {
         frontend: &Frontend,
         job: &Job,
         index: usize,
-        token: TokenEvent,
+        token: &TokenEvent,
+        parts: Vec<Part>,
         offset: &mut usize,
-    ) -> CompletionChoice {
-        let scored = std::iter::once(Scored::from(&token));
+    ) -> Vec<CompletionChoice> {
+        let scored = std::iter::once(Scored::from(token));
         let logprobs = job.logprobs.map(|_| collect_logprobs(frontend, scored, offset));
         let token_ids = job.settings.return_token_ids.then(|| vec![token.id]);
-        CompletionChoice { text: token.text, index, logprobs, token_ids, ..CompletionChoice::default() }
+        let text = text_of(parts);
+        vec![CompletionChoice { text, index, logprobs, token_ids, ..CompletionChoice::default() }]
     }
 
-    fn closing(index: usize, rest: String, reason: FinishReason) -> Vec<CompletionChoice> {
-        let finish_reason = Some(finish_reason(reason));
-        vec![CompletionChoice { text: rest, index, finish_reason, ..CompletionChoice::default() }]
+    fn closing(index: usize, parts: Vec<Part>, end: &End) -> Vec<CompletionChoice> {
+        let finish_reason = Some(finish_reason(end.reason));
+        vec![CompletionChoice { text: text_of(parts), index, finish_reason, ..CompletionChoice::default() }]
     }
+}
+
+/// The text of parts, which are all content.
+fn text_of(parts: Vec<Part>) -> String {
+    let contents = parts.into_iter().filter_map(|part| match part {
+        Part::Content(text) => Some(text),
+        _ => None,
+    });
+    contents.collect()
 }
 
 fn collect_logprobs<'a>(
@@ -252,6 +278,9 @@ mod tests {
             ("echo", json!("yes")),
             ("best_of", json!(2)),
             ("suffix", json!("end")),
+            ("structured_outputs", json!({})),
+            ("structured_outputs", json!({"regex": "("})),
+            ("structured_outputs", json!({"regex": "a".repeat(100_000)})),
         ] {
             let mut fields = json!({"prompt": "a"});
             fields[field] = value;

@@ -149,7 +149,7 @@ mod tests {
     use serde_json::json;
 
     fn event(id: u32, logprob: f32, top: &[(u32, f32)]) -> TokenEvent {
-        TokenEvent { id, text: String::new(), logprob, top: top.to_vec() }
+        TokenEvent { id, text: String::new(), reasoning: String::new(), logprob, top: top.to_vec() }
     }
 
     #[test]

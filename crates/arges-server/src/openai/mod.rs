@@ -1,15 +1,11 @@
-//! OpenAI's API: chat completions, completions, models.
+//! OpenAI's API: chat completions, completions, responses, models.
 
 mod answer;
 pub(crate) mod chat;
+mod chat_answer;
 pub(crate) mod completions;
-mod fields;
-mod input;
-mod job;
 mod logprobs;
-mod messages;
 pub(crate) mod models;
 mod response;
+pub(crate) mod responses;
 mod stream;
-
-pub(crate) use response::unix_time;

@@ -1,12 +1,8 @@
 //! What both APIs' answers have in common: the envelope, usage and finish reasons.
 
-use std::hash::{BuildHasher, RandomState};
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use arges_engine::FinishReason;
 use serde::Serialize;
+
+use crate::answer::events::EndReason;
 
 /// An answer, or one chunk of a streamed one; `C` is the API's choice.
 #[derive(Debug, Serialize)]
@@ -34,11 +30,17 @@ pub(crate) struct UsageBody {
     pub completion_tokens: usize,
     pub total_tokens: usize,
     pub prompt_tokens_details: PromptTokensDetails,
+    pub completion_tokens_details: CompletionTokensDetails,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct PromptTokensDetails {
     pub cached_tokens: usize,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct CompletionTokensDetails {
+    pub reasoning_tokens: usize,
 }
 
 impl UsageBody {
@@ -49,31 +51,19 @@ impl UsageBody {
             self.prompt_tokens_details.cached_tokens += usage.cached_tokens;
         }
         self.completion_tokens += usage.completion_tokens;
+        self.completion_tokens_details.reasoning_tokens += usage.reasoning_tokens;
         self.total_tokens = self.prompt_tokens + self.completion_tokens;
     }
 }
 
 /// The API's word for why an answer ended.
-pub(crate) fn finish_reason(reason: FinishReason) -> &'static str {
+pub(crate) fn finish_reason(reason: EndReason) -> &'static str {
     match reason {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
+        EndReason::Stop => "stop",
+        EndReason::ToolCalls => "tool_calls",
+        EndReason::Length => "length",
+        EndReason::Repetition => "repetition",
     }
-}
-
-/// Seconds since 1970.
-pub(crate) fn unix_time() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
-}
-
-/// A fresh id: `prefix` and 32 hexadecimal digits, unique over restarts (two keyed hashes of a
-/// counter, keyed by the operating system's randomness).
-pub(crate) fn unique_id(prefix: &str) -> String {
-    static KEYS: LazyLock<[RandomState; 2]> = LazyLock::new(|| [RandomState::new(), RandomState::new()]);
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let [high, low] = [0, 1].map(|half: usize| KEYS[half].hash_one((count, half)));
-    format!("{prefix}{high:016x}{low:016x}")
 }
 
 #[cfg(test)]
@@ -82,19 +72,13 @@ mod tests {
     use arges_engine::Usage;
 
     #[test]
-    fn ids_are_unique_and_of_one_length() {
-        let ids: std::collections::BTreeSet<String> = (0..10_000).map(|_| unique_id("cmpl-")).collect();
-        assert_eq!(ids.len(), 10_000);
-        assert!(ids.iter().all(|id| id.len() == "cmpl-".len() + 32));
-    }
-
-    #[test]
     fn a_prompt_is_counted_once_however_many_answers_it_has() {
         let mut usage = UsageBody::default();
-        let one = Usage { prompt_tokens: 10, completion_tokens: 3, cached_tokens: 4 };
+        let one = Usage { prompt_tokens: 10, completion_tokens: 3, reasoning_tokens: 2, cached_tokens: 4 };
         usage.add(&one, true);
         usage.add(&one, false);
         assert_eq!((usage.prompt_tokens, usage.completion_tokens, usage.total_tokens), (10, 6, 16));
         assert_eq!(usage.prompt_tokens_details.cached_tokens, 4);
+        assert_eq!(usage.completion_tokens_details.reasoning_tokens, 4);
     }
 }

@@ -3,36 +3,38 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use arges_engine::{Event, Finished, Generation};
-use axum::response::sse;
+use axum::response::sse::Event;
 use futures_util::StreamExt;
 use futures_util::stream::{BoxStream, SelectAll, select_all, unfold};
-use serde::Serialize;
 
-use super::answer::{Dialect, Head, failed};
-use super::job::Job;
+use super::answer::{Dialect, Head};
 use super::response::UsageBody;
+use crate::answer::events::{AnswerEvent, AnswerEvents};
+use crate::answer::sse::data;
 use crate::error::ApiError;
 use crate::frontend::Frontend;
+use crate::job::Job;
 
-/// Turns generations into server-sent events. Dropping it, as happens when the client goes away, drops the
-/// generations and so cancels them.
+/// What happened in one of the answers.
+type Happened = (usize, Result<AnswerEvent, ApiError>);
+
+/// Turns answers into server-sent events. Dropping it, as happens when the client goes away, cancels them.
 pub(crate) struct AnswerStream<D: Dialect> {
     frontend: Arc<Frontend>,
     job: Job,
     head: Head,
-    events: SelectAll<BoxStream<'static, (usize, Event)>>,
+    events: SelectAll<BoxStream<'static, Happened>>,
     progress: Vec<D::Progress>,
     usage: UsageBody,
-    ready: VecDeque<sse::Event>,
+    ready: VecDeque<Event>,
     ended: bool,
 }
 
 impl<D: Dialect> AnswerStream<D> {
-    pub fn new(frontend: Arc<Frontend>, job: Job, head: Head, generations: Vec<Generation>) -> Self {
-        let events = generations.into_iter().enumerate().map(|(index, generation)| {
-            unfold(generation, move |mut generation| async move {
-                generation.next().await.map(|event| ((index, event), generation))
+    pub fn new(frontend: Arc<Frontend>, job: Job, head: Head, answers: Vec<AnswerEvents>) -> Self {
+        let events = answers.into_iter().enumerate().map(|(index, events)| {
+            unfold(events, move |mut events| async move {
+                events.next().await.map(|event| ((index, event), events))
             })
             .boxed()
         });
@@ -51,7 +53,7 @@ impl<D: Dialect> AnswerStream<D> {
     }
 
     /// The next server-sent event; `None` after `[DONE]`.
-    pub async fn next(&mut self) -> Option<sse::Event> {
+    pub async fn next(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Some(event);
@@ -77,26 +79,25 @@ impl<D: Dialect> AnswerStream<D> {
         }
     }
 
-    fn take(&mut self, index: usize, event: Event) {
+    fn take(&mut self, index: usize, event: Result<AnswerEvent, ApiError>) {
         let progress = &mut self.progress[index];
         match event {
-            Event::Prompt { logprobs, .. } => {
+            Ok(AnswerEvent::Prompt(logprobs)) => {
                 let chunk = D::prompt(&self.frontend, &self.job, index, &logprobs, progress);
                 self.send(chunk);
             }
-            // A token may bring no text of its own: half a character, a possible start of a stop string.
-            Event::Token(token) => {
-                let told = self.job.logprobs.is_some() || self.job.settings.return_token_ids;
-                if told || !token.text.is_empty() {
-                    let chunk = D::token(&self.frontend, &self.job, index, token, progress);
-                    self.send(Some(chunk));
+            // A token may bring nothing of its own: half a character, a possible start of a stop string.
+            Ok(AnswerEvent::Token { token, parts }) => {
+                if self.job.tells_tokens() || !parts.is_empty() {
+                    let chunks = D::token(&self.frontend, &self.job, index, &token, parts, progress);
+                    self.send(chunks);
                 }
             }
-            Event::Finished(Finished { reason, text, usage, .. }) => {
-                self.usage.add(&usage, self.job.first_of_prompt(index));
-                self.send(D::closing(index, text, reason));
+            Ok(AnswerEvent::End { parts, end }) => {
+                self.usage.add(&end.usage, self.job.first_of_prompt(index));
+                self.send(D::closing(index, parts, &end));
             }
-            Event::Failed(message) => self.fail(&failed(&message)),
+            Err(error) => self.fail(&error),
         }
     }
 
@@ -131,16 +132,7 @@ impl<D: Dialect> AnswerStream<D> {
     }
 
     fn done(&mut self) {
-        self.ready.push_back(sse::Event::default().data("[DONE]"));
+        self.ready.push_back(Event::default().data("[DONE]"));
         self.ended = true;
     }
-}
-
-/// An event with `value` as its data.
-fn data(value: &impl Serialize) -> sse::Event {
-    // The values are structs, strings and numbers, which always serialise; were one not to, the client is told.
-    let json = serde_json::to_string(value).unwrap_or_else(|error| {
-        ApiError::internal(format!("A chunk could not be written: {error}.")).body().to_string()
-    });
-    sse::Event::default().data(json)
 }

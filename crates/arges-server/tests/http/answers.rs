@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{MODEL, TestServer, server};
+use crate::support::{MODEL, TestServer, server, with};
 
 fn texts(body: &Value) -> Vec<&str> {
     body["choices"].as_array().unwrap().iter().map(|choice| choice["text"].as_str().unwrap()).collect()
@@ -11,12 +11,6 @@ fn texts(body: &Value) -> Vec<&str> {
 /// A greedy request of `tokens` tokens that no end token cuts short.
 fn greedy(prompt: Value, tokens: usize) -> Value {
     json!({"prompt": prompt, "temperature": 0, "max_tokens": tokens, "ignore_eos": true})
-}
-
-fn with(mut body: Value, fields: Value) -> Value {
-    let fields = fields.as_object().unwrap().clone();
-    body.as_object_mut().unwrap().extend(fields);
-    body
 }
 
 fn greeting() -> Value {

@@ -37,7 +37,7 @@ async fn wrong_requests_are_told_what_is_wrong_and_the_server_goes_on() {
             json!({"messages": [{"role": "user", "content": "x".repeat(100_000)}]}),
             said(400, "messages", "context_length_exceeded"),
         ),
-        (json!({"messages": user, "tool_choice": "required"}), said(400, "tool_choice", "unsupported_value")),
+        (json!({"messages": user, "tool_choice": "required"}), said(400, "tool_choice", "invalid_value")),
     ] {
         assert_eq!(server.chat(body.clone()).await.error(), expected, "{body:.200}");
     }

@@ -112,3 +112,38 @@ async fn a_request_that_outlasts_the_drain_limit_ends_with_an_error() {
     assert!(received.contains("\"error\""), "{received}");
     task.await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn a_client_that_sends_its_request_a_byte_at_a_time_is_disconnected() {
+    let mut options = ServerOptions::new(MODEL);
+    options.header_timeout = Duration::from_millis(200);
+    let Served { server: _server, address, stop: _stop, task: _task } = served(options).await;
+    let mut connection = TcpStream::connect(address).await.unwrap();
+    let start = std::time::Instant::now();
+    let mut received = Vec::new();
+    for byte in b"GET /health HTTP/1.1\r\nhost: x\r\na: ".iter().chain(std::iter::repeat(&b'a')) {
+        let sent = connection.write_all(&[*byte]).await;
+        let more = tokio::time::timeout(Duration::from_millis(20), connection.read_buf(&mut received)).await;
+        if sent.is_err() || matches!(more, Ok(Ok(0) | Err(_))) {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "the connection is still open");
+    }
+}
+
+#[tokio::test]
+async fn no_more_connections_are_served_at_once_than_the_options_allow() {
+    let mut options = ServerOptions::new(MODEL);
+    options.max_connections = 1;
+    let Served { server: _server, address, stop: _stop, task: _task } = served(options).await;
+    let request = b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let idle = TcpStream::connect(address).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut second = TcpStream::connect(address).await.unwrap();
+    second.write_all(request).await.unwrap();
+    let mut received = Vec::new();
+    let waited = tokio::time::timeout(Duration::from_millis(100), second.read_buf(&mut received)).await;
+    assert!(waited.is_err(), "{}", String::from_utf8_lossy(&received));
+    drop(idle);
+    assert!(rest_of(second).await.starts_with("HTTP/1.1 200"));
+}

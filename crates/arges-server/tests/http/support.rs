@@ -12,7 +12,7 @@ use arges_text::{ChatTemplate, Tokenizer, synthetic};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tower::ServiceExt;
 
 pub const MODEL: &str = "tiny/m1";
@@ -86,6 +86,19 @@ impl Reply {
         (self.status.as_u16(), text("param"), text("code"))
     }
 
+    /// The events of a stream in which each has a name, which its data repeat.
+    pub fn events(&self) -> Vec<Value> {
+        assert_eq!(self.status, StatusCode::OK, "{}", self.body);
+        let blocks = self.body.split("\n\n").filter(|block| !block.is_empty() && !block.starts_with(':'));
+        let event = |block: &str| {
+            let (name, data) = block.split_once("\ndata: ").unwrap_or_else(|| panic!("{block}"));
+            let data: Value = serde_json::from_str(data).unwrap();
+            assert_eq!(Some(name), data["type"].as_str().map(|name| format!("event: {name}")).as_deref());
+            data
+        };
+        blocks.map(event).collect()
+    }
+
     /// The chunks of a stream, which must end with `[DONE]`.
     pub fn chunks(&self) -> Vec<Value> {
         assert_eq!(self.status, StatusCode::OK, "{}", self.body);
@@ -94,6 +107,21 @@ impl Reply {
         assert_eq!(data.pop(), Some("[DONE]"));
         data.into_iter().map(|chunk| serde_json::from_str(chunk).unwrap()).collect()
     }
+}
+
+/// A tool whose arguments even a random model gets to an end with.
+pub fn weather() -> Value {
+    let city = json!({"type": "string", "enum": ["Paris", "Rome"]});
+    let parameters = json!({"type": "object", "properties": {"city": city}, "required": ["city"],
+        "additionalProperties": false});
+    json!({"name": "get_weather", "description": "The weather now.", "parameters": parameters})
+}
+
+/// Fields with more of them.
+pub fn with(mut body: Value, fields: Value) -> Value {
+    let fields = fields.as_object().unwrap().clone();
+    body.as_object_mut().unwrap().extend(fields);
+    body
 }
 
 pub fn post(path: &str, body: impl Into<Body>) -> Request<Body> {
@@ -119,6 +147,10 @@ impl TestServer {
 
     pub async fn chat(&self, body: Value) -> Reply {
         self.send(post("/v1/chat/completions", body.to_string())).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Reply {
+        self.send(post(path, body.to_string())).await
     }
 
     /// Waits until the engine's counters say so.

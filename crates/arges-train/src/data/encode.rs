@@ -1,16 +1,13 @@
 //! Records to samples: token ids, and which of them are learned.
 
-use arges_text::{ChatTemplate, TextError, Tokenizer};
-use serde_json::{Map, Value};
+use arges_text::{ChatTemplate, GuardedChat, TextError, Tokenizer};
+use serde_json::Value;
 
 use super::{EncodeError, Record};
 
 /// Marks a document's begin and end, where the tokenizer has them.
 const BEGIN_OF_DOCUMENT: &str = "<begin_of_document>";
 const END_OF_DOCUMENT: &str = "<end_of_document>";
-
-/// Characters that text hardly ever holds: Unicode sets them aside for private use.
-const PRIVATE_USE: [std::ops::RangeInclusive<char>; 2] = ['\u{fdd0}'..='\u{fdef}', '\u{e000}'..='\u{f8ff}'];
 
 /// A sequence to train on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,8 +49,6 @@ pub struct Encoder {
     tokenizer: Tokenizer,
     template: ChatTemplate,
     vocab_size: usize,
-    /// The special tokens as they are written.
-    specials: Vec<String>,
     begin: Option<u32>,
     end: Option<u32>,
 }
@@ -61,12 +56,8 @@ pub struct Encoder {
 impl Encoder {
     /// `vocab_size` is that of the model, which may be larger than the tokenizer's.
     pub fn new(tokenizer: Tokenizer, template: ChatTemplate, vocab_size: usize) -> Self {
-        let ids = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
-        let special = |id: u32| tokenizer.is_special(id).then(|| tokenizer.token_bytes(id)).flatten();
-        let specials = ids.filter_map(|id| String::from_utf8(special(id)?).ok());
-        let specials = specials.filter(|token| !token.is_empty()).collect();
         let (begin, end) = (tokenizer.id_of(BEGIN_OF_DOCUMENT), tokenizer.id_of(END_OF_DOCUMENT));
-        Self { tokenizer, template, vocab_size, specials, begin, end }
+        Self { tokenizer, template, vocab_size, begin, end }
     }
 
     /// The samples of a record. A text is one, learned whole. A conversation is one too, unless its template writes
@@ -103,7 +94,7 @@ impl Encoder {
     fn without_specials<'a>(&self, text: &'a str) -> Vec<&'a str> {
         let inside = |token: &String| token.chars().next().map_or(1, char::len_utf8);
         let mut cuts: Vec<usize> = Vec::new();
-        for token in &self.specials {
+        for token in self.tokenizer.special_tokens() {
             cuts.extend(text.match_indices(token.as_str()).map(|(at, _)| at + inside(token)));
         }
         cuts.sort_unstable();
@@ -118,29 +109,27 @@ impl Encoder {
         tools: &[Value],
         answers_only: bool,
     ) -> Result<Vec<Sample>, EncodeError> {
-        let messages: Vec<Value> = messages.iter().cloned().map(read_arguments).collect();
-        let guard = Guard::new(&self.specials, &messages, tools);
-        let messages: Vec<Value> = messages.iter().map(|message| guard.hide(message)).collect();
-        let tools: Vec<Value> = tools.iter().map(|tool| guard.hide(tool)).collect();
-        let conversation = Conversation { template: &self.template, messages: &messages, tools: &tools };
+        let guarded = GuardedChat::new(&self.tokenizer, messages, tools)?;
+        let conversation =
+            Conversation { template: &self.template, messages: &guarded.messages, tools: &guarded.tools };
         let rounds = conversation.rounds(answers_only)?;
-        rounds.iter().map(|round| Ok(self.round(round, &guard, answers_only)?)).collect()
+        rounds.iter().map(|round| Ok(self.round(round, &guarded, answers_only)?)).collect()
     }
 
     /// A rendered conversation is tokenised in the pieces that generation would see: a prompt, an answer, the next
     /// prompt.
-    fn round(&self, round: &Round, guard: &Guard, answers_only: bool) -> Result<Sample, TextError> {
+    fn round(&self, round: &Round, guarded: &GuardedChat, answers_only: bool) -> Result<Sample, TextError> {
         let mut sample = Sample { tokens: Vec::new(), learn: Vec::new() };
         let mut end = 0;
         for answer in &round.answers {
-            sample.push(&self.encode(&round.text[end..answer.start], guard)?, !answers_only);
-            let tokens = self.encode(&round.text[answer.start..answer.end], guard)?;
+            sample.push(&guarded.encode(&round.text[end..answer.start])?, !answers_only);
+            let tokens = guarded.encode(&round.text[answer.start..answer.end])?;
             let turn = self.end_of_turn(&tokens);
             sample.push(&tokens[..turn], answer.learn || !answers_only);
             sample.push(&tokens[turn..], !answers_only);
             end = answer.end;
         }
-        sample.push(&self.encode(&round.text[end..], guard)?, !answers_only);
+        sample.push(&guarded.encode(&round.text[end..])?, !answers_only);
         Ok(sample)
     }
 
@@ -150,78 +139,6 @@ impl Encoder {
         let end = self.tokenizer.end_token();
         tokens.iter().rposition(|token| Some(*token) == end).map_or(tokens.len(), |place| place + 1)
     }
-
-    fn encode(&self, text: &str, guard: &Guard) -> Result<Vec<u32>, TextError> {
-        let Some(mark) = guard.mark else { return self.tokenizer.encode(text) };
-        let mut tokens = Vec::new();
-        for piece in text.split(mark) {
-            tokens.append(&mut self.tokenizer.encode(piece)?);
-        }
-        Ok(tokens)
-    }
-}
-
-/// Keeps special tokens that someone wrote in a message apart from those that the template writes: a character that
-/// stands nowhere else is put into them, and text is cut there before it is tokenised.
-struct Guard<'a> {
-    specials: &'a [String],
-    /// `None` where there is nothing to hide.
-    mark: Option<char>,
-}
-
-impl<'a> Guard<'a> {
-    fn new(specials: &'a [String], messages: &[Value], tools: &[Value]) -> Self {
-        let values = || messages.iter().chain(tools);
-        let spelled =
-            values().any(|value| any_string(value, &|s| specials.iter().any(|t| s.contains(t.as_str()))));
-        let unused = |mark: &char| !values().any(|value| any_string(value, &|text| text.contains(*mark)));
-        Self { specials, mark: spelled.then(|| PRIVATE_USE.into_iter().flatten().find(unused)).flatten() }
-    }
-
-    /// The value with the mark put into every special token of its strings.
-    fn hide(&self, value: &Value) -> Value {
-        let Some(mark) = self.mark else { return value.clone() };
-        match value {
-            Value::String(text) => Value::String(self.hide_in(text, mark)),
-            Value::Array(items) => items.iter().map(|item| self.hide(item)).collect(),
-            Value::Object(fields) => {
-                let hidden = |(name, value): (&String, &Value)| (self.hide_in(name, mark), self.hide(value));
-                Value::Object(fields.iter().map(hidden).collect())
-            }
-            other => other.clone(),
-        }
-    }
-
-    fn hide_in(&self, text: &str, mark: char) -> String {
-        self.specials.iter().filter(|token| token.chars().count() > 1).fold(text.to_owned(), |text, token| {
-            let first = token.chars().next().map_or(0, char::len_utf8);
-            text.replace(token.as_str(), &format!("{}{mark}{}", &token[..first], &token[first..]))
-        })
-    }
-}
-
-/// Whether a string somewhere in a value, or a name of a field, has a property.
-fn any_string(value: &Value, holds: &dyn Fn(&str) -> bool) -> bool {
-    match value {
-        Value::String(text) => holds(text),
-        Value::Array(items) => items.iter().any(|item| any_string(item, holds)),
-        Value::Object(fields) => fields.iter().any(|(name, value)| holds(name) || any_string(value, holds)),
-        _ => false,
-    }
-}
-
-/// The message with the arguments of its calls as objects. Templates are given those that are JSON in a string as
-/// what they spell, and `\u003c` spells the begin of many a special token.
-fn read_arguments(mut message: Value) -> Value {
-    let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
-    for call in calls.into_iter().flatten() {
-        if let Some(arguments) = call.pointer_mut("/function/arguments")
-            && let Some(Ok(read)) = arguments.as_str().map(serde_json::from_str::<Map<String, Value>>)
-        {
-            *arguments = Value::Object(read);
-        }
-    }
-    message
 }
 
 struct Conversation<'a> {

@@ -114,7 +114,9 @@ fn write_answer((instance, mut generation): (Instance, Generation)) -> Result<()
             Event::Prompt { .. } => {}
             Event::Token(token) => response.push_str(&token.text),
             Event::Finished(finished) => response.push_str(&finished.text),
-            Event::Failed(message) => anyhow::bail!("the model failed: {message}"),
+            Event::Failed(message) | Event::GrammarFailed(message) => {
+                anyhow::bail!("the model failed: {message}")
+            }
         }
     }
     output::json(&Answered { instance, response })

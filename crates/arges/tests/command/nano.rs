@@ -39,3 +39,16 @@ fn the_embedded_model_may_be_named() {
     assert!(!named.stderr.contains("without --model"), "{}", named.stderr);
     assert_eq!(named.json(), arges(["generate", "-n", "2", "--json", "x"]).json());
 }
+
+#[test]
+fn thinking_is_shown_bounded_or_left_out() {
+    let chat = |budget: &[&str]| {
+        let args = ["chat", "--temperature", "0", "What is 17 + 25?"];
+        arges(args.iter().chain(budget).copied()).ok()
+    };
+    let free = chat(&[]);
+    assert!(free.starts_with("<think>\n17: 1 7\n") && free.ends_with("\n</think>\nAnswer: 42\n"), "{free}");
+    let bounded = chat(&["--thinking-budget", "4"]);
+    assert!(bounded.contains("That is enough thinking; now the answer.\n</think>\n"), "{bounded}");
+    assert!(!chat(&["--thinking-budget", "0"]).contains("think>"));
+}

@@ -7,19 +7,19 @@ use crate::error::ApiError;
 
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
 
-/// Checks `messages`.
+/// Checks the messages of the request field `param`.
 ///
 /// # Errors
 /// 400 with the path of the wrong message, field or part.
-pub(crate) fn check(messages: &[Value]) -> Result<(), ApiError> {
+pub(crate) fn check(param: &'static str, messages: &[Value]) -> Result<(), ApiError> {
     if messages.is_empty() {
-        return Err(ApiError::invalid_param("messages", "`messages` must hold at least one message."));
+        return Err(ApiError::invalid_param(param, format!("`{param}` must hold at least one message.")));
     }
-    messages.iter().enumerate().try_for_each(|(index, message)| check_message(index, message))
+    messages.iter().enumerate().try_for_each(|(index, message)| check_message(param, index, message))
 }
 
-fn check_message(index: usize, message: &Value) -> Result<(), ApiError> {
-    let at = |field: &str| format!("messages[{index}]{field}");
+fn check_message(param: &str, index: usize, message: &Value) -> Result<(), ApiError> {
+    let at = |field: &str| format!("{param}[{index}]{field}");
     let Value::Object(message) = message else {
         return Err(ApiError::invalid_param(at(""), "A message must be a JSON object."));
     };
@@ -75,7 +75,11 @@ mod tests {
 
     fn param_of(messages: Value) -> String {
         let messages: Vec<Value> = serde_json::from_value(messages).unwrap();
-        check(&messages).expect_err("the messages were accepted").param().unwrap_or_default().to_owned()
+        check("messages", &messages)
+            .expect_err("the messages were accepted")
+            .param()
+            .unwrap_or_default()
+            .to_owned()
     }
 
     #[test]
@@ -88,7 +92,7 @@ mod tests {
             json!({"role": "tool", "tool_call_id": "1", "content": "42"}),
             json!({"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}),
         ];
-        assert_eq!(check(&messages), Ok(()));
+        assert_eq!(check("messages", &messages), Ok(()));
     }
 
     #[test]
@@ -111,7 +115,7 @@ mod tests {
     #[test]
     fn a_picture_is_refused_as_unsupported() {
         let picture = json!({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]});
-        let error = check(&[picture]).unwrap_err();
+        let error = check("messages", &[picture]).unwrap_err();
         assert_eq!(
             (error.param(), error.code()),
             (Some("messages[0].content[0]"), Some("unsupported_value"))

@@ -1,10 +1,10 @@
-//! The request fields that `/v1/chat/completions` and `/v1/completions` share, and their ranges.
+//! The request fields that the APIs share, and their ranges.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use arges_engine::{SamplingParams, StopConditions};
+use arges_engine::{RepetitionStop, SamplingParams, StopConditions};
 use serde::Deserialize;
 
 use super::input::StopInput;
@@ -23,29 +23,31 @@ const MAX_STOP_BYTES: usize = 4096;
 #[derive(Debug, Default, Deserialize)]
 #[serde(expecting = "a JSON object")]
 pub(crate) struct SharedFields {
-    model: Option<String>,
-    n: Option<i64>,
-    stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
-    temperature: Option<f64>,
-    top_p: Option<f64>,
-    top_k: Option<i64>,
-    min_p: Option<f64>,
-    frequency_penalty: Option<f64>,
-    presence_penalty: Option<f64>,
-    repetition_penalty: Option<f64>,
-    logit_bias: Option<BTreeMap<String, f64>>,
-    seed: Option<i64>,
-    stop: Option<StopInput>,
-    stop_token_ids: Option<Vec<u32>>,
-    ignore_eos: Option<bool>,
-    min_tokens: Option<i64>,
-    return_token_ids: Option<bool>,
+    pub model: Option<String>,
+    pub n: Option<i64>,
+    pub stream: Option<bool>,
+    pub stream_options: Option<StreamOptions>,
+    pub temperature: Option<f64>,
+    pub top_p: Option<f64>,
+    pub top_k: Option<i64>,
+    pub min_p: Option<f64>,
+    pub frequency_penalty: Option<f64>,
+    pub presence_penalty: Option<f64>,
+    pub repetition_penalty: Option<f64>,
+    pub logit_bias: Option<BTreeMap<String, f64>>,
+    pub seed: Option<i64>,
+    pub stop: Option<StopInput>,
+    pub stop_token_ids: Option<Vec<u32>>,
+    pub ignore_eos: Option<bool>,
+    pub min_tokens: Option<i64>,
+    pub return_token_ids: Option<bool>,
+    /// Tokens of a run that ends the answer (an extension); 0 never does.
+    pub repetition_stop: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(expecting = "a JSON object")]
-struct StreamOptions {
+pub(crate) struct StreamOptions {
     include_usage: Option<bool>,
 }
 
@@ -83,7 +85,7 @@ impl SharedFields {
             include_usage: self.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false),
             return_token_ids: self.return_token_ids.unwrap_or(false),
             sampling: self.sampling(&options.defaults)?,
-            stop: self.stop_conditions()?,
+            stop: self.stop_conditions(options)?,
         })
     }
 
@@ -108,7 +110,12 @@ impl SharedFields {
         })
     }
 
-    fn stop_conditions(self) -> Result<StopConditions, ApiError> {
+    fn stop_conditions(self, options: &ServerOptions) -> Result<StopConditions, ApiError> {
+        let repetition = match in_range("repetition_stop", self.repetition_stop, 0..=i64::from(u32::MAX))? {
+            None => options.repetition_stop,
+            Some(0) => None,
+            Some(tokens) => Some(RepetitionStop { tokens: tokens as usize, ..RepetitionStop::default() }),
+        };
         let strings = self.stop.unwrap_or_default().0;
         if strings.len() > MAX_STOP_STRINGS {
             let message = format!("At most {MAX_STOP_STRINGS} stop strings are supported.");
@@ -126,6 +133,7 @@ impl SharedFields {
             tokens: self.stop_token_ids.unwrap_or_default(),
             ignore_eos: self.ignore_eos.unwrap_or(false),
             min_tokens: in_range("min_tokens", self.min_tokens, 0..=i64::MAX)?.unwrap_or(0) as usize,
+            repetition,
         })
     }
 }
@@ -223,6 +231,17 @@ mod tests {
     }
 
     #[test]
+    fn a_repetition_stop_is_the_requests_or_else_the_servers() {
+        let mut options = ServerOptions::new("served");
+        options.repetition_stop = Some(RepetitionStop::default());
+        let stop = |tokens| {
+            let fields = SharedFields { repetition_stop: tokens, ..SharedFields::default() };
+            fields.validate(&options).unwrap().stop.repetition.map(|stop| stop.tokens)
+        };
+        assert_eq!((stop(None), stop(Some(0)), stop(Some(5))), (Some(3000), None, Some(5)));
+    }
+
+    #[test]
     fn null_is_the_same_as_nothing_said() {
         let said =
             validate(json!({"model": null, "n": null, "stop": null, "logit_bias": null, "seed": null}));
@@ -253,6 +272,7 @@ mod tests {
             ("stop", json!(vec!["x"; 17])),
             ("stop", json!("x".repeat(5000))),
             ("min_tokens", json!(-1)),
+            ("repetition_stop", json!(-1)),
             ("stream", json!("yes")),
             ("stream_options", json!({"include_usage": true})),
         ] {

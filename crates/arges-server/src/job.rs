@@ -1,9 +1,14 @@
 //! A request after parsing: prompts and settings, ready for the engine.
 
-use arges_engine::{Engine, GenerateRequest, Generation, SubmitError};
+use std::sync::Arc;
 
-use super::fields::Settings;
+use arges_engine::{Engine, GenerateRequest, SubmitError, Thinking};
+use arges_text::grammar::Grammar;
+
+use crate::answer::events::AnswerEvents;
 use crate::error::ApiError;
+use crate::metrics::Metrics;
+use crate::request::fields::Settings;
 
 /// Prompt tokens one request may queue, over all its prompts and answers: every answer has its own copy of its
 /// prompt in the queue.
@@ -16,6 +21,12 @@ pub(crate) struct Job {
     pub prompt_param: &'static str,
     pub prompts: Vec<Prompt>,
     pub settings: Settings,
+    /// How thinking is told apart; `None` where all text is the answer's.
+    pub thinking: Option<Thinking>,
+    /// Whether calls of tools are looked for in the answers.
+    pub parse_calls: bool,
+    /// What the answers have to keep to.
+    pub grammar: Option<Grammar>,
     /// Tokens to generate per answer; `None` as many as the context allows.
     pub max_tokens: Option<usize>,
     /// Alternatives to give beside each generated token.
@@ -31,6 +42,11 @@ pub(crate) struct Prompt {
 }
 
 impl Job {
+    /// Whether every token is told of, with its id or its log-probability.
+    pub fn tells_tokens(&self) -> bool {
+        self.logprobs.is_some() || self.settings.return_token_ids
+    }
+
     /// Answers of the whole job.
     pub fn choices(&self) -> usize {
         self.prompts.len() * self.settings.n
@@ -50,7 +66,7 @@ impl Job {
     ///
     /// # Errors
     /// What the engine refuses, as the client should see it.
-    pub fn submit(&self, engine: &Engine) -> Result<Vec<Generation>, ApiError> {
+    pub fn submit(&self, engine: &Engine, metrics: &Arc<Metrics>) -> Result<Vec<AnswerEvents>, ApiError> {
         let tokens = self.settings.n * self.prompts.iter().map(|prompt| prompt.ids.len()).sum::<usize>();
         if tokens > MAX_QUEUED_TOKENS {
             let message = format!(
@@ -59,7 +75,10 @@ impl Job {
             return Err(ApiError::invalid_param(self.prompt_param, message));
         }
         (0..self.choices())
-            .map(|index| engine.submit(self.request(index)).map_err(|error| self.refused(error)))
+            .map(|index| {
+                let generation = engine.submit(self.request(index)).map_err(|error| self.refused(error))?;
+                Ok(AnswerEvents::new(generation, self.parse_calls, metrics))
+            })
             .collect()
     }
 
@@ -74,6 +93,8 @@ impl Job {
             max_tokens: self.max_tokens,
             sampling,
             stop: self.settings.stop.clone(),
+            thinking: self.thinking.clone(),
+            grammar: self.grammar.clone(),
             logprobs: self.logprobs,
             prompt_logprobs: self.logprobs.filter(|_| prompt.echo.is_some()),
             priority: 0,
