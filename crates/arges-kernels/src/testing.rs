@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::device::cpu::simd::{bf16_to_f32, f32_to_bf16};
-use crate::device::cuda::{Cuda, CudaError};
+use crate::device::cuda::{Architecture, Cuda, CudaError, Define, Source, compile};
 
 /// The first GPU, or `None` with a line that says so. Where `ARGES_REQUIRE_GPU` is set there must be one.
 pub fn gpu() -> Option<Arc<Cuda>> {
@@ -15,6 +15,27 @@ pub fn gpu() -> Option<Arc<Cuda>> {
             None
         }
         Err(error) => panic!("{error}"),
+    }
+}
+
+/// A card of each generation: Ampere, Hopper, Blackwell.
+pub const CARDS: [Architecture; 3] = [
+    Architecture { major: 8, minor: 0 },
+    Architecture { major: 9, minor: 0 },
+    Architecture { major: 10, minor: 0 },
+];
+
+/// Asserts that kernels compile for some cards. Without a compiler a line says so, unless
+/// `ARGES_REQUIRE_NVRTC` is set.
+pub fn assert_compiles(source: Source, defines: &[Define], cards: &[Architecture]) {
+    for &card in cards {
+        match compile(source, defines, card) {
+            Ok(image) => assert!(image.starts_with(b"\x7fELF"), "{}", source.name),
+            Err(error @ CudaError::NoCompiler) if std::env::var_os("ARGES_REQUIRE_NVRTC").is_none() => {
+                return println!("skipped: {error}");
+            }
+            Err(error) => panic!("{error}"),
+        }
     }
 }
 

@@ -2,9 +2,9 @@ use std::sync::Arc;
 
 use super::cuda::*;
 use super::*;
-use crate::device::cuda::{Activations, Architecture, Buffer, Cuda, CudaError, compile};
+use crate::device::cuda::{Activations, Buffer, Cuda};
 use crate::matmul::Element;
-use crate::testing::{Random, assert_close, bf16_round, gpu, widen};
+use crate::testing::{CARDS, Random, assert_close, assert_compiles, bf16_round, gpu, widen};
 
 /// Slopes of the first and the last layer of a model of 80, 4 heads.
 const SLOPES: [f64; 4] = [0.25 * 1.00001, 0.0625 * 1.00001, 0.015625 * 1.00001, 0.00390625e-5];
@@ -168,16 +168,12 @@ fn bits(x: &[f32]) -> Vec<u32> {
 
 #[test]
 fn sources_compile_for_every_architecture() {
-    for (major, minor) in [(8, 0), (9, 0), (10, 0)] {
-        for (element, head_dim) in
-            [(Element::F32, 40), (Element::F32, 128), (Element::Bf16, 64), (Element::Bf16, 128)]
-        {
-            for (source, defines) in cuda::sources(head_dim, element, major == 9) {
-                match compile(source, &defines, Architecture { major, minor }) {
-                    Ok(_) => {}
-                    Err(error @ CudaError::NoCompiler) => return println!("skipped: {error}"),
-                    Err(error) => panic!("{error}"),
-                }
+    for (element, head_dim) in
+        [(Element::F32, 40), (Element::F32, 128), (Element::Bf16, 64), (Element::Bf16, 128)]
+    {
+        for (wgmma, cards) in [(false, &CARDS[..]), (true, &CARDS[1..2])] {
+            for (source, defines) in cuda::sources(head_dim, element, wgmma) {
+                assert_compiles(source, &defines, cards);
             }
         }
     }

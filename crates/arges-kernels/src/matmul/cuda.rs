@@ -88,6 +88,12 @@ const LARGE: usize = TILINGS.len() - 1;
 /// Average rows of an expert from which on it is taken.
 const LARGE_ROWS: usize = 256;
 
+/// What `hopper.cu` is compiled for.
+#[cfg(test)]
+pub(super) fn tiling_defines() -> impl Iterator<Item = [(&'static str, i64); 6]> {
+    TILINGS.iter().map(|tiling| tiling.defines())
+}
+
 /// What the kernels do with a product, by their numbers.
 #[derive(Debug, Clone, Copy)]
 enum Epilogue {

@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use super::cuda::*;
 use super::{Element, reference};
-use crate::device::cuda::{Activations, Architecture, Buffer, Cuda, CudaError, compile};
-use crate::testing::{Random, assert_close, bf16_round, gpu, widen};
+use crate::device::cuda::{Activations, Buffer, Cuda};
+use crate::testing::{CARDS, Random, assert_close, assert_compiles, bf16_round, gpu, widen};
 
 struct Case {
     cuda: Arc<Cuda>,
@@ -221,17 +221,9 @@ fn rows_in_parts_give_the_product_of_f32_rows() {
 
 #[test]
 fn kernels_compile_for_every_architecture() {
-    for (major, minor) in [(8, 0), (9, 0), (10, 0)] {
-        let architecture = Architecture { major, minor };
-        let portable = compile(PORTABLE, &[("ROWS_BF16", 0), ("WEIGHTS_BF16", 1)], architecture);
-        let defines =
-            [("ROWS", 64), ("BLOCKS", 1), ("CONSUMERS", 2), ("STAGES", 4), ("PARTIAL", 1), ("PARTS", 3)];
-        for result in [portable, compile(HOPPER, &defines, architecture)] {
-            match result {
-                Ok(_) => {}
-                Err(error @ CudaError::NoCompiler) => println!("skipped: {error}"),
-                Err(error) => panic!("{error}"),
-            }
-        }
+    assert_compiles(PORTABLE, &[("ROWS_BF16", 0), ("WEIGHTS_BF16", 1)], &CARDS);
+    assert_compiles(PORTABLE, &[("ROWS_BF16", 1), ("WEIGHTS_BF16", 1)], &CARDS);
+    for defines in tiling_defines() {
+        assert_compiles(HOPPER, &defines, &CARDS);
     }
 }

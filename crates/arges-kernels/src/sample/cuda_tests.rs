@@ -1,6 +1,6 @@
 use super::cuda::{Greedy, SOURCE};
-use crate::device::cuda::{Architecture, Buffer, CudaError, compile};
-use crate::testing::{Random, gpu};
+use crate::device::cuda::Buffer;
+use crate::testing::{CARDS, Random, assert_compiles, gpu};
 
 #[test]
 fn the_largest_sampleable_logit_is_chosen_with_its_logprob() {
@@ -30,12 +30,6 @@ fn the_largest_sampleable_logit_is_chosen_with_its_logprob() {
 }
 
 #[test]
-fn the_kernel_compiles_for_every_architecture() {
-    for (major, minor) in [(8, 0), (9, 0), (10, 0)] {
-        match compile(SOURCE, &[], Architecture { major, minor }) {
-            Ok(_) => {}
-            Err(error @ CudaError::NoCompiler) => println!("skipped: {error}"),
-            Err(error) => panic!("{error}"),
-        }
-    }
+fn the_kernels_compile_for_every_architecture() {
+    assert_compiles(SOURCE, &[], &CARDS);
 }

@@ -3,11 +3,11 @@ use std::sync::Arc;
 use super::cuda::*;
 use super::*;
 use crate::device::cpu::{Cpu, CpuOptions};
-use crate::device::cuda::{Activations, Architecture, Buffer, Cuda, CudaError, compile};
+use crate::device::cuda::{Activations, Buffer, Cuda};
 use crate::matmul::Element;
 use crate::rope::cuda::{ANGLES, DeviceAngles};
 use crate::rope::{Angles, Frequencies, rotate};
-use crate::testing::{Random, assert_close, bf16_round, gpu, widen};
+use crate::testing::{CARDS, Random, assert_close, assert_compiles, bf16_round, gpu, widen};
 
 const THETA: f64 = 1e7;
 const ELEMENTS: [Element; 2] = [Element::F32, Element::Bf16];
@@ -168,28 +168,21 @@ fn assert_heads_close(got: &[f32], expected: &[f64], shape: Shape, tolerance: f6
 
 #[test]
 fn every_architecture_compiles_the_kernels() {
-    for (major, minor) in [(8, 0), (9, 0), (10, 0)] {
-        let architecture = Architecture { major, minor };
-        let result = |source, head_dim, group, bytes, vector| {
-            let defines = [
-                ("HEAD_DIM", head_dim),
-                ("GROUP", group),
-                ("ELEMENT_BYTES", bytes),
-                ("ROTARY_DIM", head_dim / 2),
-                ("VECTOR", vector),
-            ];
-            match compile(source, &defines, architecture) {
-                Ok(_) => {}
-                Err(error @ CudaError::NoCompiler) => println!("skipped: {error}"),
-                Err(error) => panic!("{error}"),
-            }
-        };
-        result(ANGLES, 64, 1, 2, 8);
-        result(PLAIN, 20, 3, 4, 1);
-        for (head_dim, group) in [(64, 1), (128, 8), (128, 16)] {
-            for source in [PLAIN, DECODE, HOPPER, TILES] {
-                result(source, head_dim, group, 2, 8);
-            }
+    let compiles = |source, head_dim, group, bytes, vector| {
+        let defines = [
+            ("HEAD_DIM", head_dim),
+            ("GROUP", group),
+            ("ELEMENT_BYTES", bytes),
+            ("ROTARY_DIM", head_dim / 2),
+            ("VECTOR", vector),
+        ];
+        assert_compiles(source, &defines, &CARDS);
+    };
+    compiles(ANGLES, 64, 1, 2, 8);
+    compiles(PLAIN, 20, 3, 4, 1);
+    for (head_dim, group) in [(64, 1), (128, 8), (128, 16)] {
+        for source in [PLAIN, DECODE, HOPPER, TILES] {
+            compiles(source, head_dim, group, 2, 8);
         }
     }
 }

@@ -31,14 +31,7 @@ impl TaskRecords {
     /// The conversation at a position. In training, task and difficulty are drawn; in evaluation they take turns, so
     /// that few instances cover all.
     pub fn read(&self, position: u64) -> Record {
-        let count = self.tasks.len() as u64;
-        let (task, draw, seed) = match self.key {
-            Some(key) => {
-                let draw = |purpose: u64| mix(&[key, position, purpose]);
-                (draw(0) % count, draw(1), draw(2) | FIRST_TRAINING_SEED)
-            }
-            None => (position % count, position / count, position),
-        };
+        let (task, draw, seed) = self.choose(position);
         let task = self.tasks[task as usize];
         let [low, high] = self.difficulty.unwrap_or([1, u32::MAX]);
         let high = high.min(task.max_difficulty());
@@ -50,6 +43,18 @@ impl TaskRecords {
             solution.thinking = None;
         }
         conversation(instance.conversation(&solution))
+    }
+
+    /// Which task a position has, a number that decides its difficulty, and the seed of its instance.
+    fn choose(&self, position: u64) -> (u64, u64, u64) {
+        let count = self.tasks.len() as u64;
+        match self.key {
+            Some(key) => {
+                let draw = |purpose: u64| mix(&[key, position, purpose]);
+                (draw(0) % count, draw(1), draw(2) | FIRST_TRAINING_SEED)
+            }
+            None => (position % count, position / count, position),
+        }
     }
 
     fn shows_thinking(&self, position: u64) -> bool {
@@ -105,8 +110,10 @@ mod tests {
         let Record::Conversation { messages, .. } = evaluation.read(2) else { panic!("a conversation") };
         let task = arges_tasks::find("addition").unwrap();
         assert_eq!(messages[0]["content"], task.generate(2, 2).prompt);
+        let training = records(Some(5), 1.0);
         for position in 0..1000 {
-            assert!(mix(&[5, position, 2]) | FIRST_TRAINING_SEED >= 1 << 32);
+            assert!(training.choose(position).2 >= FIRST_TRAINING_SEED);
+            assert!(evaluation.choose(position).2 < 1 << 32);
         }
     }
 }

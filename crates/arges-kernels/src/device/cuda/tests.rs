@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{Random, gpu};
+use crate::testing::{CARDS, Random, assert_compiles, gpu};
 
 const SOURCE: Source = Source {
     name: "device/cuda/tests.rs",
@@ -20,13 +20,7 @@ extern "C" __global__ void round_values(const float* x, bf16* y, int count) {
 
 #[test]
 fn every_architecture_compiles_the_prelude() {
-    for (major, minor) in [(8, 0), (9, 0), (10, 0)] {
-        match compile(SOURCE, &[("SHIFT", 1)], Architecture { major, minor }) {
-            Ok(image) => assert!(image.starts_with(b"\x7fELF")),
-            Err(error @ CudaError::NoCompiler) => println!("skipped: {error}"),
-            Err(error) => panic!("{error}"),
-        }
-    }
+    assert_compiles(SOURCE, &[("SHIFT", 1)], &CARDS);
 }
 
 #[test]
