@@ -193,8 +193,10 @@ impl Reader<'_> {
     }
 }
 
+type RealFunction = fn(f64) -> f64;
+
 /// Functions of one real number.
-const REAL: [(&str, fn(f64) -> f64); 14] = [
+const REAL: [(&str, RealFunction); 14] = [
     ("sqrt", f64::sqrt),
     ("cbrt", f64::cbrt),
     ("exp", f64::exp),
