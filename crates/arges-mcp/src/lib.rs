@@ -6,8 +6,8 @@
 //! the servers of an `mcpServers` file and calls their tools; [`agent`] lets a model behind any OpenAI-compatible
 //! chat endpoint use them, call after call, until it answers.
 //!
-//! The crate may use the network, child processes, the folder it is given for output, and input files by name. It
-//! uses no other crate of Arges, prints nothing, and knows nothing of the command line.
+//! The crate may use the network, child processes, the folder it is given for output, and input files by name. Of
+//! Arges it uses `arges-text`, for the markup of calls. It prints nothing and knows nothing of the command line.
 #![forbid(unsafe_code)]
 
 pub mod agent;

@@ -61,6 +61,7 @@ fn chunk(data: &str) -> Result<Value, EndpointError> {
         serde_json::from_str(data).map_err(|error| EndpointError::Answer(format!("{error}: {data:.100}")))?;
     match chunk.get("error").filter(|error| !error.is_null()) {
         Some(error) => Err(EndpointError::Failed(message_of(error))),
+        None if !chunk.is_object() => Err(EndpointError::Answer(format!("{data:.100} is not a JSON object"))),
         None => Ok(chunk),
     }
 }

@@ -1,9 +1,10 @@
 //! A model that uses tools: asked again with the results of its calls until it answers.
 //!
 //! [`Agent`] works over a [`ChatEndpoint`], which is any that speaks OpenAI's chat API: [`HttpEndpoint`] at an
-//! address, [`RouterEndpoint`] in this process. An [`Observer`] sees what the model writes, is asked before a tool
+//! address, [`RouterEndpoint`] in this process, [`Divided`] for those that leave calls in the text. An [`Observer`] sees what the model writes, is asked before a tool
 //! runs, and follows the calls. [`serving`] puts the loop in front of a server's own endpoint.
 
+mod divided;
 mod endpoint;
 mod http_endpoint;
 mod router_endpoint;
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
+pub use divided::Divided;
 pub use endpoint::{ChatEndpoint, EndpointError};
 pub use http_endpoint::HttpEndpoint;
 pub use router_endpoint::RouterEndpoint;
