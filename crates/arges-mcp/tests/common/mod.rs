@@ -81,6 +81,11 @@ impl StandIn {
         stand_in
     }
 
+    /// Something else at an address, which records nothing.
+    pub fn elsewhere(url: String) -> StandIn {
+        StandIn { url, received: Arc::default() }
+    }
+
     pub fn received(&self) -> Vec<Received> {
         self.received.lock().unwrap().clone()
     }
