@@ -81,6 +81,14 @@ pub struct Voice {
     /// What it is asked for by, such as `en-gb`.
     pub id: String,
     pub name: String,
+    /// Languages that it speaks too; it is asked for by them as well.
+    pub also: Vec<String>,
+}
+
+impl Voice {
+    fn answers_to(&self, voice: &str) -> bool {
+        self.id == voice || self.also.iter().any(|language| language == voice)
+    }
 }
 
 /// The synthesiser of this machine.
@@ -115,7 +123,7 @@ impl Synthesiser {
     /// A voice that is not there, and a synthesiser that fails.
     pub async fn speak(&self, utterance: &Utterance<'_>, file: &Path) -> Result<(), SpeechError> {
         let voice = utterance.voice;
-        if !self.voices().await?.iter().any(|known| known.id == voice) {
+        if !self.voices().await?.iter().any(|known| known.answers_to(voice)) {
             return Err(SpeechError::NoVoice { voice: voice.to_owned() });
         }
         let speed = (WORDS_A_MINUTE * utterance.speed).round();
@@ -149,7 +157,9 @@ fn parse_voices(table: &str) -> Vec<Voice> {
             let mut columns = line.split_whitespace();
             let id = columns.nth(1)?.to_owned();
             let name = columns.nth(1)?.replace('_', " ");
-            Some(Voice { id, name })
+            // The file, and then as `(en 2)` each.
+            let also = columns.filter_map(|column| column.strip_prefix('(')).map(str::to_owned).collect();
+            Some(Voice { id, name, also })
         })
         .collect()
 }
@@ -163,10 +173,14 @@ mod tests {
         let table = "Pty Language       Age/Gender VoiceName          File                 Other Languages\n \
                      5  af              --/M      Afrikaans          gmw/af               \n \
                      2  en-gb           --/M      English_(Great_Britain) gmw/en           (en 2)\n";
-        let voice = |id: &str, name: &str| Voice { id: id.into(), name: name.into() };
+        let voice = |id: &str, name: &str, also: &[&str]| Voice {
+            id: id.into(),
+            name: name.into(),
+            also: also.iter().map(|language| (*language).to_owned()).collect(),
+        };
         assert_eq!(
             parse_voices(table),
-            [voice("af", "Afrikaans"), voice("en-gb", "English (Great Britain)")]
+            [voice("af", "Afrikaans", &[]), voice("en-gb", "English (Great Britain)", &["en"])]
         );
     }
 }
