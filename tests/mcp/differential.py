@@ -10,7 +10,8 @@ import pathlib
 import shutil
 import sys
 
-from servers import ORIGINAL, connected, environment, plain, text_of
+from server import environment
+from servers import ORIGINAL, connected, plain, text_of
 from standin import StandIn, failure, ok
 
 PICTURE = "picture.jpg"

@@ -1,24 +1,12 @@
 """Starts the servers that are compared, and talks to them with the official client SDK."""
 
 import contextlib
-import os
 import re
 
 from mcp import ClientSession, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
 ORIGINAL = ["-m", "minimax_mcp.server"]
-
-
-def environment(url, base, mode):
-    return {
-        "PATH": os.environ["PATH"],
-        "HOME": str(base),
-        "MINIMAX_API_KEY": "the-key",
-        "MINIMAX_API_HOST": url,
-        "MINIMAX_MCP_BASE_PATH": str(base),
-        "MINIMAX_API_RESOURCE_MODE": mode,
-    }
 
 
 @contextlib.asynccontextmanager

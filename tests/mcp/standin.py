@@ -23,14 +23,21 @@ class StandIn:
         class Bound(Handler):
             server_state = stand_in
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bound)
-        self.server.daemon_threads = True
+        self.server = Quiet(("127.0.0.1", 0), Bound)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def reset(self, answers=None):
         self.received = []
         self.answers = answers or {}
+
+
+class Quiet(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 512
+
+    def handle_error(self, *_):
+        """A client that goes away is no error here."""
 
 
 def ok(**fields):

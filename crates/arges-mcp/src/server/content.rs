@@ -8,23 +8,27 @@ use std::path::Path;
 
 use super::outcome::{Media, Outcome, Place};
 
-/// The result of a call that succeeded. Pictures and sound of at most `inline` bytes are in it; what is larger, and
-/// video, is linked to.
+/// The result of a call that succeeded. Pictures and sound are in it as long as they have `inline` bytes at most all
+/// together; others, and video, are linked to.
 pub async fn result(outcome: Outcome, version: Option<&ProtocolVersion>, inline: u64) -> CallToolResult {
     let mut content = vec![ContentBlock::text(outcome.text)];
+    let mut left = inline;
     for media in &outcome.media {
-        content.extend(block(media, version, inline).await);
+        content.extend(block(media, version, &mut left).await);
     }
     CallToolResult::success(content)
 }
 
-async fn block(media: &Media, version: Option<&ProtocolVersion>, inline: u64) -> Option<ContentBlock> {
+async fn block(media: &Media, version: Option<&ProtocolVersion>, left: &mut u64) -> Option<ContentBlock> {
     let (uri, name, bytes) = match &media.place {
         Place::Address(address) => (address.clone(), file_part(address), None),
-        Place::File(path) => (file_uri(path), name_of(path), small_file(path, inline).await),
+        Place::File(path) => (file_uri(path), name_of(path), small_file(path, *left).await),
         Place::Bytes(bytes) => return embedded(media.mime, bytes, version),
     };
-    if let Some(block) = bytes.and_then(|bytes| embedded(media.mime, &bytes, version)) {
+    if let Some(bytes) = bytes
+        && let Some(block) = embedded(media.mime, &bytes, version)
+    {
+        *left -= bytes.len() as u64;
         return Some(block);
     }
     let knows_links = knows(version, &ProtocolVersion::V_2025_06_18);
@@ -80,7 +84,7 @@ mod tests {
     use super::*;
 
     async fn kinds(outcome: Outcome, version: &ProtocolVersion) -> Vec<String> {
-        let result = result(outcome, Some(version), 10).await;
+        let result = result(outcome, Some(version), 20).await;
         let value = serde_json::to_value(result).unwrap();
         let blocks = value["content"].as_array().unwrap().iter();
         blocks.map(|block| block["type"].as_str().unwrap().to_owned()).collect()
@@ -98,10 +102,11 @@ mod tests {
             Outcome::text("x")
                 .with("image/jpeg", write("small.jpg", 10))
                 .with("audio/mpeg", write("small.mp3", 10))
-                .with("audio/mpeg", write("large.mp3", 11))
+                .with("audio/mpeg", write("third.mp3", 1))
                 .with("video/mp4", Place::Address("https://example.com/a.mp4?b".into()))
         };
         assert_eq!(kinds(outcome(), &ProtocolVersion::V_2024_11_05).await, ["text", "image"]);
+        // The third does not fit into the result with the others, and its link is not known either.
         assert_eq!(kinds(outcome(), &ProtocolVersion::V_2025_03_26).await, ["text", "image", "audio"]);
         assert_eq!(
             kinds(outcome(), &ProtocolVersion::V_2025_06_18).await,
