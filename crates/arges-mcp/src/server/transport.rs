@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -25,6 +26,8 @@ use super::MiniMaxServer;
 pub const PATH: &str = "/mcp";
 /// Bytes of a request at most: texts and, in a data address, a picture.
 const REQUEST_BYTES: usize = 96 << 20;
+/// Silence after which a session ends. The longest call must not, of which nothing may be heard until it is done.
+const SESSION: Duration = Duration::from_secs(3600);
 
 /// A server that ended by an error.
 #[derive(Debug, Error)]
@@ -101,11 +104,9 @@ pub async fn serve_http(
         .with_allowed_origins(origins)
         .with_max_request_body_bytes(REQUEST_BYTES);
     let sessions = config.cancellation_token.clone();
-    let service = StreamableHttpService::new(
-        move || Ok(server.clone()),
-        Arc::new(LocalSessionManager::default()),
-        config,
-    );
+    let mut manager = LocalSessionManager::default();
+    manager.session_config.keep_alive = Some(SESSION);
+    let service = StreamableHttpService::new(move || Ok(server.clone()), Arc::new(manager), config);
     let token = access.token.map(Arc::<str>::from);
     let router = Router::new().nest_service(PATH, service).layer(from_fn_with_state(token, require_token));
     let stop = async move {

@@ -200,8 +200,11 @@ impl Watching<'_> {
     fn show(&mut self, chunk: &Value) -> bool {
         let delta = &chunk["choices"][0]["delta"];
         let reasoning = delta["reasoning_content"].as_str().or_else(|| delta["reasoning"].as_str());
-        let shown = output::thinking(reasoning.unwrap_or_default())
-            .and_then(|()| output::answer(delta["content"].as_str().unwrap_or_default()));
+        let shown = match (reasoning, delta["content"].as_str()) {
+            (Some(text), _) if !text.is_empty() => output::thinking(text),
+            (_, Some(text)) if !text.is_empty() => output::answer(text),
+            _ => Ok(()),
+        };
         self.closed = shown.err();
         self.closed.is_none()
     }
