@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::turn::ToolCall;
-use super::{Agent, AgentError, Divided, EndpointError, Finished, Observer, RouterEndpoint};
+use super::{Agent, AgentError, EndpointError, Finished, Observer, RouterEndpoint};
 use crate::client::{CallResult, OfferedTool, Toolbox};
 
 /// Bytes of a request at most, and time for it to arrive.
@@ -67,9 +67,9 @@ async fn answer(State(serving): State<Arc<Serving>>, request: Request) -> Respon
         return endpoint.pass(Request::from_parts(head, Body::from(bytes))).await;
     };
     if parsed["stream"] == true {
-        streamed(Divided(endpoint), Arc::clone(&serving.toolbox), parsed).await
+        streamed(endpoint, Arc::clone(&serving.toolbox), parsed).await
     } else {
-        whole(&Divided(endpoint), &serving.toolbox, parsed).await
+        whole(&endpoint, &serving.toolbox, parsed).await
     }
 }
 
@@ -80,7 +80,7 @@ fn wants_tools(request: &Value) -> bool {
     request["messages"].is_array() && !brings_tools && !forbids_tools && !asks_for_several
 }
 
-async fn whole(endpoint: &Divided<RouterEndpoint>, toolbox: &Toolbox, request: Value) -> Response {
+async fn whole(endpoint: &RouterEndpoint, toolbox: &Toolbox, request: Value) -> Response {
     match Agent::new(endpoint, toolbox).run(request, &mut Silent).await {
         Ok(Finished { last, usage, .. }) => {
             let mut completion = last.completion.unwrap_or_default();
@@ -95,7 +95,7 @@ async fn whole(endpoint: &Divided<RouterEndpoint>, toolbox: &Toolbox, request: V
 
 /// Streams all turns as one answer. The first chunk decides the status: a request that is refused is so as without
 /// tools.
-async fn streamed(endpoint: Divided<RouterEndpoint>, toolbox: Arc<Toolbox>, request: Value) -> Response {
+async fn streamed(endpoint: RouterEndpoint, toolbox: Arc<Toolbox>, request: Value) -> Response {
     let (chunks, mut received) = mpsc::channel(CHUNKS);
     let counts_tokens = request["stream_options"]["include_usage"] == true;
     tokio::spawn(async move {

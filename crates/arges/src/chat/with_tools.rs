@@ -16,11 +16,13 @@ use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;
 
 use super::{CONTEXT, ChatArgs, Talk, converse};
+use crate::answer::Piece;
 use crate::conversation::Conversation;
 use crate::failure::OutputClosed;
 use crate::loading::Opened;
 use crate::output;
 use crate::plan::{Context, Needs};
+use crate::shown::Shown;
 
 /// Characters of arguments and results that are shown.
 const SHOWN: usize = 300;
@@ -56,7 +58,7 @@ fn endpoint(args: &ChatArgs) -> Result<Box<dyn ChatEndpoint>> {
     let engine = opened.start(&args.model, &args.sizes, needs)?;
     let options = ServerOptions::new(opened.source.name());
     let state = AppState::new(engine, tokenizer, Some(template), options);
-    Ok(Box::new(Divided(RouterEndpoint::new(arges_server::router(state)))))
+    Ok(Box::new(RouterEndpoint::new(arges_server::router(state))))
 }
 
 /// The fields of a request but for its messages. Those that only some servers know are left out where they say what
@@ -79,6 +81,7 @@ fn request(args: &ChatArgs) -> Result<Value> {
         ("stop", json!(args.stop.stop), !args.stop.stop.is_empty()),
         ("stop_token_ids", json!(args.stop.stop_token), !args.stop.stop_token.is_empty()),
         ("ignore_eos", json!(true), args.stop.ignore_eos),
+        ("thinking_budget", json!(args.thinking_budget), args.thinking_budget.is_some()),
         ("min_tokens", json!(args.stop.min_tokens), args.stop.min_tokens != 0),
     ];
     for (name, value, is_needed) in optional {
@@ -108,7 +111,7 @@ struct ToolChat {
 impl ToolChat {
     fn answer_once(&mut self, runtime: &Runtime, prompt: &str) -> Result<()> {
         self.conversation.push_user(prompt);
-        let mut watching = Watching { asking: &mut self.asking, closed: None };
+        let mut watching = Watching::new(&mut self.asking);
         let finished = runtime.block_on(answered(
             &*self.endpoint,
             &self.toolbox,
@@ -146,7 +149,10 @@ async fn answered(
         }
     };
     match finished {
-        Ok(finished) => Ok(Some(finished)),
+        Ok(finished) => {
+            watching.shown.finish()?;
+            Ok(Some(finished))
+        }
         Err(AgentError::Stopped) => Err(watching.closed.take().unwrap_or_else(|| OutputClosed.into())),
         Err(error) => Err(error.into()),
     }
@@ -166,7 +172,7 @@ impl Talk for ToolChat {
     /// What goes wrong is told and the question forgotten.
     fn turn(&mut self, runtime: &Runtime, text: &str) -> Result<()> {
         self.conversation.push_user(text);
-        let mut watching = Watching { asking: &mut self.asking, closed: None };
+        let mut watching = Watching::new(&mut self.asking);
         let turn = answered(&*self.endpoint, &self.toolbox, &self.request, &self.conversation, &mut watching);
         match runtime.block_on(turn) {
             Ok(Some(finished)) => {
@@ -192,27 +198,41 @@ impl Talk for ToolChat {
 /// Shows what happens, and asks before something is changed.
 struct Watching<'a> {
     asking: &'a mut Asking,
+    shown: Shown,
+    /// Whether the turn has text.
+    said: bool,
     /// Why nothing can be shown any more.
     closed: Option<anyhow::Error>,
 }
 
-impl Watching<'_> {
-    fn show(&mut self, chunk: &Value) -> bool {
-        let delta = &chunk["choices"][0]["delta"];
+impl<'a> Watching<'a> {
+    fn new(asking: &'a mut Asking) -> Watching<'a> {
+        Watching { asking, shown: Shown::new(), said: false, closed: None }
+    }
+
+    fn show(&mut self, chunk: &Value) -> Result<()> {
+        let choice = &chunk["choices"][0];
+        let delta = &choice["delta"];
         let reasoning = delta["reasoning_content"].as_str().or_else(|| delta["reasoning"].as_str());
-        let shown = match (reasoning, delta["content"].as_str()) {
-            (Some(text), _) if !text.is_empty() => output::thinking(text),
-            (_, Some(text)) if !text.is_empty() => output::answer(text),
-            _ => Ok(()),
-        };
-        self.closed = shown.err();
-        self.closed.is_none()
+        let text = delta["content"].as_str().unwrap_or_default();
+        self.shown.add(&Piece { id: None, reasoning: reasoning.unwrap_or_default(), text })?;
+        self.said |= !text.is_empty();
+        if choice["finish_reason"] == "tool_calls" {
+            self.shown.finish_turn()?;
+            self.shown = Shown::new();
+            // What the tools do begins on a line of its own.
+            if std::mem::take(&mut self.said) {
+                output::line("")?;
+            }
+        }
+        Ok(())
     }
 }
 
 impl Observer for Watching<'_> {
     fn chunk(&mut self, chunk: Value) -> BoxFuture<'_, bool> {
-        std::future::ready(self.show(&chunk)).boxed()
+        self.closed = self.show(&chunk).err();
+        std::future::ready(self.closed.is_none()).boxed()
     }
 
     fn may_run(&mut self, call: &ToolCall, tool: &OfferedTool) -> bool {

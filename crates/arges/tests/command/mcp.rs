@@ -150,6 +150,36 @@ fn the_embedded_model_is_offered_tools_and_answers() {
     assert!(!ran.stdout.trim().is_empty());
 }
 
+/// Tokens of the prompt of a question to `arges serve` with these flags.
+fn prompt_tokens(flags: &[&str]) -> u64 {
+    let mut command = command();
+    command.args(["serve", "--port", "0"]).args(flags).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("listening on http://").expect("the address");
+    let messages = json!([{ "role": "user", "content": "Who are you?" }]);
+    let body = json!({ "messages": messages, "max_tokens": 5, "temperature": 0 }).to_string();
+    let mut stream = TcpStream::connect(address).unwrap();
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close";
+    write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{reply}");
+    let answer: Value = serde_json::from_str(body).unwrap();
+    answer["usage"]["prompt_tokens"].as_u64().unwrap()
+}
+
+#[test]
+fn a_server_shows_its_model_the_tools() {
+    let without = prompt_tokens(&[]);
+    let with_clock = prompt_tokens(&["--tool", "clock"]);
+    assert!(with_clock > without + 50, "{with_clock} and {without} tokens");
+}
+
 /// A server over standard streams, line by line.
 struct Lines {
     child: Child,
