@@ -100,7 +100,12 @@ async fn streamed(endpoint: RouterEndpoint, toolbox: Arc<Toolbox>, request: Valu
     let counts_tokens = request["stream_options"]["include_usage"] == true;
     tokio::spawn(async move {
         let mut observer = Forwarding { chunks: chunks.clone(), head: None };
-        let result = Agent::new(&endpoint, &toolbox).run(request, &mut observer).await;
+        let agent = Agent::new(&endpoint, &toolbox);
+        let result = tokio::select! {
+            result = agent.run(request, &mut observer) => result,
+            // Nobody waits for what a call brings. Dropping it cancels it.
+            () = chunks.closed() => return,
+        };
         let last = match result {
             Ok(finished) if counts_tokens => finished.usage.map(|usage| Ok(observer.usage_chunk(usage))),
             Ok(_) | Err(AgentError::Stopped) => None,

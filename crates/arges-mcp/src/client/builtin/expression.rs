@@ -308,6 +308,20 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_text_is_too_much(text in "[0-9a-z+*/^%(),. -]{0,60}") {
+            let _ = evaluate(&text);
+        }
+
+        #[test]
+        fn whole_numbers_are_exact(a in proptest::num::i64::ANY, b in proptest::num::i64::ANY, c in 1..i64::MAX) {
+            let (wide_a, wide_b, wide_c) = (i128::from(a), i128::from(b), i128::from(c));
+            let expected = wide_a * wide_b - wide_c + wide_a.rem_euclid(wide_c);
+            proptest::prop_assert_eq!(value(&format!("({a}) * ({b}) - {c} + ({a}) % {c}")), expected.to_string());
+        }
+    }
+
     #[test]
     fn a_wrong_expression_says_what_is_wrong() {
         for (text, expected) in [
