@@ -4,8 +4,8 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use arges_mcp::server::MiniMaxServer;
-use common::{StandIn, call, connect, error, files, settings, short_limits, text};
+use arges_mcp::server::{MiniMaxServer, Settings};
+use common::{StandIn, call, connect, error, files, settings, short_limits, text, usual_limits};
 use serde_json::json;
 
 /// A stand-in that takes a request and never answers.
@@ -25,7 +25,8 @@ async fn silent() -> StandIn {
 async fn a_request_that_is_never_answered_ends_in_an_error() {
     let stand_in = silent().await;
     let base = tempfile::tempdir().unwrap();
-    let client = connect(settings(&stand_in.url, base.path(), "url")).await;
+    let hasty = Settings { limits: short_limits(), ..settings(&stand_in.url, base.path(), "url") };
+    let client = connect(hasty).await;
     let started = Instant::now();
     let message = error(&call(&client, "list_voices", json!({})).await);
     assert!(message.contains("POST /v1/get_voice: no response within 0.4 s"), "{message}");
@@ -202,7 +203,7 @@ async fn a_paid_request_is_not_sent_twice_when_its_fate_is_unknown() {
     assert!(message.contains("HTTP status 502"), "{message}");
     assert_eq!(stand_in.received().len(), 1);
     error(&call(&client, "list_voices", json!({})).await);
-    assert_eq!(stand_in.received().len(), 1 + short_limits().attempts as usize);
+    assert_eq!(stand_in.received().len(), 1 + usual_limits().attempts as usize);
 }
 
 #[tokio::test]

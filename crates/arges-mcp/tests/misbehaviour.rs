@@ -10,7 +10,9 @@ use arges_mcp::Limits;
 use arges_mcp::server::Settings;
 use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse, Response};
-use common::{HEX, StandIn, call, connect, error, files, ok, settings, short_limits, status, text};
+use common::{
+    HEX, StandIn, call, connect, error, files, ok, settings, short_limits, status, text, usual_limits,
+};
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,8 +21,12 @@ type Answer = fn() -> Response;
 
 /// Calls text_to_audio with results as files, and gives the error and the number of requests.
 async fn failing(stand_in: &StandIn) -> (String, usize) {
+    failing_within(stand_in, usual_limits()).await
+}
+
+async fn failing_within(stand_in: &StandIn, limits: Limits) -> (String, usize) {
     let base = tempfile::tempdir().unwrap();
-    let client = connect(settings(&stand_in.url, base.path(), "local")).await;
+    let client = connect(Settings { limits, ..settings(&stand_in.url, base.path(), "local") }).await;
     let started = Instant::now();
     let message = error(&call(&client, "text_to_audio", json!({ "text": "x" })).await);
     assert!(started.elapsed() < Duration::from_secs(10), "{message}");
@@ -110,14 +116,16 @@ async fn a_body_shorter_than_it_says_is_an_error() {
 #[tokio::test]
 async fn a_body_that_drips_without_end_is_given_up() {
     let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: identity\r\n\r\n{";
-    let (message, _) = failing(&raw(head, Some(Duration::from_millis(100))).await).await;
+    let (message, _) =
+        failing_within(&raw(head, Some(Duration::from_millis(100))).await, short_limits()).await;
     assert!(message.contains("no complete response within 2 s"), "{message}");
 }
 
 #[tokio::test]
 async fn a_body_that_stops_is_given_up() {
     let head = "HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{";
-    let (message, _) = failing(&raw(head, Some(Duration::from_secs(3600))).await).await;
+    let (message, _) =
+        failing_within(&raw(head, Some(Duration::from_secs(3600))).await, short_limits()).await;
     assert!(message.contains("no more of the response within 0.4 s"), "{message}");
 }
 
@@ -142,11 +150,8 @@ async fn three_gigabytes_are_not_taken() {
     })
     .await;
     let base = tempfile::tempdir().unwrap();
-    let limits = Limits { json_bytes: 8 << 20, download_bytes: 16 << 20, ..short_limits() };
-    let limited = Settings {
-        limits: Limits { total: Duration::from_secs(20), ..limits },
-        ..settings(&stand_in.url, base.path(), "local")
-    };
+    let limits = Limits { json_bytes: 8 << 20, download_bytes: 16 << 20, ..usual_limits() };
+    let limited = Settings { limits, ..settings(&stand_in.url, base.path(), "local") };
     let client = connect(limited).await;
     let message = error(&call(&client, "text_to_audio", json!({ "text": "x" })).await);
     assert!(message.contains("larger than 8388608 bytes"), "{message}");
@@ -167,11 +172,8 @@ async fn few_large_responses_are_held_at_once() {
     })
     .await;
     let base = tempfile::tempdir().unwrap();
-    let limits = Limits { large_responses: 1, ..short_limits() };
-    let limited = Settings {
-        limits: Limits { total: Duration::from_secs(60), idle: Duration::from_secs(60), ..limits },
-        ..settings(&stand_in.url, base.path(), "local")
-    };
+    let limits = Limits { large_responses: 1, ..usual_limits() };
+    let limited = Settings { limits, ..settings(&stand_in.url, base.path(), "local") };
     let client = connect(limited).await;
     let calls = (0..10).map(|number| call(&client, "text_to_audio", json!({ "text": number.to_string() })));
     for result in futures_util::future::join_all(calls).await {
@@ -203,7 +205,7 @@ async fn two_hundred_calls_at_once_are_all_answered() {
     })
     .await;
     let base = tempfile::tempdir().unwrap();
-    let limits = Limits { concurrent: 16, total: Duration::from_secs(60), ..short_limits() };
+    let limits = Limits { concurrent: 16, ..usual_limits() };
     let limited = Settings { limits, ..settings(&stand_in.url, base.path(), "url") };
     let client = connect(limited).await;
     let calls = (0..200).map(|number| {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use arges_mcp::Limits;
 use arges_mcp::client::{CallLimits, Config, ConnectError, Toolbox, ToolboxError};
 use arges_mcp::server::transport::{Access, serve_http, serve_streams};
 use arges_mcp::server::{MiniMaxServer, Settings};
@@ -195,7 +196,9 @@ async fn toolbox(url: &str, token: &str) -> Result<Toolbox, ToolboxError> {
 async fn a_toolbox_calls_a_server_over_http() {
     let stand_in = slow_films(2).await;
     let base = tempfile::tempdir().unwrap();
-    let (url, _stop) = over_http(settings(&stand_in.url, base.path(), "url"), Some("right")).await;
+    let unhurried = settings(&stand_in.url, base.path(), "url");
+    let limits = Limits { poll: Duration::from_millis(60), ..unhurried.limits.clone() };
+    let (url, _stop) = over_http(Settings { limits, ..unhurried }, Some("right")).await;
     let mut toolbox = toolbox(&url, "right").await.unwrap();
     assert_eq!(toolbox.tools().len(), 10);
     let reports = Arc::new(std::sync::Mutex::new(Vec::new()));

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use reqwest::header::{HeaderName, HeaderValue};
 use rmcp::handler::client::ClientHandler;
-use rmcp::handler::client::progress::ProgressDispatcher;
 use rmcp::model::{ClientConfig, Implementation, ProgressNotificationParam, Tool};
 use rmcp::service::{ClientInitializeError, NotificationContext, RoleClient, RunningService};
 use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig;
@@ -13,6 +12,7 @@ use rmcp::transport::{StreamableHttpClientTransport, TokioChildProcess};
 use rmcp::{ServiceExt, serve_client};
 use thiserror::Error;
 use tokio::process::Command;
+use tokio::sync::broadcast;
 
 use super::config::{ServerEntry, Transport};
 use crate::http;
@@ -42,10 +42,20 @@ pub enum ConnectError {
     Timeout { server: String, limit: Duration },
 }
 
-/// This side of the connection: hands reports of progress to the calls that wait for them.
-#[derive(Debug, Default, Clone)]
+/// Reports of progress that may wait for a call to look at them; older ones are forgotten.
+const REPORTS: usize = 64;
+
+/// This side of the connection: hands reports of progress to the calls that wait for them. A call listens before it is
+/// sent, and so before it knows its token: it picks its own reports out of all.
+#[derive(Debug, Clone)]
 pub struct Handler {
-    pub progress: ProgressDispatcher,
+    pub progress: broadcast::Sender<ProgressNotificationParam>,
+}
+
+impl Default for Handler {
+    fn default() -> Handler {
+        Handler { progress: broadcast::Sender::new(REPORTS) }
+    }
 }
 
 impl ClientHandler for Handler {
@@ -55,7 +65,8 @@ impl ClientHandler for Handler {
     }
 
     async fn on_progress(&self, report: ProgressNotificationParam, _: NotificationContext<RoleClient>) {
-        self.progress.handle_notification(report).await;
+        // Nobody may be listening, which is as well.
+        let _ = self.progress.send(report);
     }
 }
 

@@ -3,9 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::future::join_all;
-use rmcp::handler::client::progress::ProgressDispatcher;
 use rmcp::model::{
     CallToolRequest, CallToolRequestParams, CallToolResult, CancelledNotificationParam, ClientRequest,
     JsonObject, ProgressNotificationParam, RequestId, ServerResult,
@@ -13,7 +11,7 @@ use rmcp::model::{
 use rmcp::service::{Peer, PeerRequestOptions, RoleClient, ServiceError};
 use serde_json::{Value, json};
 use thiserror::Error;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, broadcast};
 
 use super::config::{Config, ServerEntry};
 use super::connection::{ConnectError, Connection};
@@ -77,7 +75,7 @@ pub struct OfferedTool {
 #[derive(Debug)]
 enum Source {
     Builtin(Builtin),
-    Server { name: String, peer: Peer<RoleClient>, progress: ProgressDispatcher },
+    Server { name: String, peer: Peer<RoleClient>, progress: broadcast::Sender<ProgressNotificationParam> },
 }
 
 /// The result of a call, as a text for the model.
@@ -268,7 +266,7 @@ fn allowed_name(name: &str) -> String {
 /// A call at a server.
 struct RemoteCall<'a> {
     peer: &'a Peer<RoleClient>,
-    progress: &'a ProgressDispatcher,
+    progress: &'a broadcast::Sender<ProgressNotificationParam>,
     limits: &'a CallLimits,
 }
 
@@ -284,14 +282,21 @@ impl RemoteCall<'_> {
         let options = PeerRequestOptions::with_timeout(self.limits.silence)
             .reset_timeout_on_progress()
             .with_max_total_timeout(self.limits.total);
+        let mut reports = self.progress.subscribe();
         let handle = self.peer.send_cancellable_request(request, options).await?;
         let mut abandoned = CancelOnDrop { peer: self.peer, id: Some(handle.id.clone()) };
-        let mut reports = self.progress.subscribe(handle.progress_token.clone()).await;
+        let token = handle.progress_token.clone();
         let mut response = std::pin::pin!(handle.await_response());
         let response = loop {
             tokio::select! {
+                biased;
+                // An error says that some were missed; the channel does not close while its other end is borrowed.
+                progress = reports.recv() => {
+                    if let Ok(progress) = progress && progress.progress_token == token {
+                        report(&told(&progress));
+                    }
+                }
                 response = &mut response => break response,
-                Some(progress) = reports.next() => report(&told(&progress)),
             }
         };
         abandoned.id = None;

@@ -78,13 +78,10 @@ impl Folder {
         let directory = output_directory.unwrap_or("");
         let outside = || FileError::Outside { directory: directory.to_owned(), base: self.base.clone() };
         let folder = normalised(&self.base.join(expand_home(directory)));
-        if !folder.starts_with(&self.base) {
-            return Err(outside());
-        }
         let failed = |source| FileError::Write { path: folder.clone(), source };
         std::fs::create_dir_all(&self.base).map_err(failed)?;
         let base = self.base.canonicalize().map_err(failed)?;
-        // A link in the part that exists must not lead out; below it only plain folders are made.
+        // Neither dots nor links in the part that exists may lead out; below it only plain folders are made.
         let existing = folder.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(&self.base);
         if !existing.canonicalize().map_err(failed)?.starts_with(&base) {
             return Err(outside());

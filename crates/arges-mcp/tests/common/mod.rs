@@ -137,17 +137,23 @@ fn usual(request: &Received, url: &str) -> Response {
     }
 }
 
-/// Limits at which tests end soon.
-pub fn short_limits() -> Limits {
+/// The usual limits, with pauses that are over at once.
+pub fn usual_limits() -> Limits {
     Limits {
-        connect: Duration::from_millis(500),
-        answer: Duration::from_millis(400),
-        idle: Duration::from_millis(400),
-        total: Duration::from_secs(2),
         backoff: Duration::from_millis(5),
         poll: Duration::from_millis(5),
         report: Duration::from_millis(20),
         ..Limits::default()
+    }
+}
+
+/// Limits that something is to reach.
+pub fn short_limits() -> Limits {
+    Limits {
+        answer: Duration::from_millis(400),
+        idle: Duration::from_millis(400),
+        total: Duration::from_secs(2),
+        ..usual_limits()
     }
 }
 
@@ -161,7 +167,7 @@ pub fn settings(url: &str, base: &Path, mode: &str) -> Settings {
     ];
     let variable =
         |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
-    Settings { limits: short_limits(), ..Settings::from_environment(variable, false).unwrap() }
+    Settings { limits: usual_limits(), ..Settings::from_environment(variable, false).unwrap() }
 }
 
 pub type Client = RunningService<RoleClient, ()>;
