@@ -216,6 +216,8 @@ async fn what_was_made_and_cannot_be_fetched_is_not_lost() {
     let client = connect(settings(&stand_in.url, base.path(), "local")).await;
     let message = error(&call(&client, "generate_video", json!({ "prompt": "x" })).await);
     assert!(message.contains(&format!("What was made is at {}/files/film.mp4", stand_in.url)), "{message}");
+    let message = error(&call(&client, "text_to_image", json!({ "prompt": "x" })).await);
+    assert!(message.contains("/files/0.jpg") && message.contains("/files/1.jpg"), "{message}");
     std::fs::write(base.path().join("a.mp3"), "x").unwrap();
     let cloned = call(&client, "voice_clone", json!({ "voice_id": "v", "file": "a.mp3", "text": "t" })).await;
     let told = text(&cloned);

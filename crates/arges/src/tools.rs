@@ -31,8 +31,9 @@ pub struct AgentArgs {
     /// Run every call without asking; else those of tools that change something are asked about
     #[arg(long)]
     pub yes: bool,
-    /// Ask the model of another server with OpenAI's API, such as http://127.0.0.1:8000/v1
-    #[arg(long, value_name = "URL", conflicts_with = "model")]
+    /// Ask a model of another server with OpenAI's API, such as http://127.0.0.1:8000/v1; --model is then its name there
+    /// [default: the first that the server names]
+    #[arg(long, value_name = "URL")]
     pub endpoint: Option<String>,
     /// Key of that server
     #[arg(long, value_name = "KEY", env = "ARGES_ENDPOINT_KEY", hide_env_values = true)]

@@ -114,12 +114,12 @@ impl Divider {
                 chunk
             })
             .collect();
-        let role = rest["choices"][0]["delta"].as_object().is_some_and(|delta| !delta.is_empty());
-        // What is said before the text comes first: the role.
-        if role && !ends {
-            chunks.insert(0, rest);
-        } else if role || ends {
+        let says_more = rest["choices"][0]["delta"].as_object().is_some_and(|delta| !delta.is_empty());
+        if ends {
             chunks.push(rest);
+        } else if says_more {
+            // The role, for one, which comes before the text.
+            chunks.insert(0, rest);
         }
         chunks
     }

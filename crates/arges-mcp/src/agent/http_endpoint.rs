@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use reqwest::{Client, Response};
+use reqwest::{Client, RequestBuilder, Response};
 use serde_json::Value;
 
 use super::endpoint::{ChatEndpoint, Chunks, EndpointError, PATH, chunks, completion, refused};
@@ -16,7 +16,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct HttpEndpoint {
     client: Client,
-    url: String,
+    base: String,
     key: Option<String>,
 }
 
@@ -34,15 +34,30 @@ impl HttpEndpoint {
         };
         let version = if parsed.path() == "/" { "/v1" } else { "" };
         let client = http::client(CONNECT).map_err(|error| EndpointError::Failed(http::reason(error)))?;
-        Ok(HttpEndpoint { client, url: format!("{}{version}{PATH}", base.trim_end_matches('/')), key })
+        Ok(HttpEndpoint { client, base: format!("{}{version}", base.trim_end_matches('/')), key })
+    }
+
+    /// The first model that the server names, if it names any.
+    ///
+    /// # Errors
+    /// A server that cannot be reached or refuses to tell.
+    pub async fn first_model(&self) -> Result<Option<String>, EndpointError> {
+        let response = self.answered(self.client.get(format!("{}/models", self.base))).await?;
+        let body = response.bytes().await.map_err(|error| EndpointError::Failed(http::reason(error)))?;
+        let models: Value =
+            serde_json::from_slice(&body).map_err(|error| EndpointError::Answer(error.to_string()))?;
+        Ok(models["data"][0]["id"].as_str().map(str::to_owned))
     }
 
     async fn send(&self, request: &Value) -> Result<Response, EndpointError> {
-        let mut builder = self.client.post(&self.url).json(request);
+        self.answered(self.client.post(format!("{}{PATH}", self.base)).json(request)).await
+    }
+
+    async fn answered(&self, mut builder: RequestBuilder) -> Result<Response, EndpointError> {
         if let Some(key) = &self.key {
             builder = builder.bearer_auth(key);
         }
-        let failed = |error| EndpointError::Failed(format!("{}: {}", self.url, http::reason(error)));
+        let failed = |error| EndpointError::Failed(format!("{}: {}", self.base, http::reason(error)));
         let response = builder.send().await.map_err(failed)?;
         let status = response.status();
         if status.is_success() {

@@ -80,6 +80,9 @@ pub enum ToolError {
     /// Something that was made and paid for, and could not be saved.
     #[error("{source}. What was made is at {address}")]
     Unsaved { address: String, source: Box<ToolError> },
+    /// As before, of several things.
+    #[error("saved as: {saved}. Of the others: {failures}")]
+    PartlySaved { saved: String, failures: String },
     /// The client does not want the result any more.
     #[error("the call was cancelled")]
     Cancelled,

@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,8 +96,7 @@ pub async fn serve_http(
     let mut hosts =
         vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "[::1]".to_owned(), "::1".to_owned()];
     hosts.extend(access.hosts);
-    let origins: Vec<String> =
-        hosts.iter().flat_map(|host| origins_of(host, listener.local_addr().ok())).collect();
+    let origins: Vec<String> = hosts.iter().flat_map(|host| origins_of(host)).collect();
     let config = StreamableHttpServerConfig::default()
         .with_allowed_hosts(hosts)
         .with_allowed_origins(origins)
@@ -118,7 +116,7 @@ pub async fn serve_http(
 }
 
 /// Origins of pages that are served by that host itself, on any port where it names none.
-fn origins_of(host: &str, address: Option<SocketAddr>) -> Vec<String> {
+fn origins_of(host: &str) -> [String; 2] {
     let has_port = host.rsplit_once(':').is_some_and(|(name, port)| {
         port.parse::<u16>().is_ok() && (!name.contains(':') || name.ends_with(']'))
     });
@@ -127,8 +125,8 @@ fn origins_of(host: &str, address: Option<SocketAddr>) -> Vec<String> {
     } else {
         host.to_owned()
     };
-    let host = if has_port || address.is_none() { host } else { format!("{host}:*") };
-    vec![format!("http://{host}"), format!("https://{host}")]
+    let host = if has_port { host } else { format!("{host}:*") };
+    [format!("http://{host}"), format!("https://{host}")]
 }
 
 async fn require_token(

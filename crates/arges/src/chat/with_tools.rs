@@ -29,14 +29,28 @@ const SHOWN: usize = 300;
 
 /// Answers `prompt`, or has a conversation.
 pub fn run(args: ChatArgs, prompt: Option<String>) -> Result<()> {
-    let endpoint = endpoint(&args)?;
     // The servers of the tools are listened to while the user types.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let mut request = request(&args)?;
+    let endpoint: Box<dyn ChatEndpoint> = match &args.agent.endpoint {
+        Some(url) => {
+            let endpoint = HttpEndpoint::new(url, args.agent.endpoint_key.clone())?;
+            let model = match &args.model.model {
+                Some(model) => Some(model.clone()),
+                None => runtime.block_on(endpoint.first_model())?,
+            };
+            if let Some(model) = model {
+                request["model"] = model.into();
+            }
+            Box::new(Divided(endpoint))
+        }
+        None => Box::new(local(&args)?),
+    };
     let toolbox = runtime.block_on(args.agent.tools.open())?;
     let mut chat = ToolChat {
         endpoint,
         toolbox,
-        request: request(&args)?,
+        request,
         asking: Asking { all: args.agent.yes, always: Vec::new() },
         conversation: Conversation::new(args.system),
     };
@@ -48,17 +62,15 @@ pub fn run(args: ChatArgs, prompt: Option<String>) -> Result<()> {
     result
 }
 
-fn endpoint(args: &ChatArgs) -> Result<Box<dyn ChatEndpoint>> {
-    if let Some(url) = &args.agent.endpoint {
-        return Ok(Box::new(Divided(HttpEndpoint::new(url, args.agent.endpoint_key.clone())?)));
-    }
+/// A model that is run here, behind the routes of a server that nobody else reaches.
+fn local(args: &ChatArgs) -> Result<RouterEndpoint> {
     let opened = Opened::open(&args.model)?;
     let (tokenizer, template) = (opened.tokenizer()?, opened.chat_template()?);
     let needs = Needs { context: Context::UpTo(CONTEXT), sequences: 1, step_tokens: 2048, logit_rows: 1 };
     let engine = opened.start(&args.model, &args.sizes, needs)?;
     let options = ServerOptions::new(opened.source.name());
     let state = AppState::new(engine, tokenizer, Some(template), options);
-    Ok(Box::new(RouterEndpoint::new(arges_server::router(state))))
+    Ok(RouterEndpoint::new(arges_server::router(state)))
 }
 
 /// The fields of a request but for its messages. Those that only some servers know are left out where they say what
@@ -92,10 +104,6 @@ fn request(args: &ChatArgs) -> Result<Value> {
     if !sampling.logit_bias.is_empty() {
         let bias = sampling.logit_bias.iter().map(|(id, bias)| (id.to_string(), json!(bias)));
         set("logit_bias", Value::Object(bias.collect()));
-    }
-    if args.agent.endpoint.is_some() {
-        // Servers that serve one model take any name.
-        set("model", "default".into());
     }
     Ok(Value::Object(request))
 }

@@ -60,6 +60,7 @@ fn model_and_api(path: &str, body: &Value) -> (&'static str, String) {
         ("application/json", fields.to_string())
     };
     match path {
+        "/v1/models" => ("application/json", json!({ "data": [{ "id": "a-model" }] }).to_string()),
         "/v1/get_voice" => api(json!({ "system_voice": [{ "voice_name": "Ann", "voice_id": "ann-7" }] })),
         "/v1/t2a_v2" => api(json!({ "data": { "audio": "https://example.com/speech.mp3" } })),
         _ => ("text/event-stream", turn(&body["messages"])),
@@ -126,9 +127,10 @@ fn a_conversation_uses_two_tools_in_order() {
     let received = received.lock().unwrap();
     let paths: Vec<&str> = received.iter().map(|(path, _)| path.as_str()).collect();
     let chat = "/v1/chat/completions";
-    assert_eq!(paths, [chat, "/v1/get_voice", chat, "/v1/t2a_v2", chat]);
-    assert_eq!(received[0].1["tools"].as_array().unwrap().len(), 10);
-    assert_eq!(received[3].1["voice_setting"]["voice_id"], "ann-7");
+    assert_eq!(paths, ["/v1/models", chat, "/v1/get_voice", chat, "/v1/t2a_v2", chat]);
+    assert_eq!(received[1].1["tools"].as_array().unwrap().len(), 10);
+    assert_eq!(received[1].1["model"], "a-model");
+    assert_eq!(received[4].1["voice_setting"]["voice_id"], "ann-7");
 }
 
 #[test]

@@ -64,17 +64,21 @@ impl Tool for TextToImage {
             let places = addresses.into_iter().map(Place::Address);
             return Ok(places.fold(Outcome::text(text), |outcome, place| outcome.with(MIME, place)));
         }
-        let mut paths = Vec::new();
+        let (mut paths, mut failures) = (Vec::new(), Vec::new());
         for (number, address) in addresses.iter().enumerate() {
             let text = format!("{number}_{}", arguments.prompt);
             let directory = arguments.output_directory.as_deref();
             let named = Named { directory, tool: "image", text: &text, whole_text: false, extension: "jpg" };
-            paths.push(download(call, named, address).await?);
+            match download(call, named, address).await {
+                Ok(path) => paths.push(path),
+                Err(error) => failures.push(error.to_string()),
+            }
         }
-        let text = format!(
-            "Success. Images saved as: {}",
-            python_list(paths.iter().map(|path| path.display().to_string()))
-        );
+        let saved = python_list(paths.iter().map(|path| path.display().to_string()));
+        if !failures.is_empty() {
+            return Err(ToolError::PartlySaved { saved, failures: failures.join(". ") });
+        }
+        let text = format!("Success. Images saved as: {saved}");
         Ok(paths.into_iter().fold(Outcome::text(text), |outcome, path| outcome.with(MIME, Place::File(path))))
     }
 }
