@@ -30,5 +30,5 @@ mod tokens;
 
 pub use options::{GenerationDefaults, ServerOptions};
 pub use router::router;
-pub use serve::serve;
+pub use serve::{serve, serve_with};
 pub use state::AppState;

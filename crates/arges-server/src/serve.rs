@@ -32,10 +32,24 @@ pub async fn serve(
     state: Arc<AppState>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
+    serve_with(listener, state, |router| router, shutdown).await
+}
+
+/// As [`serve`], with something around the routes.
+///
+/// # Errors
+/// As there.
+pub async fn serve_with(
+    listener: TcpListener,
+    state: Arc<AppState>,
+    around: impl FnOnce(Router) -> Router,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let router = around(router(Arc::clone(&state)));
     let connections = GracefulShutdown::new();
     tokio::select! {
         () = shutdown => {}
-        () = accept(&listener, &state, &connections) => {}
+        () = accept(&listener, router, &state, &connections) => {}
     }
     drop(listener);
     state.start_draining();
@@ -52,8 +66,12 @@ pub async fn serve(
 }
 
 /// Accepts connections for ever, as many at once as the options allow.
-async fn accept(listener: &TcpListener, state: &Arc<AppState>, connections: &GracefulShutdown) {
-    let router = router(Arc::clone(state));
+async fn accept(
+    listener: &TcpListener,
+    router: Router,
+    state: &Arc<AppState>,
+    connections: &GracefulShutdown,
+) {
     let places = Arc::new(Semaphore::new(state.frontend.options.max_connections.max(1)));
     let header_timeout = state.frontend.options.header_timeout;
     // The semaphore is never closed.

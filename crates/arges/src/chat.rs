@@ -1,5 +1,7 @@
 //! `arges chat`: a conversation, or one answer.
 
+mod with_tools;
+
 use std::io::{self, IsTerminal};
 
 use anyhow::{Context as _, Result};
@@ -19,6 +21,7 @@ use crate::output;
 use crate::plan::{Context, Needs};
 use crate::prompt::stdin_text;
 use crate::shown::Shown;
+use crate::tools::AgentArgs;
 
 /// Longest conversation where neither a flag nor the model says less.
 const CONTEXT: usize = 32_768;
@@ -42,6 +45,8 @@ pub struct ChatArgs {
     #[arg(short, long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true)]
     temperature: f32,
     #[command(flatten)]
+    agent: AgentArgs,
+    #[command(flatten)]
     stop: StopArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -60,7 +65,9 @@ Examples:
   arges chat \"What is 17 + 25?\"
   arges chat --model DIR
   arges chat --model DIR \"Why is the sky blue?\"
-  arges chat --model DIR --system \"Answer in one sentence.\" < question.txt";
+  arges chat --model DIR --system \"Answer in one sentence.\" < question.txt
+  arges chat --model DIR --tool calculator --mcp mcp.json
+  arges chat --endpoint http://127.0.0.1:8000/v1 --tool clock \"What day is it?\"";
 
 pub fn run(args: ChatArgs) -> Result<()> {
     let sampling = args.sampling.params(args.temperature)?;
@@ -71,6 +78,9 @@ pub fn run(args: ChatArgs) -> Result<()> {
     };
     if prompt.as_deref().is_some_and(|text| text.trim().is_empty()) {
         return Err(usage("the prompt is empty: give a PROMPT, or none for a conversation"));
+    }
+    if args.agent.is_asked() {
+        return with_tools::run(args, prompt);
     }
     let opened = Opened::open(&args.model)?;
     let tokenizer = opened.tokenizer()?;
@@ -88,7 +98,45 @@ pub fn run(args: ChatArgs) -> Result<()> {
     };
     match prompt {
         Some(prompt) => chat.answer_once(&prompt),
-        None => chat.converse(),
+        None => converse(&mut chat),
+    }
+}
+
+/// A conversation that a user has at a terminal.
+trait Talk {
+    /// What was said.
+    fn conversation(&mut self) -> &mut Conversation;
+
+    /// One question and its answer.
+    fn turn(&mut self, runtime: &Runtime, text: &str) -> Result<()>;
+}
+
+/// Takes what the user types, until there is no more.
+fn converse(talk: &mut impl Talk) -> Result<()> {
+    let mut editor = DefaultEditor::new().context("cannot read from the terminal")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot listen for Ctrl-C")?;
+    eprintln!("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.");
+    loop {
+        let line = match editor.readline("> ") {
+            Ok(line) => line,
+            Err(ReadlineError::Interrupted) => continue,
+            Err(ReadlineError::Eof) => return Ok(()),
+            Err(error) => return Err(error).context("cannot read from the terminal"),
+        };
+        // What fails is only that the line cannot be called up again.
+        let _ = editor.add_history_entry(line.trim());
+        match Line::parse(&line) {
+            Line::Empty => {}
+            Line::Message(text) => talk.turn(&runtime, text)?,
+            Line::Reset => talk.conversation().reset(),
+            Line::System(text) => talk.conversation().set_system(text.map(str::to_owned)),
+            Line::Help => eprintln!("{HELP}"),
+            Line::Unknown(line) => eprintln!("{line} is no command; /help lists them"),
+            Line::Quit => return Ok(()),
+        }
     }
 }
 
@@ -115,58 +163,6 @@ impl Chat {
         Ok(())
     }
 
-    fn converse(&mut self) -> Result<()> {
-        let mut editor = DefaultEditor::new().context("cannot read from the terminal")?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("cannot listen for Ctrl-C")?;
-        eprintln!("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.");
-        loop {
-            let line = match editor.readline("> ") {
-                Ok(line) => line,
-                Err(ReadlineError::Interrupted) => continue,
-                Err(ReadlineError::Eof) => return Ok(()),
-                Err(error) => return Err(error).context("cannot read from the terminal"),
-            };
-            // What fails is only that the line cannot be called up again.
-            let _ = editor.add_history_entry(line.trim());
-            match Line::parse(&line) {
-                Line::Empty => {}
-                Line::Message(text) => self.turn(&runtime, text)?,
-                Line::Reset => self.conversation.reset(),
-                Line::System(text) => self.conversation.set_system(text.map(str::to_owned)),
-                Line::Help => eprintln!("{HELP}"),
-                Line::Unknown(line) => eprintln!("{line} is no command; /help lists them"),
-                Line::Quit => return Ok(()),
-            }
-        }
-    }
-
-    /// One question and its answer. What goes wrong with it is told and the question forgotten.
-    fn turn(&mut self, runtime: &Runtime, text: &str) -> Result<()> {
-        self.conversation.push_user(text);
-        let mut shown = Shown::new();
-        let answer = self.request().and_then(|request| {
-            Answer::interruptible(runtime, &self.engine, request, &mut |piece| shown.add(&piece))
-        });
-        match answer {
-            Ok(answer) => {
-                shown.finish()?;
-                output::line(if answer.end.is_some() { "" } else { " [stopped]" })?;
-                self.tell_limit(&answer);
-                self.conversation.push_assistant(&answer.reasoning, &answer.text);
-                Ok(())
-            }
-            Err(error) if error.is::<OutputClosed>() => Err(error),
-            Err(error) => {
-                self.conversation.pop();
-                eprintln!("error: {error:#} (/reset begins a new conversation)");
-                Ok(())
-            }
-        }
-    }
-
     fn request(&self) -> Result<GenerateRequest> {
         let guarded = GuardedChat::new(&self.tokenizer, &self.conversation.messages(), &[])?;
         let mut text = self.template.render(&guarded.messages, None, true)?;
@@ -190,6 +186,36 @@ impl Chat {
             let tokens = end.usage.completion_tokens;
             let flag = if tokens < self.max_tokens { "--context" } else { "--max-tokens" };
             eprintln!("[cut off after {tokens} tokens; {flag} allows more]");
+        }
+    }
+}
+
+impl Talk for Chat {
+    fn conversation(&mut self) -> &mut Conversation {
+        &mut self.conversation
+    }
+
+    /// One question and its answer. What goes wrong with it is told and the question forgotten.
+    fn turn(&mut self, runtime: &Runtime, text: &str) -> Result<()> {
+        self.conversation.push_user(text);
+        let mut shown = Shown::new();
+        let answer = self.request().and_then(|request| {
+            Answer::interruptible(runtime, &self.engine, request, &mut |piece| shown.add(&piece))
+        });
+        match answer {
+            Ok(answer) => {
+                shown.finish()?;
+                output::line(if answer.end.is_some() { "" } else { " [stopped]" })?;
+                self.tell_limit(&answer);
+                self.conversation.push_assistant(&answer.reasoning, &answer.text);
+                Ok(())
+            }
+            Err(error) if error.is::<OutputClosed>() => Err(error),
+            Err(error) => {
+                self.conversation.pop();
+                eprintln!("error: {error:#} (/reset begins a new conversation)");
+                Ok(())
+            }
         }
     }
 }

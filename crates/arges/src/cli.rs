@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::{bench, chat, generate, inspect, plot, score, serve, synth, tasks, tokenizer, train};
+use crate::{bench, chat, generate, inspect, mcp, plot, score, serve, synth, tasks, tokenizer, train};
 
 /// Runs and serves models of the MiniMax-M1 family: a hybrid mixture of experts with lightning attention.
 #[derive(Debug, Parser)]
@@ -36,6 +36,11 @@ pub enum Command {
     Generate(generate::GenerateArgs),
     /// Log-probability of every token of a text, and its perplexity
     Score(score::ScoreArgs),
+    /// MiniMax's tools as an MCP server, and the tools of MCP servers
+    Mcp {
+        #[command(subcommand)]
+        command: mcp::McpCommand,
+    },
     /// What a model consists of and what it costs to run
     Inspect(inspect::InspectArgs),
     /// Write a random model of any size

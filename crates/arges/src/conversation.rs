@@ -33,6 +33,11 @@ impl Conversation {
         self.turns.push(json!({ "role": "assistant", "content": answer, "reasoning_content": reasoning }));
     }
 
+    /// Adds a message as it is.
+    pub fn push(&mut self, message: Value) {
+        self.turns.push(message);
+    }
+
     /// Takes the last turn back.
     pub fn pop(&mut self) {
         self.turns.pop();

@@ -21,6 +21,7 @@ mod generate;
 mod hub;
 mod inspect;
 mod loading;
+mod mcp;
 mod memory;
 mod model_source;
 mod nano;
@@ -36,6 +37,7 @@ mod signals;
 mod synth;
 mod tasks;
 mod tokenizer;
+mod tools;
 mod train;
 
 use std::process::ExitCode;
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Command::Synth(args) => synth::run(args),
         Command::Tasks(args) => tasks::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Mcp { command } => mcp::run(command),
         Command::Plot(args) => plot::run(args),
         Command::Tokenizer { command } => tokenizer::run(command),
         Command::Train { command } => train::run(&command),

@@ -34,6 +34,11 @@ fn printable(text: &str) -> String {
     text.chars().map(|c| if is_hidden(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
+/// Writes a remark to standard error. What it tells of came from a model or a tool: as [`answer`].
+pub fn remark(text: &str) {
+    eprintln!("{}", if io::stderr().is_terminal() { printable(text) } else { text.to_owned() });
+}
+
 /// Writes a line.
 pub fn line(text: &str) -> Result<()> {
     write(&format!("{text}\n"))

@@ -2,9 +2,11 @@
 
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use arges_engine::RepetitionStop;
+use arges_mcp::agent::serving::with_tools;
 use arges_server::{AppState, ServerOptions};
 use clap::Args;
 
@@ -14,6 +16,7 @@ use crate::loading::Opened;
 use crate::output;
 use crate::plan::{Context, Needs};
 use crate::signals::Signals;
+use crate::tools::ToolArgs;
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -35,6 +38,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "TOKENS", num_args = 0..=1, default_missing_value = "3000", value_parser = at_least_1)]
     repetition_stop: Option<usize>,
     #[command(flatten)]
+    tools: ToolArgs,
+    #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
     sizes: EngineArgs,
@@ -50,6 +55,7 @@ Examples:
   arges serve --model DIR
   arges serve --model DIR --host 0.0.0.0 --port 80 --api-key \"$KEY\"
   arges serve --model DIR --max-sequences 16 --context 65536
+  arges serve --model DIR --tool calculator --mcp mcp.json
 
   curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
     -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'";
@@ -73,11 +79,20 @@ pub fn run(args: ServeArgs) -> Result<()> {
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
+        let toolbox = args.tools.open_unattended().await?;
         let address = listener.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let stop = stop_signal()?;
         output::line(&format!("listening on http://{address}"))?;
-        arges_server::serve(listener, state, stop).await.context("the server failed")
+        let around = |router| match &toolbox {
+            Some(toolbox) => with_tools(router, Arc::clone(toolbox)),
+            None => router,
+        };
+        arges_server::serve_with(listener, state, around, stop).await.context("the server failed")?;
+        if let Some(toolbox) = toolbox.and_then(Arc::into_inner) {
+            toolbox.close().await;
+        }
+        Ok(())
     })
 }
 
@@ -94,7 +109,7 @@ fn listen(host: &str, port: u16) -> Result<TcpListener> {
 }
 
 /// Completes at the first interrupt or request to terminate. The second ends the process.
-fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
+pub fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
     let mut signals = Signals::new().context("cannot listen for signals")?;
     Ok(async move {
         signals.next().await;

@@ -59,6 +59,12 @@ impl Shown {
         self.parts(parts.unwrap_or_default())
     }
 
+    /// As [`Self::finish`], for a turn after which the model goes on: thinking alone is closed too.
+    pub fn finish_turn(&mut self) -> Result<()> {
+        self.finish()?;
+        self.close_thinking()
+    }
+
     fn close_thinking(&mut self) -> Result<()> {
         if self.thinking == Thinking::Open {
             self.thinking = Thinking::Closed;

@@ -5,6 +5,7 @@ mod flow;
 mod golden;
 #[cfg(feature = "hub")]
 mod hub;
+mod mcp;
 mod nano;
 mod plot;
 #[cfg(unix)]
