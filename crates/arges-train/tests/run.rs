@@ -249,7 +249,7 @@ fn adapters_are_all_that_learns_and_merge_to_the_same_log_probabilities() {
     let mut trained = run.into_trainer();
     let trained = trained.evaluate(&batch).unwrap().logprobs;
     let merged = Checkpoint::open(&config.run.join("checkpoints/step-000030")).unwrap();
-    let plan = TrainingPlan { max_tokens: 64, max_sequences: 1 };
+    let plan = TrainingPlan::new(64, 1);
     let mut merged = Trainer::new(Parameters::full(&merged).unwrap(), Compute::F32, cpu(1), plan).unwrap();
     assert_eq!(merged.evaluate(&batch).unwrap().logprobs, trained);
     let base = Checkpoint::open(&base).unwrap();

@@ -20,6 +20,10 @@ use crate::config::{AttentionKind, LIGHTNING_NORM_EPS, ResidualScale};
 pub enum Stage {
     /// Input of a layer, `[tokens, hidden]`.
     LayerInput(usize),
+    /// Queries, keys, values and gates of a layer before attention uses them, `[tokens, projections]`.
+    Projections(usize),
+    /// The residual stream between attention and experts of a layer, `[tokens, hidden]`.
+    Middle(usize),
     /// What the router of a layer gives, `[tokens, experts]`; not of a plain MLP.
     RouterLogits(usize),
     /// Output of the final norm, `[logit rows, hidden]`.
@@ -66,6 +70,11 @@ impl Model {
         for (index, layer) in self.layers.iter().enumerate() {
             observe(Stage::LayerInput(index), &workspace.x[..tokens * hidden]);
             self.attention_block(layer, tokens, cache, workspace);
+            observe(
+                Stage::Projections(index),
+                &workspace.projected[..tokens * layer.attention.projections()],
+            );
+            observe(Stage::Middle(index), &workspace.x[..tokens * hidden]);
             self.expert_block(layer, tokens, workspace);
             if layer.experts.router.is_some() {
                 let logits = &workspace.experts.router_logits[..tokens * self.config.num_experts];

@@ -139,6 +139,16 @@ impl Model {
     }
 }
 
+impl Attention {
+    /// Width of what the input is projected to.
+    pub(crate) fn projections(&self) -> usize {
+        match self {
+            Self::Lightning { qkv_gate, .. } => qkv_gate.outputs(),
+            Self::Softmax { qkv, .. } => qkv.outputs(),
+        }
+    }
+}
+
 impl Layer {
     fn bytes(&self) -> usize {
         let attention = match &self.attention {

@@ -6,7 +6,7 @@ use arges_kernels::matmul::{Compute, Element, PANEL, PackedMatrix, PackedRows, W
 use arges_kernels::moe::{BalanceLoss, Routing};
 use arges_kernels::{lightning, softmax_attention};
 
-use super::{StepOutput, TrainingPlan};
+use super::{Recompute, StepOutput, TrainingPlan};
 use crate::cache::{lightning_shape, softmax_shape};
 use crate::config::{AttentionKind, Config};
 use crate::model::{Model, Workspace, WorkspacePlan};
@@ -20,11 +20,21 @@ pub(super) struct Buffers {
     pub(super) workspace: Workspace,
     /// Input of each layer, `[tokens, hidden]`.
     pub(super) inputs: Vec<Floats>,
+    /// Of each layer, what else is kept.
+    pub(super) kept: Option<Vec<Kept>>,
     /// Gradient by the residual stream, `[tokens, hidden]`.
     pub(super) dx: Floats,
     pub(super) balance: BalanceLoss,
     pub(super) layer: LayerBuffers,
     pub(super) head: HeadBuffers,
+}
+
+/// What [`Recompute::Insides`] keeps of a layer.
+pub(super) struct Kept {
+    /// `[tokens, P]`.
+    pub(super) projected: Floats,
+    /// The residual stream between attention and experts, `[tokens, hidden]`.
+    pub(super) middle: Floats,
 }
 
 /// Activations of one layer and the gradients by them. `W` is the width of all query heads, `P` that of a
@@ -107,6 +117,17 @@ impl Buffers {
             plan,
             workspace: Workspace::new(model, forward),
             inputs: (0..config.num_layers).map(|_| Floats::zeroed(hidden)).collect(),
+            kept: match plan.recompute {
+                Recompute::Layers => None,
+                Recompute::Insides => Some(
+                    (0..config.num_layers)
+                        .map(|_| Kept {
+                            projected: Floats::zeroed(tokens * widest_projections(config)),
+                            middle: Floats::zeroed(hidden),
+                        })
+                        .collect(),
+                ),
+            },
             dx: Floats::zeroed(hidden),
             balance: BalanceLoss::new(config.num_experts, config.experts_per_token),
             layer: LayerBuffers::new(model, plan),
@@ -167,7 +188,8 @@ impl Buffers {
             &head.entropies,
         ];
         let packed = [&layer.packed, &layer.packed_f32, &experts.packed];
-        let inputs = self.inputs.iter().map(Floats::bytes).sum::<usize>();
+        let kept = self.kept.iter().flatten().map(|kept| kept.projected.bytes() + kept.middle.bytes());
+        let inputs = self.inputs.iter().map(Floats::bytes).sum::<usize>() + kept.sum::<usize>();
         self.workspace.bytes()
             + inputs
             + floats.into_iter().map(Floats::bytes).sum::<usize>()
@@ -192,7 +214,7 @@ impl LayerBuffers {
         let tokens = plan.max_tokens;
         let hidden = || Floats::zeroed(tokens * config.hidden_size);
         let width = config.query_width();
-        let projected = (4 * width).max(width + 2 * config.kv_width());
+        let projected = widest_projections(config);
         let wide = |width: usize| Floats::zeroed(tokens * width);
         let (lightning, softmax) = (lightning_shape(config), softmax_shape(config));
         let scratch = lightning::scratch_len(lightning)
@@ -232,6 +254,12 @@ impl LayerBuffers {
             product_f32: WeightGradient::new(cpu, Compute::F32),
         }
     }
+}
+
+/// Width of the projections of the layer that has most.
+fn widest_projections(config: &Config) -> usize {
+    let width = config.query_width();
+    (4 * width).max(width + 2 * config.kv_width())
 }
 
 impl ExpertBuffers {

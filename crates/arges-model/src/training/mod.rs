@@ -1,8 +1,8 @@
 //! Training: gradients of everything that learns, from packed sequences.
 //!
 //! The forward pass is [`Model::forward`]'s own, with the same kernels in the same order, so that a token's
-//! log-probability here is that of inference, bit for bit. Only the input of each layer is kept; the backward
-//! pass computes a layer's activations once more before it needs them. Logits are made for a block of targets
+//! log-probability here is that of inference, bit for bit. Of each layer little is kept ([`Recompute`]); the backward
+//! pass computes its other activations once more before it needs them. Logits are made for a block of targets
 //! at a time.
 //!
 //! Gradients add up over calls of [`Trainer::accumulate`] until they are zeroed. They do not depend on the
@@ -28,13 +28,33 @@ use crate::checkpoint::{CheckpointError, WriteError};
 use crate::model::{ForwardError, Model};
 use buffers::Buffers;
 
-/// The largest batch.
+/// The largest batch, and what of it is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TrainingPlan {
     /// Tokens.
     pub max_tokens: usize,
     /// Packed sequences.
     pub max_sequences: usize,
+    /// What is computed once more.
+    pub recompute: Recompute,
+}
+
+impl TrainingPlan {
+    /// Batches of so many tokens and sequences, with the default of what is computed once more.
+    pub const fn new(max_tokens: usize, max_sequences: usize) -> Self {
+        Self { max_tokens, max_sequences, recompute: Recompute::Insides }
+    }
+}
+
+/// What the backward pass computes once more instead of having kept it. The gradients are the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Recompute {
+    /// Whole layers: of each, only the input is kept, `[tokens, hidden]`.
+    Layers,
+    /// Attention from its projections on, and experts: the projections, up to `[tokens, 4 W]`, and the residual stream
+    /// after attention are kept as well. Spares an eighth to a tenth of a step's products.
+    #[default]
+    Insides,
 }
 
 /// Why a model cannot be trained, or a batch not be run.

@@ -6,7 +6,7 @@ mod model;
 
 use std::path::{Path, PathBuf};
 
-use arges_model::training::LoraOptions;
+use arges_model::training::{LoraOptions, Recompute};
 use serde::{Deserialize, Serialize};
 
 pub use data::{DataConfig, DataKind, EvaluationConfig};
@@ -135,6 +135,29 @@ pub struct BatchConfig {
     /// Batches of `max_tokens` whose gradients make up one step.
     #[serde(default = "one")]
     pub accumulation: usize,
+    /// What the backward pass computes once more instead of having kept it. The same bits come out.
+    #[serde(default)]
+    pub recompute: RecomputeType,
+}
+
+/// What is computed once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RecomputeType {
+    /// Whole layers: least memory.
+    Layers,
+    /// Attention and experts, but not the projections before attention and the one after it: faster.
+    #[default]
+    Insides,
+}
+
+impl From<RecomputeType> for Recompute {
+    fn from(recompute: RecomputeType) -> Self {
+        match recompute {
+            RecomputeType::Layers => Self::Layers,
+            RecomputeType::Insides => Self::Insides,
+        }
+    }
 }
 
 fn one() -> usize {
@@ -197,13 +220,16 @@ impl TrainConfig {
     }
 
     /// What decides the course of a run, as one JSON object: a run can only be resumed with the same. How long it
-    /// goes on, what it saves and what it is evaluated on may change.
+    /// goes on, what it saves, what it computes once more and what it is evaluated on may change.
     pub fn identity(&self) -> serde_json::Value {
         let mut value =
             serde_json::to_value(self).expect("a configuration has string keys and finite numbers");
         if let Some(fields) = value.as_object_mut() {
             for free in ["run", "steps", "checkpoint", "evaluation"] {
                 fields.shift_remove(free);
+            }
+            if let Some(batch) = fields.get_mut("batch").and_then(serde_json::Value::as_object_mut) {
+                batch.shift_remove("recompute");
             }
         }
         value

@@ -67,7 +67,7 @@ impl Stream {
     /// # Errors
     /// As there.
     pub fn look_ahead(&mut self) -> Result<(), DataError> {
-        let TrainingPlan { max_tokens, max_sequences } = self.plan;
+        let TrainingPlan { max_tokens, max_sequences, .. } = self.plan;
         let mut tokens: usize = self.pending.iter().map(|document| document.sample.tokens.len()).sum();
         let fills = |count: usize, tokens: usize| tokens >= max_tokens || count >= max_sequences;
         while self.pending.len() < LOOKAHEAD || !fills(self.pending.len(), tokens) {

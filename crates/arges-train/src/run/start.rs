@@ -27,8 +27,11 @@ pub fn open(config: TrainConfig, learn: Learn, cpu: Arc<Cpu>, resume: bool) -> R
     let encoder = encoder(parameters.config(), &tokenizer_files)?;
     let sequence_length = config.batch.sequence_length();
     check_context(parameters.config(), sequence_length)?;
-    let plan =
-        TrainingPlan { max_tokens: config.batch.max_tokens, max_sequences: config.batch.max_sequences() };
+    let plan = TrainingPlan {
+        max_tokens: config.batch.max_tokens,
+        max_sequences: config.batch.max_sequences(),
+        recompute: config.batch.recompute.into(),
+    };
     let open = |evaluation| Evaluation::open(evaluation, &encoder, learn, sequence_length, plan);
     let evaluation = config.evaluation.as_ref().map(open).transpose()?;
     let mixture = Mixture::open(&config.data, encoder, learn, sequence_length, config.seed)?;

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use arges_kernels::adamw::{AdamW, adamw, sum_of_squares};
 use arges_kernels::device::cpu::{AlignedBuffer, Cpu, CpuOptions};
 use arges_kernels::matmul::Compute;
-use arges_model::training::{Parameters, Trainer, TrainingBatch, TrainingPlan};
+use arges_model::training::{Parameters, Recompute, Trainer, TrainingBatch, TrainingPlan};
 use arges_model::{Accounting, Config, DType};
 use clap::Args;
 use serde_json::json;
@@ -31,6 +31,9 @@ pub struct TrainBenchArgs {
     /// Steps, of which the median is reported; one more goes first and does not count
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_1)]
     runs: usize,
+    /// Keep only the input of each layer, and compute whole layers once more
+    #[arg(long)]
+    recompute_layers: bool,
 }
 
 /// Trains on random tokens and prints the report. Nothing is written.
@@ -45,7 +48,9 @@ pub fn run(args: &TrainBenchArgs) -> Result<()> {
     let compute = args.model.dtype.asked().unwrap_or(Compute::F32);
     let limits = Limits::measure(&args.model, compute)?;
     let cpu = Arc::new(Cpu::new(CpuOptions { threads: args.model.threads, isa: args.model.isa })?);
-    let plan = TrainingPlan { max_tokens: args.sequences * args.tokens, max_sequences: args.sequences };
+    let recompute = if args.recompute_layers { Recompute::Layers } else { Recompute::Insides };
+    let plan =
+        TrainingPlan { max_tokens: args.sequences * args.tokens, max_sequences: args.sequences, recompute };
     let parameters = Parameters::full(&opened.checkpoint)?;
     let mut trainer = Trainer::new(parameters, compute, cpu, plan)?;
     let mut optimizer = Optimizer::new(trainer.parameters().values().len());

@@ -16,11 +16,13 @@ use crate::params::{LayerParam, Param};
 use crate::training::buffers::LayerBuffers;
 
 impl Pass<'_> {
-    /// Computes the block's activations from its input, as the forward pass did.
+    /// Computes the block's activations from its input, as the forward pass did; where projections and result were
+    /// kept, they are in the buffers already.
     pub(super) fn recompute_attention(
         &self,
         index: usize,
         input: &[f32],
+        kept: bool,
         cache: &mut Cache,
         angles: &Angles,
         buffers: &mut LayerBuffers,
@@ -31,13 +33,17 @@ impl Pass<'_> {
         let rows = Segment::all(tokens);
         let normed = &mut buffers.attention_input[..tokens * hidden];
         rms_norm(cpu, input, &layer.input_norm, config.rms_norm_eps as f32, normed);
-        buffers.packed.pack(cpu, normed, hidden, &rows, |row| row);
+        if !kept {
+            buffers.packed.pack(cpu, normed, hidden, &rows, |row| row);
+        }
         let attended = &mut buffers.attended[..tokens * width];
         let (out, gated, scale) = match &layer.attention {
             Attention::Lightning { index, decays, qkv_gate, norm, out } => {
                 let stride = qkv_gate.outputs();
                 let projected = &mut buffers.projected[..tokens * stride];
-                matmul(cpu, &buffers.packed, &rows, from_ref(qkv_gate), Output::Rows(projected));
+                if !kept {
+                    matmul(cpu, &buffers.packed, &rows, from_ref(qkv_gate), Output::Rows(projected));
+                }
                 lightning_attention(
                     cpu,
                     lightning_shape(config),
@@ -57,7 +63,9 @@ impl Pass<'_> {
             }
             Attention::Softmax { index, qkv, out } => {
                 let projected = &mut buffers.projected[..tokens * qkv.outputs()];
-                matmul(cpu, &buffers.packed, &rows, from_ref(qkv), Output::Rows(projected));
+                if !kept {
+                    matmul(cpu, &buffers.packed, &rows, from_ref(qkv), Output::Rows(projected));
+                }
                 let spans = page_spans(self.spans, self.pages);
                 softmax_attention(
                     cpu,
@@ -73,6 +81,9 @@ impl Pass<'_> {
                 (out, &*attended, config.softmax)
             }
         };
+        if kept {
+            return;
+        }
         buffers.packed.pack(cpu, gated, width, &rows, |row| row);
         let branch = &mut buffers.branch[..tokens * hidden];
         matmul(cpu, &buffers.packed, &rows, from_ref(out), Output::Rows(branch));

@@ -45,6 +45,7 @@ impl Trainer {
             first += length;
         }
         let (inputs, balance) = (&mut self.buffers.inputs, &mut self.buffers.balance);
+        let kept = &mut self.buffers.kept;
         balance.clear();
         let result = self.model.forward_observed(
             &step,
@@ -52,6 +53,16 @@ impl Trainer {
             &mut self.buffers.workspace,
             &mut |stage, values| match stage {
                 Stage::LayerInput(layer) => inputs[layer][..values.len()].copy_from_slice(values),
+                Stage::Projections(layer) => {
+                    if let Some(kept) = kept {
+                        kept[layer].projected[..values.len()].copy_from_slice(values);
+                    }
+                }
+                Stage::Middle(layer) => {
+                    if let Some(kept) = kept {
+                        kept[layer].middle[..values.len()].copy_from_slice(values);
+                    }
+                }
                 Stage::RouterLogits(_) => balance.add(values),
                 Stage::FinalNorm => {}
             },
@@ -88,7 +99,13 @@ impl Trainer {
         pass.head(&batch.targets, weight, buffers.workspace.residual_stream(), &mut buffers.head, dx);
         for index in (0..model.layers.len()).rev() {
             let (input, layer) = (&buffers.inputs[index][..len], &mut buffers.layer);
-            pass.recompute_attention(index, input, &mut self.cache, buffers.workspace.angles(), layer);
+            if let Some(kept) = &mut buffers.kept {
+                // The next forward pass fills what is handed back.
+                std::mem::swap(&mut layer.projected, &mut kept[index].projected);
+                std::mem::swap(&mut layer.middle, &mut kept[index].middle);
+            }
+            let kept = buffers.kept.is_some();
+            pass.recompute_attention(index, input, kept, &mut self.cache, buffers.workspace.angles(), layer);
             pass.experts(index, balance, &buffers.balance, layer, dx);
             pass.attention(index, input, buffers.workspace.angles(), layer, dx);
         }

@@ -27,13 +27,13 @@ fn packed(lengths: &[usize], plan: TrainingPlan) -> Vec<Vec<u32>> {
 
 #[test]
 fn a_document_that_does_not_fit_is_passed_over_and_comes_first_in_the_next_batch() {
-    let plan = TrainingPlan { max_tokens: 10, max_sequences: 8 };
+    let plan = TrainingPlan::new(10, 8);
     assert_eq!(packed(&[6, 5, 4, 3], plan), [vec![0, 2], vec![1, 3]]);
 }
 
 #[test]
 fn a_batch_has_no_more_sequences_than_its_plan() {
-    let plan = TrainingPlan { max_tokens: 100, max_sequences: 2 };
+    let plan = TrainingPlan::new(100, 2);
     assert_eq!(packed(&[1, 1, 1, 1, 1], plan), [vec![0, 1], vec![2, 3], vec![4]]);
 }
 
@@ -42,7 +42,7 @@ fn no_more_than_so_many_documents_are_passed_over() {
     let mut lengths = vec![9];
     lengths.resize(1 + LOOKAHEAD, 5);
     lengths.push(1);
-    let plan = TrainingPlan { max_tokens: 10, max_sequences: 8 };
+    let plan = TrainingPlan::new(10, 8);
     assert_eq!(packed(&lengths, plan)[0], [0], "the last would fit, but stands behind {LOOKAHEAD} others");
     lengths.remove(1);
     assert_eq!(packed(&lengths, plan)[0], [0, LOOKAHEAD as u32]);
@@ -54,7 +54,7 @@ proptest! {
         lengths in prop::collection::vec(2usize..=16, 0..120),
         max_sequences in 1usize..6,
     ) {
-        let plan = TrainingPlan { max_tokens: 16, max_sequences };
+        let plan = TrainingPlan::new(16, max_sequences);
         let batches = pack_all(documents(&lengths), plan);
         let mut seen = vec![0; lengths.len()];
         for PackedBatch { batch, parts } in &batches {
