@@ -1,8 +1,10 @@
 //! Operations of the MiniMax-M1 family, each in a folder of its own: what it computes (`mod.rs`), plain f64
-//! loops that say so exactly (`reference.rs`), the CPU form (`cpu.rs`) and tests that hold the two together.
+//! loops that say so exactly (`reference.rs`), the forms for the CPU (`cpu.rs`) and for GPUs (`cuda.rs`, `*.cu`),
+//! and tests that hold them to the reference.
 //!
-//! [`device::cpu::Cpu`] is what operations run on. Instruction sets are chosen at run time; results do not
-//! depend on how rows are batched, how sequences are split into steps, or how many threads there are.
+//! [`device::cpu::Cpu`] and [`device::cuda::Cuda`] are what operations run on. On the CPU instruction sets are
+//! chosen at run time; results do not depend on how rows are batched, how sequences are split into steps, or how
+//! many threads there are.
 //!
 //! This crate knows tensors and nothing of models, files or requests. It is the only crate but for the file
 //! mapping of checkpoints that contains `unsafe` code.
