@@ -69,11 +69,12 @@ impl Cuda {
     /// Without a driver or a compiler, which the error names; when there is no such device, or it is older than
     /// compute capability 8.0.
     pub fn open(ordinal: usize) -> Result<Arc<Self>, CudaError> {
-        compile::require_library()?;
         let count = Self::devices()?;
         if ordinal >= count {
             return Err(CudaError::NoSuchDevice { ordinal, count });
         }
+        // A machine without a GPU is not told that it lacks a compiler for one.
+        compile::require_library()?;
         let context = CudaContext::new(ordinal).map_err(|e| CudaError::driver("opening the device", e))?;
         // SAFETY: buffers here are not cudarc's, so that there are no events of theirs to be missed; all work goes
         // to one stream.
