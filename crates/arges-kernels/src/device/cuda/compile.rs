@@ -82,7 +82,7 @@ impl Module {
             .set_attribute(attribute, most)
             .map_err(|e| CudaError::driver("giving a kernel its shared memory", e))?;
         let name = format!("{} {name}", self.source.name).into();
-        Ok(Kernel { name, function, handle })
+        Ok(Kernel { name, _function: function, handle })
     }
 }
 

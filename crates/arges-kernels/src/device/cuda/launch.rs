@@ -11,11 +11,12 @@ use super::{Cuda, CudaError, TensorMap};
 pub struct Kernel {
     /// Its source and its name there.
     pub(super) name: Arc<str>,
-    pub(super) function: CudaFunction,
+    /// Holds the module that `handle` is valid with.
+    pub(super) _function: CudaFunction,
     pub(super) handle: sys::CUfunction,
 }
 
-// SAFETY: a handle to code on the device, valid in every thread as long as its module, which `function` holds.
+// SAFETY: a handle to code on the device, valid in every thread as long as its module, which `_function` holds.
 unsafe impl Send for Kernel {}
 // SAFETY: as above; it has no state.
 unsafe impl Sync for Kernel {}
@@ -25,11 +26,6 @@ impl Kernel {
     #[must_use]
     pub fn called(&self, what: &str) -> Self {
         Self { name: format!("{} {what}", self.name).into(), ..self.clone() }
-    }
-
-    /// Registers of a thread and bytes that it spills to memory.
-    pub fn registers_and_spills(&self) -> (i32, i32) {
-        (self.function.num_regs().unwrap_or(0), self.function.local_size_bytes().unwrap_or(0))
     }
 }
 
