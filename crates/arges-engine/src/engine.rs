@@ -1,11 +1,13 @@
 //! The engine's thread: it owns the model's caches, the queue and the sequences, and runs one step after the
 //! other while there is anything to do.
 
+mod hold;
+
 use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{self, Receiver, RecvError, TryRecvError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -19,6 +21,7 @@ use arges_text::Tokenizer;
 use tokio::sync::watch;
 use tracing::{debug, error};
 
+use crate::engine::hold::{Hold, LOOK_FOR_CANCELLED};
 use crate::handle::{Engine, Limits, Message, Shared, Submission};
 use crate::request::{EngineError, EngineOptions, EngineStats, Event, MemoryPlan};
 use crate::scheduler::{Budget, Rank, Room, Scheduler, Step};
@@ -55,6 +58,7 @@ impl Engine {
             sampleable: tokenizer.as_ref().map_or(vocab_size, |t| t.vocab_size().min(vocab_size)),
             end_tokens,
             tokenizer,
+            weight_version: 0,
         };
         let worker = Worker {
             runner,
@@ -65,6 +69,7 @@ impl Engine {
             budget: Budget { tokens: options.step_tokens, rows: options.max_logit_rows },
             arrivals: 0,
             draining: false,
+            hold: Hold::default(),
             stats: EngineStats::default(),
             shared: Arc::clone(&shared),
             messages: receiver,
@@ -233,6 +238,8 @@ struct Worker {
     arrivals: u64,
     /// Whether the thread ends when there is nothing left to do.
     draining: bool,
+    /// Whether steps are run.
+    hold: Hold,
     stats: EngineStats,
     shared: Arc<Shared>,
     messages: Receiver<Message>,
@@ -240,7 +247,7 @@ struct Worker {
 
 /// What to do after the messages were read.
 #[derive(PartialEq, Eq)]
-enum Order {
+enum Todo {
     Work,
     End,
 }
@@ -248,13 +255,19 @@ enum Order {
 impl Worker {
     fn run(mut self) {
         self.publish_stats();
-        while self.receive() == Order::Work {
+        while self.receive() == Todo::Work {
             self.drop_cancelled();
-            self.run_step();
+            if self.hold.runs() {
+                self.run_step();
+            }
+            self.notice_empty();
             self.publish_stats();
         }
         self.shared.closed.store(true, Ordering::Release);
         self.fail_all("the engine was shut down");
+        for submission in std::mem::take(&mut self.hold.arrived) {
+            submission.refuse();
+        }
         for message in self.messages.try_iter() {
             if let Message::Submit(submission) = message {
                 submission.refuse();
@@ -264,35 +277,44 @@ impl Worker {
     }
 
     /// Reads all messages; waits for one when there is nothing to do.
-    fn receive(&mut self) -> Order {
+    fn receive(&mut self) -> Todo {
         loop {
-            let message = if !self.scheduler.is_idle() {
-                match self.messages.try_recv() {
-                    Ok(message) => message,
-                    Err(TryRecvError::Empty) => return Order::Work,
-                    Err(TryRecvError::Disconnected) => {
-                        self.draining = true;
-                        return Order::Work;
-                    }
-                }
+            let has_requests = !self.scheduler.is_idle() || !self.hold.arrived.is_empty();
+            let message = if has_requests && self.hold.runs() {
+                self.messages.try_recv().map_err(|error| match error {
+                    TryRecvError::Empty => RecvTimeoutError::Timeout,
+                    TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+                })
+            } else if has_requests {
+                self.messages.recv_timeout(LOOK_FOR_CANCELLED)
             } else if self.draining {
-                return Order::End;
+                return Todo::End;
             } else {
-                match self.messages.recv() {
-                    Ok(message) => message,
-                    Err(RecvError) => return Order::End,
-                }
+                self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected)
             };
             match message {
-                Message::Submit(submission) if self.draining => submission.refuse(),
-                Message::Submit(submission) => {
-                    self.enqueue(*submission);
+                Ok(Message::Submit(submission)) if self.draining => submission.refuse(),
+                Ok(Message::Submit(submission)) => {
+                    self.receive_submission(*submission);
                     self.publish_stats();
                 }
-                Message::Drain => self.draining = true,
-                Message::Shutdown => return Order::End,
+                Ok(Message::Order(order, reply)) => self.take_order(*order, &reply),
+                Ok(Message::Drain) => self.drain(),
+                Ok(Message::Shutdown) => return Todo::End,
+                Err(RecvTimeoutError::Timeout) => return Todo::Work,
+                Err(RecvTimeoutError::Disconnected) if has_requests => {
+                    self.drain();
+                    return Todo::Work;
+                }
+                Err(RecvTimeoutError::Disconnected) => return Todo::End,
             }
         }
+    }
+
+    /// Ends when all requests have; a pause would keep them from that.
+    fn drain(&mut self) {
+        self.draining = true;
+        self.reopen();
     }
 
     fn enqueue(&mut self, submission: Submission) {
@@ -319,7 +341,12 @@ impl Worker {
     }
 
     fn drop_cancelled(&mut self) {
-        let Self { sequences, scheduler, runner, stats, .. } = self;
+        let Self { sequences, scheduler, runner, stats, hold, .. } = self;
+        hold.arrived.retain(|submission| {
+            let cancelled = submission.events.is_closed();
+            stats.cancelled += u64::from(cancelled);
+            !cancelled
+        });
         sequences.retain(|&rank, sequence| {
             let cancelled = sequence.is_cancelled();
             if cancelled {
@@ -387,7 +414,8 @@ impl Worker {
     fn take_reading(&mut self, Row { rank, position }: Row, reading: Reading) {
         // A sequence that ended at an earlier row is gone.
         let Some(sequence) = self.sequences.get_mut(&rank) else { return };
-        let next = catch(|| reading.and_then(|reading| sequence.accept(position, reading)));
+        let version = self.facts.weight_version;
+        let next = catch(|| reading.and_then(|reading| sequence.accept(position, reading, version)));
         match next {
             Ok(Ok(Next::Prompt)) => self.scheduler.skip_rows(rank, position + 1),
             Ok(Ok(Next::Grown)) => {
@@ -435,7 +463,8 @@ impl Worker {
 
     fn publish_stats(&mut self) {
         self.stats.running = self.scheduler.running();
-        self.stats.waiting = self.scheduler.waiting();
+        self.stats.waiting = self.scheduler.waiting() + self.hold.arrived.len();
+        self.stats.paused = !self.hold.admits();
         self.stats.free_pages = self.runner.executor.slots().free_pages();
         self.stats.total_pages = self.runner.executor.slots().pages_total();
         *self.shared.stats() = self.stats;

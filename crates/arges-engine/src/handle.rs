@@ -1,13 +1,14 @@
 //! The handle through which everything else talks to the engine's thread.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use arges_text::grammar::GrammarState;
 use tokio::sync::{mpsc as events, watch};
 
+use crate::control::{Order, Reply};
 use crate::request::{
     EngineStats, Event, GenerateRequest, Generation, MAX_TOP_LOGPROBS, MemoryPlan, SubmitError,
 };
@@ -15,6 +16,8 @@ use crate::request::{
 /// What the thread is told.
 pub(crate) enum Message {
     Submit(Box<Submission>),
+    /// Pause, take new weights, resume.
+    Order(Box<Order>, Reply),
     /// Finish what is queued and running, then end.
     Drain,
     /// End now; what is queued and running fails.
@@ -79,6 +82,8 @@ pub(crate) struct Shared {
     pub memory: MemoryPlan,
     /// Set once no more requests are taken.
     pub closed: AtomicBool,
+    /// Version of the weights in force.
+    pub weight_version: AtomicU64,
     /// Requests sent and not yet admitted for the first time.
     queued: AtomicUsize,
     stats: Mutex<EngineStats>,
@@ -90,6 +95,7 @@ impl Shared {
             limits,
             memory,
             closed: AtomicBool::new(false),
+            weight_version: AtomicU64::new(0),
             queued: AtomicUsize::new(0),
             stats: Mutex::new(EngineStats::default()),
         }
@@ -118,6 +124,15 @@ impl Engine {
         thread: JoinHandle<()>,
     ) -> Self {
         Self { shared, messages, stopped, thread: Arc::new(Mutex::new(Some(thread))) }
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Sends the thread a message; an error means that it has ended.
+    pub(crate) fn send(&self, message: Message) -> Result<(), ()> {
+        self.messages.send(message).map_err(|_| ())
     }
 
     /// Queues a request. Its events come from the returned [`Generation`].

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod constraint;
+mod control;
 mod engine;
 mod handle;
 mod request;
@@ -17,5 +18,7 @@ mod scheduler;
 mod sequence;
 mod text;
 
+pub use arges_model::{NewWeights, UpdateError};
+pub use control::{ControlError, PauseMode, RunningCaches};
 pub use handle::Engine;
 pub use request::*;

@@ -123,6 +123,8 @@ pub struct TokenEvent {
     /// The most likely tokens at this place in the raw distribution, descending; empty unless
     /// [`GenerateRequest::logprobs`] asked for them.
     pub top: Vec<(u32, f32)>,
+    /// Version of the weights it was sampled with.
+    pub weight_version: u64,
 }
 
 /// Why a generation ended.
@@ -134,6 +136,8 @@ pub enum FinishReason {
     Length,
     /// A run of all but certain tokens: see [`RepetitionStop`].
     Repetition,
+    /// The engine was paused: see [`crate::PauseMode::Abort`].
+    Abort,
 }
 
 /// What a generation stopped on.
@@ -175,6 +179,8 @@ pub struct Finished {
     pub reasoning: String,
     /// Tokens taken.
     pub usage: Usage,
+    /// Version of the weights at the end.
+    pub weight_version: u64,
 }
 
 /// What a generation gives, in order: at most one `Prompt`, any number of `Token`, then one `Finished`,
@@ -320,6 +326,10 @@ pub struct EngineStats {
     pub cancelled: u64,
     /// Requests that failed.
     pub failed: u64,
+    /// Requests that a pause ended.
+    pub aborted: u64,
+    /// Whether no new requests begin: see [`crate::Engine::pause`].
+    pub paused: bool,
 }
 
 /// Bytes an engine holds, fixed at start.

@@ -243,6 +243,21 @@ impl<S: Copy> Scheduler<S> {
         }
     }
 
+    /// Frees all pages; every running sequence waits at its old place, to be computed anew.
+    pub fn set_back_all(&mut self, room: &mut impl Room<Slot = S>) {
+        for (rank, running) in std::mem::take(&mut self.running) {
+            room.close(running.slot);
+            self.waiting.insert(rank, Progress { computed: 0, ..running.progress });
+        }
+    }
+
+    /// Notes that a waiting sequence needs logits from `position` on after all.
+    pub fn need_rows_from(&mut self, rank: Rank, position: usize) {
+        if let Some(progress) = self.waiting.get_mut(&rank) {
+            progress.rows_from = position;
+        }
+    }
+
     fn admit(&mut self, room: &mut impl Room<Slot = S>, budget: &mut Budget, step: &mut Step<S>) {
         while budget.tokens > 0
             && budget.rows > 0

@@ -23,6 +23,8 @@ pub(crate) struct ModelFacts {
     /// Ids below this may be sampled; rows of the head beyond belong to no token.
     pub sampleable: usize,
     pub end_tokens: Vec<u32>,
+    /// Version of the weights in force.
+    pub weight_version: u64,
 }
 
 /// What one row of logits said about the token after it.
@@ -80,6 +82,8 @@ pub(crate) struct Sequence {
     scores: Option<PromptScores>,
     events: UnboundedSender<Event>,
     sampleable: usize,
+    /// Version of the weights that the last row came from.
+    weight_version: u64,
     /// Given up when it is admitted for the first time.
     queue_place: Option<QueuePlace>,
 }
@@ -135,6 +139,7 @@ impl Sequence {
             scores: request.prompt_logprobs.map(|top| PromptScores { top, logprobs: vec![None] }),
             events,
             sampleable: model.sampleable,
+            weight_version: model.weight_version,
             queue_place: Some(queue_place),
         })
     }
@@ -165,6 +170,20 @@ impl Sequence {
     pub fn finish_without_work(&mut self) {
         self.send_scores();
         self.finish(FinishReason::Length, Piece::default());
+    }
+
+    /// Ends it with what it has.
+    pub fn abort(&mut self) {
+        let rest = self.text.as_mut().map(TextStream::finish).unwrap_or_default();
+        self.finish(FinishReason::Abort, Piece { stop: None, ..rest });
+    }
+
+    /// Forgets what it knows of the prompt's log-probabilities, if they are not sent yet; whether there is any such.
+    pub fn restart_scores(&mut self) -> bool {
+        if let Some(scores) = &mut self.scores {
+            scores.logprobs.truncate(1);
+        }
+        self.scores.is_some() && self.prompt_len > 1
     }
 
     /// Whether nobody listens any more.
@@ -233,7 +252,13 @@ impl Sequence {
     ///
     /// # Errors
     /// A grammar that became too complex.
-    pub fn accept(&mut self, position: usize, reading: RowReading) -> Result<Next, RowError> {
+    pub fn accept(
+        &mut self,
+        position: usize,
+        reading: RowReading,
+        weight_version: u64,
+    ) -> Result<Next, RowError> {
+        self.weight_version = weight_version;
         if position + 1 < self.prompt_len {
             Ok(self.accept_score(position, reading))
         } else {
@@ -277,6 +302,7 @@ impl Sequence {
             reasoning: piece.reasoning,
             logprob,
             top,
+            weight_version: self.weight_version,
         }));
         let circles = self.repetition.as_mut().is_some_and(|repetition| repetition.push(logprob, was_forced));
         if stop.is_none() && !circles && generated < self.max_tokens {
@@ -337,7 +363,14 @@ impl Sequence {
             reasoning_tokens: self.reasoning_tokens,
             cached_tokens: 0,
         };
-        self.send(Event::Finished(Finished { reason, stop, text, reasoning, usage }));
+        self.send(Event::Finished(Finished {
+            reason,
+            stop,
+            text,
+            reasoning,
+            usage,
+            weight_version: self.weight_version,
+        }));
     }
 
     pub fn send(&self, event: Event) {

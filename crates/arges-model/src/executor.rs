@@ -11,6 +11,7 @@ use crate::cache::{Cache, CacheError, CachePlan, Slots};
 use crate::config::Config;
 use crate::model::cuda::{CudaCache, CudaCacheError, CudaModel, CudaWorkspace};
 use crate::model::{ForwardError, Model, Workspace, WorkspacePlan};
+use crate::update::{NewWeights, UpdateError};
 
 /// A model whose weights are on a device.
 #[derive(Clone)]
@@ -158,6 +159,21 @@ impl Executor {
             Memory::Cpu(memory) => memory.1.bytes(),
             Memory::Cuda(memory) => memory.1.bytes(),
         }
+    }
+
+    /// Brings new weights into the model, between two steps. Caches stay as the old ones left them.
+    ///
+    /// # Errors
+    /// When the weights are of another model or device, or cannot be read; then the old ones are in force. Only
+    /// [`UpdateError::Torn`] leaves a model that cannot be used before it gets whole weights.
+    pub fn update_weights(&mut self, weights: NewWeights) -> Result<(), UpdateError> {
+        let replaced = self.model.update(weights)?;
+        if let Memory::Cuda(memory) = &mut self.memory
+            && replaced
+        {
+            memory.1.forget_graphs();
+        }
+        Ok(())
     }
 
     /// Runs one step. Afterwards every span's sequence is longer by its tokens. Returns the model and logits

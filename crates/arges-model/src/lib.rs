@@ -19,6 +19,7 @@ pub mod model;
 pub mod params;
 pub mod synth;
 pub mod training;
+mod update;
 
 pub use accounting::Accounting;
 pub use batch::{Batch, LogitRows, Span};
@@ -27,5 +28,7 @@ pub use checkpoint::{Checkpoint, CheckpointError};
 pub use config::{AttentionKind, Config, ConfigError, Dialect};
 pub use dtype::DType;
 pub use executor::{DeviceModel, Executor, ExecutorError, ExecutorPlan};
+pub use model::source::WeightSource;
 pub use model::{ForwardError, LoadOptions, LoadProgress, Model, ModelError, Workspace, WorkspacePlan};
 pub use params::{LayerParam, Param};
+pub use update::{NewWeights, UpdateError};

@@ -47,6 +47,14 @@ impl Embedding {
         }
     }
 
+    /// How its numbers are kept.
+    pub fn element(&self) -> Element {
+        match &self.table {
+            Table::F32(_) => Element::F32,
+            Table::Bf16(_) => Element::Bf16,
+        }
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         match &self.table {

@@ -39,6 +39,22 @@ impl Model {
     }
 }
 
+impl Model {
+    /// Whether weights of `source`, which has the same configuration, would be kept in the formats of this model.
+    ///
+    /// # Errors
+    /// When a parameter is missing.
+    pub(crate) fn keeps_as(&self, source: &dyn WeightSource) -> Result<bool, CheckpointError> {
+        let builder = Builder { source, compute: self.compute };
+        let mut same = builder.element(&[Param::Embedding])? == self.embedding.element();
+        for (layer, ours) in self.layers.iter().enumerate() {
+            same &= builder.keeps_layer(layer, ours)?;
+        }
+        source.dtype(Param::FinalNorm)?;
+        Ok(same & (builder.element(&[Param::Head])? == self.head.element()))
+    }
+}
+
 struct Builder<'a> {
     source: &'a dyn WeightSource,
     compute: Compute,
@@ -71,9 +87,12 @@ impl Builder<'_> {
 
     /// A small matrix whose products are f32 whatever the rest computes in: never rounded.
     fn exact_matrix(&self, param: Param) -> Result<PackedMatrix, CheckpointError> {
-        let element = if self.source.dtype(param)? == DType::Bf16 { Element::Bf16 } else { Element::F32 };
         let [outputs, k] = param.shape(self.source.config());
-        Ok(PackedMatrix::zeroed(outputs, k, element))
+        Ok(PackedMatrix::zeroed(outputs, k, self.exact_element(param)?))
+    }
+
+    fn exact_element(&self, param: Param) -> Result<Element, CheckpointError> {
+        Ok(if self.source.dtype(param)? == DType::Bf16 { Element::Bf16 } else { Element::F32 })
     }
 
     fn layer(&self, layer: usize) -> Result<Layer, CheckpointError> {
@@ -104,6 +123,41 @@ impl Builder<'_> {
             experts: Experts { router, gate_up, down },
             shared,
         })
+    }
+
+    fn keeps_layer(&self, layer: usize, ours: &Layer) -> Result<bool, CheckpointError> {
+        use LayerParam as P;
+        let param = |param| Param::Layer(layer, param);
+        let same = |params: &[Param], matrix: &PackedMatrix| -> Result<bool, CheckpointError> {
+            Ok(self.element(params)? == matrix.element())
+        };
+        self.source.dtype(param(P::InputNorm))?;
+        self.source.dtype(param(P::PostAttentionNorm))?;
+        let mut all = match &ours.attention {
+            Attention::Lightning { qkv_gate, out, .. } => {
+                self.source.dtype(param(P::LightningNorm))?;
+                same(&[param(P::LightningQkv), param(P::LightningGate)], qkv_gate)?
+                    & same(&[param(P::LightningOut)], out)?
+            }
+            Attention::Softmax { qkv, out, .. } => {
+                same(&[param(P::Query), param(P::Key), param(P::Value)], qkv)?
+                    & same(&[param(P::Output)], out)?
+            }
+        };
+        let Experts { router, gate_up, down } = &ours.experts;
+        if let Some(router) = router {
+            all &= self.exact_element(param(P::Router))? == router.element();
+        }
+        for (expert, (gate_up, down)) in gate_up.iter().zip(down).enumerate() {
+            all &= same(&[param(P::ExpertGate(expert)), param(P::ExpertUp(expert))], gate_up)?;
+            all &= same(&[param(P::ExpertDown(expert))], down)?;
+        }
+        if let Some(SharedMlp { gate_up, down, coefficient }) = &ours.shared {
+            all &= same(&[param(P::SharedGate), param(P::SharedUp)], gate_up)?;
+            all &= same(&[param(P::SharedDown)], down)?;
+            all &= self.exact_element(param(P::SharedCoefficient))? == coefficient.element();
+        }
+        Ok(all)
     }
 
     fn attention(&self, layer: usize) -> Result<Attention, CheckpointError> {

@@ -8,7 +8,7 @@ use crate::dtype::DType;
 use crate::params::Param;
 
 /// Weights by parameter: a checkpoint, or parameters that are being trained.
-pub(crate) trait WeightSource {
+pub trait WeightSource {
     /// The model they belong to.
     fn config(&self) -> &Config;
 

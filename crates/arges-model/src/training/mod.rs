@@ -110,7 +110,7 @@ pub enum TrainingError {
 
 /// A model that learns: its packed weights, what learns of it, and the memory for one batch at a time.
 pub struct Trainer {
-    model: Model,
+    model: Arc<Model>,
     parameters: Parameters,
     cache: Cache,
     buffers: Buffers,
@@ -144,7 +144,7 @@ impl Trainer {
         let max_tokens = plan.max_tokens + plan.max_sequences * Cache::page_tokens();
         let cache = Cache::new(&model, CachePlan { max_sequences: plan.max_sequences, max_tokens })?;
         let buffers = Buffers::new(&model, plan);
-        Ok(Self { model, parameters, cache, buffers })
+        Ok(Self { model: Arc::new(model), parameters, cache, buffers })
     }
 
     /// Adds the gradients of a batch: of a loss whose derivative by the log-probability of `targets[i]` is
@@ -184,13 +184,27 @@ impl Trainer {
         &mut self.parameters
     }
 
-    /// Brings changed values into the model.
+    /// Brings changed values into the model. Where others hold [`Trainer::shared_model`], they keep the model as it
+    /// was, and the trainer goes on with a new one.
     ///
     /// # Errors
     /// When a parameter of an adapted checkpoint can no longer be read.
     pub fn publish(&mut self) -> Result<(), TrainingError> {
-        let cpu = self.model.shared_cpu();
-        Ok(self.model.fill(&self.parameters.source(&cpu), &mut |_| {})?)
+        let (cpu, compute) = (self.model.shared_cpu(), self.model.compute());
+        let source = self.parameters.source(&cpu);
+        match Arc::get_mut(&mut self.model) {
+            Some(model) => model.fill(&source, &mut |_| {})?,
+            None => {
+                let model = Model::from_source(&source, compute, Arc::clone(&cpu), &mut |_| {})?;
+                self.model = Arc::new(model);
+            }
+        }
+        Ok(())
+    }
+
+    /// The model as it computes now, to be shared with an engine: the same bits in the same memory, not a copy.
+    pub fn shared_model(&self) -> Arc<Model> {
+        Arc::clone(&self.model)
     }
 
     /// The model as it computes now.

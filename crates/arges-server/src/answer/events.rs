@@ -40,6 +40,8 @@ pub(crate) struct End {
     /// On what, where the reason is [`EndReason::Stop`].
     pub stop: Option<StopCause>,
     pub usage: Usage,
+    /// Version of the weights at the end.
+    pub weight_version: u64,
 }
 
 /// Why an answer ended.
@@ -50,6 +52,8 @@ pub(crate) enum EndReason {
     ToolCalls,
     Length,
     Repetition,
+    /// An operator's pause ended it.
+    Abort,
 }
 
 /// One answer while it is generated. Dropping it cancels it.
@@ -79,7 +83,7 @@ impl AnswerEvents {
                 let texts = (std::mem::take(&mut token.reasoning), std::mem::take(&mut token.text));
                 Ok(AnswerEvent::Token { token, parts: self.parts(texts, false) })
             }
-            Event::Finished(Finished { reason, stop, text, reasoning, usage }) => {
+            Event::Finished(Finished { reason, stop, text, reasoning, usage, weight_version }) => {
                 let parts = self.parts((reasoning, text), true);
                 let has_calls = self.calls.as_ref().is_some_and(|calls| calls.calls() > 0);
                 let reason = match reason {
@@ -87,9 +91,10 @@ impl AnswerEvents {
                     FinishReason::Stop => EndReason::Stop,
                     FinishReason::Length => EndReason::Length,
                     FinishReason::Repetition => EndReason::Repetition,
+                    FinishReason::Abort => EndReason::Abort,
                 };
                 self.timer.finished(&usage);
-                Ok(AnswerEvent::End { parts, end: End { reason, stop, usage } })
+                Ok(AnswerEvent::End { parts, end: End { reason, stop, usage, weight_version } })
             }
             Event::GrammarFailed(message) => {
                 let message = format!("The answer cannot be held to what was asked for: {message}.");

@@ -59,8 +59,8 @@ impl Head {
             EndReason::ToolCalls => "tool_use",
             EndReason::Stop if sequence.is_some() => "stop_sequence",
             EndReason::Stop => "end_turn",
-            // The API has no word for an answer that was cut because it went round in circles.
-            EndReason::Length | EndReason::Repetition => "max_tokens",
+            // The API has no word for an answer that was cut because it went round in circles, or by an operator.
+            EndReason::Length | EndReason::Repetition | EndReason::Abort => "max_tokens",
         };
         json!({"stop_reason": reason, "stop_sequence": sequence})
     }

@@ -149,7 +149,14 @@ mod tests {
     use serde_json::json;
 
     fn event(id: u32, logprob: f32, top: &[(u32, f32)]) -> TokenEvent {
-        TokenEvent { id, text: String::new(), reasoning: String::new(), logprob, top: top.to_vec() }
+        TokenEvent {
+            id,
+            text: String::new(),
+            reasoning: String::new(),
+            logprob,
+            top: top.to_vec(),
+            weight_version: 0,
+        }
     }
 
     #[test]

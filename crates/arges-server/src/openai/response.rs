@@ -63,6 +63,7 @@ pub(crate) fn finish_reason(reason: EndReason) -> &'static str {
         EndReason::ToolCalls => "tool_calls",
         EndReason::Length => "length",
         EndReason::Repetition => "repetition",
+        EndReason::Abort => "abort",
     }
 }
 

@@ -39,14 +39,49 @@ impl CudaModel {
         cuda: &Arc<Cuda>,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self, CudaModelError> {
-        let stored = |param| WeightSource::dtype(checkpoint, param);
-        let mut model = Self::zeroed(checkpoint.config(), options.compute, &stored, cuda)?;
-        let done = LoadProgress { bytes_done: 0, bytes_total: WeightSource::bytes(checkpoint) };
-        let staging = [Pinned::zeroed(cuda, STAGING_BYTES)?, Pinned::zeroed(cuda, STAGING_BYTES)?];
-        let mut loader = Loader { source: checkpoint, staging, next: 0, cuda, progress, done };
-        loader.model(&mut model)?;
-        cuda.synchronize()?;
+        Self::from_source(checkpoint, options.compute, cuda, progress)
+    }
+
+    pub(crate) fn from_source(
+        source: &dyn WeightSource,
+        compute: Compute,
+        cuda: &Arc<Cuda>,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self, CudaModelError> {
+        let mut model = Self::zeroed(source.config(), compute, &|param| source.dtype(param), cuda)?;
+        model.fill(source, progress)?;
         Ok(model)
+    }
+
+    /// Copies every weight of `source` over those of the model, which was made for the same parameters in the same
+    /// formats.
+    pub(crate) fn fill(
+        &mut self,
+        source: &dyn WeightSource,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<(), CudaModelError> {
+        let cuda = &Arc::clone(&self.cuda);
+        let done = LoadProgress { bytes_done: 0, bytes_total: source.bytes() };
+        let staging = [Pinned::zeroed(cuda, STAGING_BYTES)?, Pinned::zeroed(cuda, STAGING_BYTES)?];
+        let mut loader = Loader { source, staging, next: 0, cuda, progress, done };
+        loader.model(self)?;
+        Ok(cuda.synchronize()?)
+    }
+
+    /// Whether weights of `source`, which has the same configuration, would be kept in the formats of this model.
+    ///
+    /// # Errors
+    /// When a parameter is missing.
+    pub(crate) fn keeps_as(&self, source: &dyn WeightSource) -> Result<bool, CudaModelError> {
+        let stored = |param| source.dtype(param);
+        let builder =
+            Builder { config: &self.config, compute: self.compute, stored: &stored, cuda: &self.cuda };
+        let mut same = builder.element(&[Param::Embedding])? == self.embedding.element();
+        for (index, layer) in self.layers.iter().enumerate() {
+            same &= builder.keeps_layer(index, layer)?;
+        }
+        stored(Param::FinalNorm)?;
+        Ok(same & (builder.element(&[Param::Head])? == self.head.element()))
     }
 
     /// A model of random weights, which the device makes from a seed: for measurements.
@@ -194,8 +229,45 @@ impl Builder<'_> {
 
     /// A small matrix whose products are f32 whatever the rest computes in: never rounded.
     fn exact(&self, param: Param) -> Result<Activations, CudaModelError> {
-        let element = if (self.stored)(param)? == DType::Bf16 { Element::Bf16 } else { Element::F32 };
-        Ok(Activations::zeroed(self.cuda, element, param.elements(self.config))?)
+        Ok(Activations::zeroed(self.cuda, self.exact_element(param)?, param.elements(self.config))?)
+    }
+
+    fn exact_element(&self, param: Param) -> Result<Element, CudaModelError> {
+        Ok(if (self.stored)(param)? == DType::Bf16 { Element::Bf16 } else { Element::F32 })
+    }
+
+    fn keeps_layer(&self, layer: usize, ours: &Layer) -> Result<bool, CudaModelError> {
+        use LayerParam as P;
+        let param = |param| Param::Layer(layer, param);
+        let same = |params: &[Param], element| Ok::<_, CudaModelError>(self.element(params)? == element);
+        (self.stored)(param(P::InputNorm))?;
+        (self.stored)(param(P::PostAttentionNorm))?;
+        let mut all = match &ours.attention {
+            Attention::Lightning { qkv_gate, out, .. } => {
+                (self.stored)(param(P::LightningNorm))?;
+                same(&[param(P::LightningQkv), param(P::LightningGate)], qkv_gate.element())?
+                    & same(&[param(P::LightningOut)], out.element())?
+            }
+            Attention::Softmax { qkv, out, .. } => {
+                same(&[param(P::Query), param(P::Key), param(P::Value)], qkv.element())?
+                    & same(&[param(P::Output)], out.element())?
+            }
+        };
+        let Experts { router, gate_up, down } = &ours.experts;
+        if let Some(router) = router {
+            all &= self.exact_element(param(P::Router))? == router.element();
+        }
+        let experts = 0..self.config.num_experts;
+        let gates: Vec<Param> =
+            experts.clone().flat_map(|e| [param(P::ExpertGate(e)), param(P::ExpertUp(e))]).collect();
+        let downs: Vec<Param> = experts.map(|e| param(P::ExpertDown(e))).collect();
+        all &= same(&gates, gate_up.element())? & same(&downs, down.element())?;
+        if let Some(SharedMlp { gate_up, down, coefficient }) = &ours.shared {
+            all &= same(&[param(P::SharedGate), param(P::SharedUp)], gate_up.element())?;
+            all &= same(&[param(P::SharedDown)], down.element())?;
+            all &= self.exact_element(param(P::SharedCoefficient))? == coefficient.element();
+        }
+        Ok(all)
     }
 
     fn vector(&self, len: usize) -> Result<Buffer<f32>, CudaError> {
@@ -260,7 +332,7 @@ impl Builder<'_> {
 
 /// Copies weights to the device, a piece of page-locked memory at a time: one is filled while the other travels.
 struct Loader<'a> {
-    source: &'a Checkpoint,
+    source: &'a dyn WeightSource,
     staging: [Pinned<u8>; 2],
     next: usize,
     cuda: &'a Arc<Cuda>,

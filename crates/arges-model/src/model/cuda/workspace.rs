@@ -94,6 +94,11 @@ impl<T: bytemuck::Pod> Both<T> {
 }
 
 impl CudaWorkspace {
+    /// Forgets decoding steps of a model that is used no longer: they read its weights where it has them.
+    pub(crate) fn forget_graphs(&mut self) {
+        self.graphs.clear();
+    }
+
     /// Buffers for steps of `model` up to `plan`. With `exact`, a token's log-probability has the same bits alone or in
     /// any batch, in prefill or in decode; decoding is slower then.
     ///

@@ -31,6 +31,7 @@ impl Outcome {
             EndReason::Stop | EndReason::ToolCalls => None,
             EndReason::Length => Some("max_output_tokens"),
             EndReason::Repetition => Some("repetition"),
+            EndReason::Abort => Some("abort"),
         };
         let status = if incomplete.is_some() { "incomplete" } else { "completed" };
         Outcome { status, incomplete, error: None, usage: Some(end.usage) }
@@ -116,7 +117,7 @@ impl Status {
     pub fn of_last(end: &End) -> Status {
         match end.reason {
             EndReason::Stop | EndReason::ToolCalls => Status::Completed,
-            EndReason::Length | EndReason::Repetition => Status::Incomplete,
+            EndReason::Length | EndReason::Repetition | EndReason::Abort => Status::Incomplete,
         }
     }
 
