@@ -1,5 +1,7 @@
 //! Lightning attention on a GPU: a block of threads is some value channels of one head of one span.
 
+mod backward;
+
 use std::sync::Arc;
 
 use super::{CHUNK, Decays, Shape};
@@ -8,16 +10,19 @@ use crate::device::cuda::{
 };
 use crate::matmul::Element;
 
+pub use backward::{BackwardInputs, LightningBackwardCuda};
+
 macro_rules! source {
-    ($file:literal) => {
+    ($file:literal $(, $header:literal)*) => {
         Source {
             name: concat!("lightning/", $file),
-            text: concat!(include_str!("lightning.cuh"), include_str!($file)),
+            text: concat!(include_str!("lightning.cuh"), $(include_str!($header),)* include_str!($file)),
         }
     };
 }
 
-const PREFILL: Source = source!("prefill.cu");
+const PREFILL: Source = source!("prefill.cu", "../device/cuda/panels.cuh", "chunks.cuh");
+const BACKWARD: Source = source!("backward.cu", "../device/cuda/panels.cuh", "chunks.cuh");
 const DECODE: Source = source!("decode.cu");
 const PORTABLE: Source = source!("portable.cu");
 
@@ -160,7 +165,8 @@ pub(super) fn sources(head_dim: usize, element: Element, wgmma: bool) -> Vec<(So
     let [d, bytes] = defines(head_dim, element);
     let mut sources = vec![(PORTABLE, vec![d, bytes])];
     if element == Element::Bf16 && matches!(head_dim, 64 | 128) {
-        sources.push((PREFILL, vec![d, bytes, ("WGMMA", i64::from(wgmma))]));
+        let defines = vec![d, bytes, ("WGMMA", i64::from(wgmma))];
+        sources.extend([(PREFILL, defines.clone()), (BACKWARD, defines)]);
     }
     if let Some(wide) = decode_columns(head_dim, element) {
         sources.push((DECODE, vec![d, bytes, ("WIDE", wide as i64)]));
@@ -211,15 +217,7 @@ impl LightningCuda {
         wgmma: bool,
     ) -> Result<Self, CudaError> {
         let d = shape.head_dim;
-        if shape.heads == 0 || d == 0 || d > 256 {
-            return Err(CudaError::Unsupported(format!(
-                "lightning attention of {} heads of {d} channels; there must be heads, of 1 to 256 channels",
-                shape.heads
-            )));
-        }
-        let tensor_cores = element == Element::Bf16
-            && matches!(d, 64 | 128)
-            && prefill_shared(d, wgmma) <= cuda.facts().shared_memory;
+        let tensor_cores = on_tensor_cores(cuda, shape, element, wgmma)?;
         let defines = defines(d, element);
         let portable = cuda.module(PORTABLE, &defines)?;
         let prefill = if tensor_cores {
@@ -365,6 +363,18 @@ impl LightningCuda {
     }
 }
 
+/// Whether the heads go to the kernels of `chunks.cuh`.
+fn on_tensor_cores(cuda: &Cuda, shape: Shape, element: Element, wgmma: bool) -> Result<bool, CudaError> {
+    let Shape { heads, head_dim: d } = shape;
+    if heads == 0 || d == 0 || d > 256 {
+        return Err(CudaError::Unsupported(format!(
+            "lightning attention of {heads} heads of {d} channels; there must be heads, of 1 to 256 channels",
+        )));
+    }
+    let fits = prefill_shared(d, wgmma) <= cuda.facts().shared_memory;
+    Ok(element == Element::Bf16 && matches!(d, 64 | 128) && fits)
+}
+
 fn element_bytes(element: Element) -> usize {
     match element {
         Element::F32 => 4,
@@ -372,7 +382,7 @@ fn element_bytes(element: Element) -> usize {
     }
 }
 
-/// Bytes of shared memory of a block of `prefill.cu`: stages, scores, outputs, barriers, powers, and room to align
+/// Bytes of shared memory of a block of `prefill.cu` or `backward.cu`: stages, scores, outputs, barriers, powers, and room to align
 /// them.
 fn prefill_shared(head_dim: usize, wgmma: bool) -> usize {
     const PANEL: usize = CHUNK * 128;

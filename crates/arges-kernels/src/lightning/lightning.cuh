@@ -23,3 +23,9 @@ __device__ __forceinline__ Span span_at(Spans all, int at) {
 
 // e^(-s n) for n = 0 … CHUNK, head after head.
 #define POWERS (CHUNK + 1)
+
+// Span `at` of those that are whole sequences, from position 0 on; without rows where it is padding or another.
+__device__ __forceinline__ Span whole_span_at(const int4* spans, int rows, int at) {
+    const Span span = span_at(Spans{spans, rows, 0x7fffffff}, at);
+    return Span{span.first, span.slot >= 0 && span.position == 0 ? span.rows : 0, 0, span.slot};
+}

@@ -1,5 +1,5 @@
-// Lightning attention over spans of any length, for heads of any width up to 256, in f32 arithmetic on any device. A
-// block takes some value channels of one head of one span, chunk by chunk.
+// The recurrence over chunks for heads of any width up to 256, in f32 arithmetic on any device (chunks.cuh says what it
+// gives besides the outputs). A block takes some value channels of one head of one span, chunk by chunk.
 
 #if ELEMENT_BYTES == 2
 typedef bf16 element;
@@ -32,45 +32,41 @@ struct Shared {
 
 __device__ __forceinline__ float4 vector_at(const float* x) { return *reinterpret_cast<const float4*>(x); }
 
-// Grid: blocks of value channels, heads, spans.
-extern "C" __global__ void __launch_bounds__(THREADS) lightning_portable(
-    const element* projected, i64 stride, const int4* spans, int rows, int slots, const float* powers, float* states,
-    const element* tails, element* out
+// The channels of a head in rows of a batch.
+template <typename T> struct Rows {
+    T* at;
+    i64 stride;
+};
+
+// With REVERSED time runs backwards, over whole sequences: key j weighs for queries i <= j. Where `saved` is not null, the
+// state goes on from and to it, and the tail has the rows of the first chunk that the span does not.
+template <bool REVERSED>
+__device__ __forceinline__ void attend(
+    Shared& s, Span span, Rows<const element> queries, Rows<const element> keys, Rows<const element> values,
+    const element* tail_keys, const element* tail_values, float* saved, Rows<element> out
 ) {
-    extern __shared__ __align__(16) unsigned char dynamic_shared[];
-    Shared& s = *reinterpret_cast<Shared*>(dynamic_shared);
     const int thread = threadIdx.x, column = thread % COLUMNS, group = thread / COLUMNS;
-    const int head = blockIdx.y, heads = gridDim.y;
     const int channel = blockIdx.x * COLUMNS + column;
     const bool inside = channel < HEAD_DIM;
-    if (thread <= CHUNK) s.decays[thread] = powers[head * POWERS + thread];
-    wait_for_previous();
-    let_next_start();
-    const Span span = span_at(Spans{spans, rows, slots}, blockIdx.z);
-    if (span.slot < 0) return;
-    const i64 cache = i64(span.slot) * heads + head;
-    const element* batch = projected + head * 3 * HEAD_DIM;
-    const element* tail_keys = tails + cache * 2 * CHUNK * HEAD_DIM;
-    const element* tail_values = tail_keys + CHUNK * HEAD_DIM;
-    float* saved = states + cache * HEAD_DIM * HEAD_DIM;
     const int first_chunk = span.position / CHUNK, last_chunk = (span.position + span.rows - 1) / CHUNK;
 
     for (int c = group; c < CHANNELS; c += GROUPS) {
-        const bool present = first_chunk > 0 && inside && c < HEAD_DIM;
+        const bool present = saved != nullptr && first_chunk > 0 && inside && c < HEAD_DIM;
         s.state[c][column] = present ? saved[c * HEAD_DIM + channel] : 0.0f;
     }
-    for (int chunk = first_chunk; chunk <= last_chunk; chunk++) {
+    for (int n = 0; n <= last_chunk - first_chunk; n++) {
+        const int chunk = REVERSED ? last_chunk - n : first_chunk + n;
         const int offset = chunk * CHUNK - span.position;
         const int begin = max(0, -offset), end = min(CHUNK, span.rows - offset);
-        const element* source = batch + (i64(span.first) + offset) * stride;
+        const i64 row = i64(span.first) + offset;
         __syncthreads();
         for (int at = thread; at < end * CHANNELS; at += THREADS) {
             const int j = at / CHANNELS, c = at % CHANNELS;
-            const element* from = j < begin ? tail_keys + j * HEAD_DIM : source + j * stride + HEAD_DIM;
+            const element* from = j < begin ? tail_keys + j * HEAD_DIM : keys.at + (row + j) * keys.stride;
             s.keys[j][c] = c < HEAD_DIM ? to_float(from[c]) : 0.0f;
         }
         for (int j = group; j < end; j += GROUPS) {
-            const element* from = j < begin ? tail_values + j * HEAD_DIM : source + j * stride + 2 * HEAD_DIM;
+            const element* from = j < begin ? tail_values + j * HEAD_DIM : values.at + (row + j) * values.stride;
             s.values[j][column] = inside ? to_float(from[channel]) : 0.0f;
         }
 
@@ -79,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) lightning_portable(
             for (int at = thread; at < STRIP * CHANNELS; at += THREADS) {
                 const int r = at / CHANNELS, c = at % CHANNELS;
                 const bool present = first + r < end && c < HEAD_DIM;
-                s.queries[r][c] = present ? to_float(source[(first + r) * stride + c]) : 0.0f;
+                s.queries[r][c] = present ? to_float(queries.at[(row + first + r) * queries.stride + c]) : 0.0f;
             }
             __syncthreads();
             {
@@ -87,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) lightning_portable(
                 float sums[SCORE_ROWS];
 #pragma unroll
                 for (int x = 0; x < SCORE_ROWS; x++) sums[x] = 0.0f;
-                if (j < first + STRIP) {
+                if (REVERSED ? j >= first && j < end : j < first + STRIP) {
                     for (int c = 0; c < CHANNELS; c += 4) {
                         const float4 key = vector_at(&s.keys[j][c]);
 #pragma unroll
@@ -103,7 +99,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) lightning_portable(
 #pragma unroll
                 for (int x = 0; x < SCORE_ROWS; x++) {
                     const int i = first + r + x;
-                    s.scores[r + x][j] = j <= i && i < CHUNK ? sums[x] * s.decays[i - j] : 0.0f;
+                    const int distance = REVERSED ? j - i : i - j;
+                    s.scores[r + x][j] = distance >= 0 && i < CHUNK ? sums[x] * s.decays[distance] : 0.0f;
                 }
             }
             __syncthreads();
@@ -127,27 +124,27 @@ extern "C" __global__ void __launch_bounds__(THREADS) lightning_portable(
                 }
                 const int last = min(first + r + OUTPUT_ROWS, end);
 #pragma unroll
-                for (int x = 0; x < OUTPUT_ROWS; x++) sums[x] *= s.decays[min(first + r + x + 1, CHUNK)];
-                for (int j = 0; j < last; j++) {
+                for (int x = 0; x < OUTPUT_ROWS; x++) {
+                    const int i = first + r + x;
+                    sums[x] *= s.decays[REVERSED ? max(CHUNK - 1 - i, 0) : min(i + 1, CHUNK)];
+                }
+                for (int j = REVERSED ? first + r : 0; j < (REVERSED ? end : last); j++) {
                     const float value = s.values[j][column];
 #pragma unroll
                     for (int x = 0; x < OUTPUT_ROWS; x++) {
                         // Not a product with 0, which could change a sum's sign or be none.
-                        if (j <= first + r + x) sums[x] += s.scores[r + x][j] * value;
+                        if (REVERSED ? j >= first + r + x : j <= first + r + x) sums[x] += s.scores[r + x][j] * value;
                     }
                 }
 #pragma unroll
                 for (int x = 0; x < OUTPUT_ROWS; x++) {
                     const int i = first + r + x;
-                    if (i < end && inside) {
-                        out[((i64(span.first) + offset + i) * heads + head) * HEAD_DIM + channel] =
-                            from_float<element>(sums[x]);
-                    }
+                    if (i < end && inside) out.at[(row + i) * out.stride + channel] = from_float<element>(sums[x]);
                 }
             }
         }
 
-        if (end == CHUNK) {
+        if (REVERSED || end == CHUNK) {
             __syncthreads();
             const int c = group * UPDATE_ROWS;
             if (c < CHANNELS) {
@@ -156,8 +153,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) lightning_portable(
                 for (int x = 0; x < UPDATE_ROWS; x++) {
                     state[x] = c + x < CHANNELS ? s.state[c + x][column] * s.decays[CHUNK] : 0.0f;
                 }
-                for (int j = 0; j < CHUNK; j++) {
-                    const float value = s.values[j][column] * s.decays[CHUNK - 1 - j];
+                for (int j = 0; j < (REVERSED ? end : CHUNK); j++) {
+                    const float value = s.values[j][column] * s.decays[REVERSED ? j + 1 : CHUNK - 1 - j];
 #pragma unroll
                     for (int x = 0; x < UPDATE_ROWS; x += 4) {
                         if (c + x < CHANNELS) {
@@ -172,11 +169,107 @@ extern "C" __global__ void __launch_bounds__(THREADS) lightning_portable(
 #pragma unroll
                 for (int x = 0; x < UPDATE_ROWS; x++) {
                     if (c + x < CHANNELS) s.state[c + x][column] = state[x];
-                    if (c + x < HEAD_DIM && inside) saved[(c + x) * HEAD_DIM + channel] = state[x];
+                    if (saved != nullptr && c + x < HEAD_DIM && inside) saved[(c + x) * HEAD_DIM + channel] = state[x];
                 }
             }
         }
     }
+}
+
+// Grid: blocks of value channels, heads, spans.
+extern "C" __global__ void __launch_bounds__(THREADS) lightning_portable(
+    const element* projected, i64 stride, const int4* spans, int rows, int slots, const float* powers, float* states,
+    const element* tails, element* out
+) {
+    extern __shared__ __align__(16) unsigned char dynamic_shared[];
+    Shared& s = *reinterpret_cast<Shared*>(dynamic_shared);
+    const int head = blockIdx.y, heads = gridDim.y;
+    if (threadIdx.x <= CHUNK) s.decays[threadIdx.x] = powers[head * POWERS + threadIdx.x];
+    wait_for_previous();
+    let_next_start();
+    const Span span = span_at(Spans{spans, rows, slots}, blockIdx.z);
+    if (span.slot < 0) return;
+    const i64 cache = i64(span.slot) * heads + head;
+    const auto input = [&](int part) { return Rows<const element>{projected + (head * 3 + part) * HEAD_DIM, stride}; };
+    const element* tail = tails + cache * 2 * CHUNK * HEAD_DIM;
+    attend<false>(s, span, input(0), input(1), input(2), tail, tail + CHUNK * HEAD_DIM,
+                  states + cache * HEAD_DIM * HEAD_DIM,
+                  Rows<element>{out + head * HEAD_DIM, i64(heads) * HEAD_DIM});
+}
+
+// The gradients, as backward.cu says. Grid: blocks of channels, heads times the three gradients, spans.
+extern "C" __global__ void __launch_bounds__(THREADS) lightning_portable_backward(
+    const element* projected, i64 stride, const element* dout, const int4* spans, int rows, const float* powers,
+    element* dprojected
+) {
+    extern __shared__ __align__(16) unsigned char dynamic_shared[];
+    Shared& s = *reinterpret_cast<Shared*>(dynamic_shared);
+    const int head = blockIdx.y / 3, gradient = blockIdx.y % 3, heads = gridDim.y / 3;
+    if (threadIdx.x <= CHUNK) s.decays[threadIdx.x] = powers[head * POWERS + threadIdx.x];
+    wait_for_previous();
+    let_next_start();
+    const Span span = whole_span_at(spans, rows, blockIdx.z);
+    if (span.rows == 0) return;
+    const auto input = [&](int part) { return Rows<const element>{projected + (head * 3 + part) * HEAD_DIM, stride}; };
+    const Rows<const element> gradients = {dout + head * HEAD_DIM, i64(heads) * HEAD_DIM};
+    const Rows<element> out = {dprojected + (head * 3 + gradient) * HEAD_DIM, stride};
+    if (gradient == 0) {
+        attend<false>(s, span, gradients, input(2), input(1), nullptr, nullptr, nullptr, out);
+    } else if (gradient == 1) {
+        attend<true>(s, span, input(2), gradients, input(0), nullptr, nullptr, nullptr, out);
+    } else {
+        attend<true>(s, span, input(1), input(0), gradients, nullptr, nullptr, nullptr, out);
+    }
+}
+
+// Values that a thread moves together where rows begin at multiples of 16 bytes.
+struct __align__(16) Vector {
+    element at[16 / sizeof(element)];
+};
+
+// `to` gets `body(x, to)` in the first `width` values of each row. Grid: rows.
+template <typename Body>
+__device__ __forceinline__ void for_each(
+    const element* x, i64 stride, int width, element* to, i64 to_stride, Body body
+) {
+    wait_for_previous();
+    let_next_start();
+    x += blockIdx.x * stride;
+    to += blockIdx.x * to_stride;
+    constexpr int TOGETHER = sizeof(Vector) / sizeof(element);
+    if (width % TOGETHER == 0 && stride % TOGETHER == 0 && to_stride % TOGETHER == 0) {
+        for (int c = threadIdx.x * TOGETHER; c < width; c += THREADS * TOGETHER) {
+            const Vector from = *reinterpret_cast<const Vector*>(x + c);
+            Vector& target = *reinterpret_cast<Vector*>(to + c);
+            Vector y = target;
+#pragma unroll
+            for (int i = 0; i < TOGETHER; i++) {
+                y.at[i] = from_float<element>(body(to_float(from.at[i]), to_float(y.at[i])));
+            }
+            target = y;
+        }
+    } else {
+        for (int c = threadIdx.x; c < width; c += THREADS) {
+            to[c] = from_float<element>(body(to_float(x[c]), to_float(to[c])));
+        }
+    }
+}
+
+// SiLU of queries, keys and values.
+extern "C" __global__ void __launch_bounds__(THREADS) lightning_activate(
+    const element* x, i64 stride, int width, element* activated, i64 activated_stride
+) {
+    for_each(x, stride, width, activated, activated_stride, [](float x, float) { return silu(x); });
+}
+
+// Multiplies gradients by the derivative of SiLU at `x`.
+extern "C" __global__ void __launch_bounds__(THREADS) lightning_activate_backward(
+    const element* x, i64 stride, int width, element* gradients, i64 gradient_stride
+) {
+    for_each(x, stride, width, gradients, gradient_stride, [](float x, float gradient) {
+        const float gate = sigmoid(x);
+        return gradient * (gate + x * gate * (1.0f - gate));
+    });
 }
 
 // Keeps the keys and values of the chunk that a span leaves unfinished. Grid: heads, spans.

@@ -1,0 +1,372 @@
+// The recurrence over chunks on tensor cores, in bf16, for heads of 64 or 128 channels: outputs of queries over keys and
+// values, decaying with the distance from key to query, of which the gradients are cases too. A block takes 64 value
+// channels of one head of one span, chunk by chunk, in either direction of time. With WGMMA it uses Hopper's warpgroup
+// products and its copy engine, else what every device since Ampere has; the order of things is the same.
+//
+// Its second warpgroup computes everything transposed: the state S^T [value channel, key channel] is an accumulator
+// whose registers are, as they lie, also the left operand of O^T = S^T Q^T. So the state stays in f32 in registers
+// from the first chunk to the last. It enters that product as the sum of two bf16 values, of 16 bits together, and so
+// do the decayed values of the update; the scores and the output are rounded to bf16 once.
+//
+// Its first warpgroup fetches chunks ahead of their use and computes their scores one ahead of the second. A chunk that
+// lies whole in the span comes through the copy engine; one that begins in the tail or ends before its grid point, and
+// without WGMMA every one, comes row by row.
+
+constexpr int KEY_PANELS = HEAD_DIM / 64;
+constexpr int KEYS = KEY_PANELS * PANEL;
+constexpr int VALUES = 2 * KEYS;
+constexpr int STAGE = VALUES + PANEL;
+constexpr int STAGES = WGMMA ? 4 : 3;
+// How many chunks ahead of the first warpgroup's work they are fetched, and how many it is ahead of the second's at
+// most.
+constexpr int AHEAD = STAGES - 2;
+constexpr int LEAD = 2;
+constexpr int SCORES = STAGES * STAGE;
+constexpr int OUTPUTS = SCORES + 2 * PANEL;
+constexpr int ARRIVED = OUTPUTS + 2 * PANEL;
+constexpr int TABLE = ARRIVED + STAGES * 8;
+
+// Barriers between the warpgroups, two each, for even and odd chunks, and barriers within them.
+enum Barrier { SCORED = 1, DONE = 3, LOADED = 5, WITHIN_FIRST = 7, WITHIN_SECOND = 8 };
+
+// Keeps the compiler from moving the value's computation to where it is used, between products in flight.
+__device__ __forceinline__ void compute_here(u32& x) { asm volatile("" : "+r"(x)); }
+__device__ __forceinline__ void compute_here(float& x) { asm volatile("" : "+f"(x)); }
+
+// Two values as sums of two bf16 values each, cut off after 16 bits.
+__device__ __forceinline__ void split(float x, float y, u32& high, u32& low) {
+    const u32 x_bits = __float_as_uint(x), y_bits = __float_as_uint(y);
+    high = __byte_perm(x_bits, y_bits, 0x7632);
+    const float x_rest = x - __uint_as_float(x_bits & 0xffff0000u);
+    const float y_rest = y - __uint_as_float(y_bits & 0xffff0000u);
+    low = __byte_perm(__float_as_uint(x_rest), __float_as_uint(y_rest), 0x7632);
+}
+
+// As the copy engine reads it.
+struct __align__(64) TensorMap {
+    u64 words[16];
+};
+
+// Rows of which the queries, keys or values of a head are some channels: for the copy engine, as a map and the first
+// channel, and for threads.
+struct Rows {
+    const void* map;
+    int channel;
+    const bf16* at;
+    i64 stride;
+};
+
+// What a block works on; of the values, its 64 channels.
+struct Operands {
+    Rows queries, keys, values;
+};
+
+#if WGMMA
+
+// The barrier of a stage, at which its bytes arrive.
+__device__ __forceinline__ u32 arrival(u32 shared, int n) { return shared + ARRIVED + n % STAGES * 8; }
+
+__device__ __forceinline__ void await_chunk(u32 shared, int n) {
+    asm volatile("{.reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra again;}"
+                 ::"r"(arrival(shared, n)), "r"(n / STAGES % 2)
+                 : "memory");
+}
+
+// Copies a panel whose first channel and row are given.
+__device__ __forceinline__ void copy_panel(u32 target, const void* map, int channel, int row, u32 barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
+                 "[%4];" ::"r"(target), "l"(map), "r"(channel), "r"(row), "r"(barrier)
+                 : "memory");
+}
+
+#else
+
+__device__ __forceinline__ void await_chunk(u32, int n) { meet(LOADED + n % 2, 256); }
+
+#endif
+
+#if WGMMA
+
+// Copies queries, keys and a block's values of the 64 rows from `row` on.
+__device__ __forceinline__ void copy_chunk(u32 stage, const Operands& x, int row, u32 barrier) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "n"(STAGE) : "memory");
+#pragma unroll
+    for (int p = 0; p < KEY_PANELS; p++) {
+        copy_panel(stage + p * PANEL, x.queries.map, x.queries.channel + p * 64, row, barrier);
+        copy_panel(stage + KEYS + p * PANEL, x.keys.map, x.keys.channel + p * 64, row, barrier);
+    }
+    copy_panel(stage + VALUES, x.values.map, x.values.channel, row, barrier);
+}
+
+#endif
+
+// The chunks of a span, in the order of time or, to carry gradients, against it. There, what a key weighs decays with
+// the distance to queries before it, and the table of decays is turned around: entry n has that of CHUNK - n tokens.
+template <bool REVERSED> struct Walk {
+    int first, count;
+
+    __device__ __forceinline__ int chunk(int n) const { return REVERSED ? first - n : first + n; }
+
+    // What key j weighs for query i of its chunk.
+    static __device__ __forceinline__ float weight(const float* table, int i, int j) {
+        const int distance = REVERSED ? j - i : i - j;
+        return distance >= 0 ? table[REVERSED ? CHUNK - distance : distance] : 0.0f;
+    }
+};
+
+template <bool REVERSED> __device__ __forceinline__ Walk<REVERSED> walk_over(Span span) {
+    const int first = span.position / CHUNK, last = (span.position + span.rows - 1) / CHUNK;
+    return {REVERSED ? last : first, last - first + 1};
+}
+
+// The part of a span that lies in one chunk.
+struct Part {
+    int row;    // of the batch, for place 0 of the chunk
+    int begin;  // first place of the span
+    int end;    // the one after its last
+
+    __device__ __forceinline__ bool whole() const { return begin == 0 && end == CHUNK; }
+};
+
+__device__ __forceinline__ Part part_of(Span span, int chunk) {
+    const int offset = chunk * CHUNK - span.position;
+    return Part{span.first + offset, max(0, -offset), min(CHUNK, span.rows - offset)};
+}
+
+// Fetches `COLUMNS` channels of a chunk's rows: the span's from the batch, earlier ones from `tail`, zeros after.
+template <int COLUMNS>
+__device__ __forceinline__ void fetch_rows(u32 shared, const Rows& rows, Part part, const bf16* tail) {
+    constexpr int PIECES = COLUMNS / 8;
+    constexpr int STEP = 128 / PIECES;
+    const int piece = threadIdx.x % PIECES, first = threadIdx.x / PIECES;
+    // Rows of one thread lie a multiple of 8 apart, so that the swizzle is the same for all.
+    shared += (piece / 8) * PANEL + first * 128 + ((piece % 8) ^ (first % 8)) * 16;
+#pragma unroll 4
+    for (int r = 0; r < CHUNK / STEP; r++) {
+        const int place = first + r * STEP;
+        const bool early = tail != nullptr && place < part.begin;
+        const bool present = place < part.end && (early || place >= part.begin);
+        const bf16* row = early ? tail + place * HEAD_DIM : rows.at + (i64(part.row) + place) * rows.stride;
+        copy_async(shared + r * STEP * 128, present ? row + piece * 8 : rows.at, present);
+    }
+}
+
+// Fetches chunks and computes their scores P = (Q K^T) weighted by the decay between the two tokens. `tail_keys` and
+// `tail_values` have the rows of the first chunk that the span does not; null where it begins with a chunk.
+template <bool REVERSED>
+__device__ __forceinline__ void fetch_and_score(
+    u32 shared, const Operands& x, Span span, const bf16* tail_keys, const bf16* tail_values, const float* table
+) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const Walk<REVERSED> walk = walk_over<REVERSED>(span);
+    const int count = walk.count;
+
+    const auto fetch_chunk = [&](int n) {
+        if (n < count) {
+            const Part part = part_of(span, walk.chunk(n));
+            const u32 stage = shared + (n % STAGES) * STAGE;
+#if WGMMA
+            if (part.whole()) {
+                if (threadIdx.x == 0) copy_chunk(stage, x, part.row, arrival(shared, n));
+                return;
+            }
+#endif
+            fetch_rows<HEAD_DIM>(stage, x.queries, part, nullptr);
+            fetch_rows<HEAD_DIM>(stage + KEYS, x.keys, part, n == 0 ? tail_keys : nullptr);
+            fetch_rows<64>(stage + VALUES, x.values, part, n == 0 ? tail_values : nullptr);
+        }
+        commit_copies();
+    };
+#pragma unroll
+    for (int n = 0; n < AHEAD; n++) fetch_chunk(n);
+
+    float weights[32];
+#pragma unroll
+    for (int x = 0; x < 32; x++) {
+        const int i = warp * 16 + lane / 4 + (x % 4 / 2) * 8, j = x / 4 * 8 + lane % 4 * 2 + x % 2;
+        weights[x] = Walk<REVERSED>::weight(table, i, j);
+    }
+
+    for (int n = 0; n < count; n++) {
+        // The second warpgroup is done with the stage to be fetched into, and with these scores' place.
+        if (n >= LEAD) meet(DONE + n % 2, 256);
+        fetch_chunk(n + AHEAD);
+#if WGMMA
+        if (!part_of(span, walk.chunk(n)).whole()) {
+            await_copies<0>();
+            publish();
+            meet(WITHIN_FIRST, 128);
+            if (threadIdx.x == 0) {
+                asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(arrival(shared, n)) : "memory");
+            }
+        }
+        await_chunk(shared, n);
+#else
+        await_copies<AHEAD>();
+        meet(WITHIN_FIRST, 128);
+        arrive(LOADED + n % 2, 256);
+#endif
+
+        const u32 queries = shared + (n % STAGES) * STAGE;
+        float scores[32];
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < HEAD_DIM / 16; k++) multiply(scores, channels(queries, k), channels(queries + KEYS, k), k);
+        commit_products();
+        await_products<0>();
+
+        const u32 target = shared + SCORES + (n % 2) * PANEL + (warp * 16 + lane / 4) * 128 + lane % 4 * 4;
+#pragma unroll
+        for (int t = 0; t < 8; t++) {
+            const u32 address = target + ((t ^ (lane / 4)) * 16);
+            const float* s = scores + 4 * t;
+            const float* w = weights + 4 * t;
+            asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(pack_bf16(s[0] * w[0], s[1] * w[1])) : "memory");
+            asm volatile("st.shared.b32 [%0], %1;" ::"r"(address + 1024), "r"(pack_bf16(s[2] * w[2], s[3] * w[3]))
+                         : "memory");
+        }
+        publish();
+        arrive(SCORED + n % 2, 256);
+    }
+}
+
+// Values of a state [key channel, value channel] in memory, as they lie in the accumulators of its transpose.
+template <typename Body> __device__ __forceinline__ void for_state(float* state, int block, Body body) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
+    state += lane % 4 * 2 * HEAD_DIM + block * 64 + warp * 16 + lane / 4;
+#pragma unroll
+    for (int x = 0; x < HEAD_DIM / 2; x++) body(x, state[(x / 4 * 8 + x % 2) * HEAD_DIM + x % 4 / 2 * 8]);
+}
+
+// Carries the state over the chunks and computes the outputs. Where `CARRIED`, the state goes on from, and to, `saved`.
+template <bool REVERSED, bool CARRIED>
+__device__ __forceinline__ void attend(
+    u32 shared, Span span, int block, float* saved, const float* powers, float chunk_decay, bf16* out, i64 out_stride
+) {
+    const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
+    const int end = span.position + span.rows;
+    const Walk<REVERSED> walk = walk_over<REVERSED>(span);
+    const int count = walk.count;
+
+    float state[HEAD_DIM / 2];
+    if (!CARRIED || walk.first == 0) {
+#pragma unroll
+        for (int x = 0; x < HEAD_DIM / 2; x++) state[x] = 0.0f;
+    } else {
+        for_state(saved, block, [&](int x, float& value) { state[x] = value; });
+    }
+
+    for (int n = 0; n < count; n++) {
+        const u32 queries = shared + (n % STAGES) * STAGE, keys = queries + KEYS, values = queries + VALUES;
+        const u32 scores = shared + SCORES + (n % 2) * PANEL;
+        // The saved state stays at the last chunk that is whole; nothing reads it after this one.
+        if (CARRIED && n > 0 && n == count - 1 && end % CHUNK != 0) {
+            for_state(saved, block, [&](int x, float& value) { value = state[x]; });
+        }
+        u32 high[HEAD_DIM / 16][4], low[HEAD_DIM / 16][4];
+#pragma unroll
+        for (int x = 0; x < HEAD_DIM / 4; x++) {
+            split(state[2 * x], state[2 * x + 1], high[x / 4][x % 4], low[x / 4][x % 4]);
+            compute_here(high[x / 4][x % 4]);
+            compute_here(low[x / 4][x % 4]);
+        }
+#pragma unroll
+        for (int x = 0; x < HEAD_DIM / 2; x++) {
+            state[x] *= chunk_decay;
+            compute_here(state[x]);
+        }
+        await_chunk(shared, n);
+
+        // The tensor cores take Q S, half of the state's update, the product of scores and values, and the other half;
+        // what is not their work lies beside these.
+        float sums[32];
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < HEAD_DIM / 16; k++) multiply(sums, high[k], channels(queries, k), k);
+#pragma unroll
+        for (int k = 0; k < HEAD_DIM / 16; k++) multiply(sums, low[k], channels(queries, k), 1);
+        commit_products();
+
+        // Values [token, channel] as left operands [channel, token], plain and decayed to the chunk's end.
+        u32 plain[4][4], decayed_high[4][4], decayed_low[4][4];
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            const int token = k * 16 + lane / 16 * 8 + lane % 8, piece = warp * 2 + lane / 8 % 2;
+            load_tiles_transposed(plain[k], values + token * 128 + ((piece ^ (lane % 8)) * 16));
+#pragma unroll
+            for (int x = 0; x < 4; x++) {
+                const float* decay = powers + CHUNK - 1 - (k * 16 + x / 2 * 8 + lane % 4 * 2);
+                split(low_float(plain[k][x]) * decay[0], high_float(plain[k][x]) * decay[-1], decayed_high[k][x],
+                      decayed_low[k][x]);
+                compute_here(decayed_high[k][x]);
+                compute_here(decayed_low[k][x]);
+            }
+        }
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < 4; k++) multiply_rows(state, decayed_high[k], tokens(keys, k));
+        commit_products();
+
+        await_products<1>();
+#pragma unroll
+        for (int x = 0; x < 32; x++) sums[x] *= powers[x / 4 * 8 + lane % 4 * 2 + x % 2 + 1];
+        meet(SCORED + n % 2, 256);
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < 4; k++) multiply(sums, plain[k], channels(scores, k), 1);
+        commit_products();
+#pragma unroll
+        for (int k = 0; k < 4; k++) multiply_rows(state, decayed_low[k], tokens(keys, k));
+        commit_products();
+
+        await_products<1>();
+        // Through shared memory, so that rows are written whole.
+        const Part part = part_of(span, walk.chunk(n));
+        const u32 outputs = shared + OUTPUTS + (n % 2) * PANEL;
+#pragma unroll
+        for (int t = 0; t < 8; t += 2) {
+            const float* s = sums + 4 * t;
+            const int token = (t + lane / 16) * 8 + lane % 8, piece = warp * 2 + lane / 8 % 2;
+            store_tiles_transposed(outputs + token * 128 + ((piece ^ (lane % 8)) * 16), pack_bf16(s[0], s[1]),
+                                   pack_bf16(s[2], s[3]), pack_bf16(s[4], s[5]), pack_bf16(s[6], s[7]));
+        }
+        meet(WITHIN_SECOND, 128);
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            const int token = thread / 8 + 16 * r, piece = thread % 8;
+            int4 x;
+            asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+                         : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                         : "r"(outputs + token * 128 + ((piece ^ (token % 8)) * 16)));
+            // Without a branch, across which the compiler would not leave products in flight.
+            asm volatile("{.reg .pred p; setp.ne.b32 p, %5, 0; @p st.global.v4.b32 [%0], {%1,%2,%3,%4};}"
+                         ::"l"(out + (i64(part.row) + token) * out_stride + piece * 8), "r"(x.x), "r"(x.y), "r"(x.z),
+                         "r"(x.w), "r"(int(token >= part.begin && token < part.end))
+                         : "memory");
+        }
+        await_products<0>();
+        if (n + LEAD < count) arrive(DONE + n % 2, 256);
+    }
+    if (CARRIED && end % CHUNK == 0) for_state(saved, block, [&](int x, float& value) { value = state[x]; });
+}
+
+// Once the threads have written the table of decays: readies the barriers of arrival.
+__device__ __forceinline__ void begin_block(u32 shared) {
+#if WGMMA
+    if (threadIdx.x == 0) {
+        for (int n = 0; n < STAGES; n++) {
+            asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(arrival(shared, n)) : "memory");
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+#endif
+    __syncthreads();
+}
+
+// The blocks of a head read the same queries and keys: they run together, so that memory gives these once.
+#if WGMMA && HEAD_DIM > 64
+#define TOGETHER __cluster_dims__(HEAD_DIM / 64, 1, 1)
+#else
+#define TOGETHER
+#endif
+

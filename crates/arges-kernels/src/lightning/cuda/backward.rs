@@ -1,0 +1,187 @@
+//! Gradients of lightning attention on a GPU: each of the three is lightning attention itself, of other operands and, for
+//! keys and values, against time (`backward.cu`). Nothing of the forward pass is kept, and no scratch is needed.
+
+use std::sync::Arc;
+
+use super::{
+    BACKWARD, CHUNK, DeviceDecays, Launch, PORTABLE, Shape, defines, element_bytes, on_tensor_cores,
+    portable_shared, prefill_shared,
+};
+use crate::device::cuda::{Activations, Argument, Buffer, Cuda, CudaError, Kernel, LaunchShape, TensorMap};
+use crate::matmul::Element;
+
+/// What a backward pass reads.
+pub struct BackwardInputs<'a> {
+    /// Slopes of the layer.
+    pub decays: &'a DeviceDecays,
+    /// The forward pass's input, rows of `stride` values that start with `[heads, 3, head_dim]`: query, key and value of
+    /// each head after SiLU.
+    pub projected: &'a Activations,
+    /// The same before SiLU, rows of `stride` values: with it the gradients are those by these values, without it those
+    /// by `projected`.
+    pub before_silu: Option<&'a Activations>,
+    /// Values of a row, of a multiple of 16 bytes where `head_dim` is a multiple of 8.
+    pub stride: usize,
+    /// `[first, rows, position, slot]` of each span. They must be whole sequences: a span with a position is left out, as
+    /// are those that reach beyond the rows and those with a slot below 0, which is not used otherwise.
+    pub spans: &'a Buffer<[i32; 4]>,
+    /// The first span of the launch.
+    pub first_span: usize,
+    /// Spans of the launch; they must not overlap.
+    pub span_count: usize,
+    /// Gradient of the output, `[rows, heads * head_dim]`.
+    pub dout: &'a Activations,
+}
+
+/// Compiled kernels for heads of one width and activations of one precision.
+pub struct LightningBackwardCuda {
+    cuda: Arc<Cuda>,
+    shape: Shape,
+    element: Element,
+    gradients: Launch,
+    activate: Kernel,
+    activate_backward: Kernel,
+}
+
+impl LightningBackwardCuda {
+    /// Compiles the kernels, or takes them from the cache on disk.
+    ///
+    /// # Errors
+    /// When heads are wider than 256, or the kernels do not compile.
+    pub fn new(cuda: &Arc<Cuda>, shape: Shape, element: Element) -> Result<Self, CudaError> {
+        Self::with_wgmma(cuda, shape, element, cuda.facts().architecture.has_wgmma())
+    }
+
+    /// With or without the warpgroup products of Hopper.
+    pub(in crate::lightning) fn with_wgmma(
+        cuda: &Arc<Cuda>,
+        shape: Shape,
+        element: Element,
+        wgmma: bool,
+    ) -> Result<Self, CudaError> {
+        let d = shape.head_dim;
+        let tensor_cores = on_tensor_cores(cuda, shape, element, wgmma)?;
+        let defines = defines(d, element);
+        let portable = cuda.module(PORTABLE, &defines)?;
+        let gradients = if tensor_cores {
+            let module = cuda.module(BACKWARD, &[defines[0], defines[1], ("WGMMA", i64::from(wgmma))])?;
+            let kernel = module.kernel("lightning_backward")?;
+            Launch { kernel, columns: 64, shared: prefill_shared(d, wgmma), copy_engine: wgmma }
+        } else {
+            let (columns, shared) = portable_shared(d);
+            let kernel = portable.kernel("lightning_portable_backward")?;
+            Launch { kernel, columns, shared, copy_engine: false }
+        };
+        Ok(Self {
+            cuda: Arc::clone(cuda),
+            shape,
+            element,
+            gradients,
+            activate: portable.kernel("lightning_activate")?,
+            activate_backward: portable.kernel("lightning_activate_backward")?,
+        })
+    }
+
+    /// SiLU of the first `heads * 3 * head_dim` values of the first `rows` rows of `before_silu`, into those of
+    /// `projected`; rows of both are `stride` apart, and nothing else is written.
+    ///
+    /// # Errors
+    /// When the driver refuses the launch.
+    ///
+    /// # Panics
+    /// When a size or a number format does not agree.
+    pub fn activate(
+        &self,
+        before_silu: &Activations,
+        stride: usize,
+        rows: usize,
+        projected: &mut Activations,
+    ) -> Result<(), CudaError> {
+        self.by_rows(&self.activate, before_silu, stride, rows, projected)
+    }
+
+    /// Writes the gradients of queries, keys and values, `[heads, 3, head_dim]`, at the front of the spans' rows of
+    /// `dprojected`, which are `stride` values apart too. Nothing else is written, but for rows of no span when
+    /// `before_silu` is given: their values are scaled. A span's gradients have the same bits whatever it is packed
+    /// with.
+    ///
+    /// # Errors
+    /// When the driver refuses a launch.
+    ///
+    /// # Panics
+    /// When a size or a number format does not agree.
+    pub fn gradients(
+        &self,
+        inputs: &BackwardInputs<'_>,
+        dprojected: &mut Activations,
+    ) -> Result<(), CudaError> {
+        let Shape { heads, head_dim } = self.shape;
+        let &BackwardInputs { projected, stride, dout, .. } = inputs;
+        assert_eq!(inputs.decays.heads, heads);
+        assert_eq!([projected.element(), dout.element(), dprojected.element()], [self.element; 3]);
+        assert!(stride >= heads * 3 * head_dim, "rows of {stride} values");
+        assert!(
+            (stride * element_bytes(self.element)).is_multiple_of(16) || head_dim % 8 != 0,
+            "rows of {stride} values do not begin at multiples of 16 bytes"
+        );
+        assert!(inputs.first_span + inputs.span_count <= inputs.spans.len(), "spans beyond the end");
+        let width = heads * head_dim;
+        let rows = (projected.len().min(dprojected.len()) / stride).min(dout.len() / width);
+        let launch = &self.gradients;
+        let shape = LaunchShape::grid(head_dim.div_ceil(launch.columns), heads * 3, inputs.span_count, 256)
+            .shared(launch.shared)
+            .overlap();
+        let arguments = [
+            Argument::Pointer(projected.address(0)),
+            Argument::I64(stride as i64),
+            Argument::Pointer(dout.address(0)),
+            Argument::Pointer(inputs.spans.address(inputs.first_span)),
+            Argument::I32(i32::try_from(rows).unwrap_or(i32::MAX)),
+            Argument::Pointer(inputs.decays.powers.address(0)),
+            Argument::Pointer(dprojected.address(0)),
+        ];
+        match (projected, dout, launch.copy_engine) {
+            (Activations::Bf16(projected), Activations::Bf16(dout), true) => {
+                let inputs = TensorMap::bf16(projected, rows, stride, CHUNK)?;
+                let gradients = TensorMap::bf16(dout, rows, width, CHUNK)?;
+                let [a, b, c, d, e, f, g] = arguments;
+                let maps = [Argument::Map(&inputs), Argument::Map(&gradients)];
+                // SAFETY: as below; the maps describe `projected` and `dout`, outside of which nothing is copied.
+                unsafe { self.cuda.launch(&launch.kernel, shape, &[a, b, c, d, e, f, g, maps[0], maps[1]]) }
+            }
+            // SAFETY: the kernel's seven arguments. What it reads and writes are rows that the spans name, within
+            // `rows`, which all three buffers hold; of each row `heads * 3 * head_dim` or `heads * head_dim` values.
+            _ => unsafe { self.cuda.launch(&launch.kernel, shape, &arguments) },
+        }?;
+        match inputs.before_silu {
+            None => Ok(()),
+            Some(before_silu) => self.by_rows(&self.activate_backward, before_silu, stride, rows, dprojected),
+        }
+    }
+
+    /// One of the kernels over rows of `x` and of `to`.
+    fn by_rows(
+        &self,
+        kernel: &Kernel,
+        x: &Activations,
+        stride: usize,
+        rows: usize,
+        to: &mut Activations,
+    ) -> Result<(), CudaError> {
+        let width = self.shape.heads * 3 * self.shape.head_dim;
+        assert_eq!([x.element(), to.element()], [self.element; 2]);
+        assert!(stride >= width, "rows of {stride} values");
+        assert!(rows * stride <= x.len().min(to.len()), "{rows} rows of {stride} values");
+        let stride = Argument::I64(stride as i64);
+        let arguments = [
+            Argument::Pointer(x.address(0)),
+            stride,
+            Argument::I32(width as i32),
+            Argument::Pointer(to.address(0)),
+            stride,
+        ];
+        // SAFETY: the kernel's five arguments; of each of `rows` rows, which both buffers hold, it reads and writes
+        // `width` values.
+        unsafe { self.cuda.launch(kernel, LaunchShape::new(rows, 256).overlap(), &arguments) }
+    }
+}
