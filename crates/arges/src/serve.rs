@@ -1,5 +1,7 @@
 //! `arges serve`: OpenAI's and Anthropic's APIs over HTTP.
 
+mod in_process;
+
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
@@ -17,6 +19,11 @@ use crate::output;
 use crate::plan::{Context, Needs};
 use crate::signals::Signals;
 use crate::tools::ToolArgs;
+
+pub use in_process::InProcess;
+
+/// What a server needs where flags say nothing.
+const NEEDS: Needs = Needs { context: Context::Shared, sequences: 32, step_tokens: 1024, logit_rows: 64 };
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -69,16 +76,14 @@ pub fn run(args: ServeArgs) -> Result<()> {
     let opened = Opened::open(&args.model)?;
     let tokenizer = opened.tokenizer()?;
     let template = opened.chat_template()?;
-    let needs = Needs { context: Context::Shared, sequences: 32, step_tokens: 1024, logit_rows: 64 };
-    let engine = opened.start(&args.model, &args.sizes, needs)?;
+    let engine = opened.start(&args.model, &args.sizes, NEEDS)?;
     let name = args.model_name.unwrap_or_else(|| opened.source.name().to_owned());
     let repetition_stop =
         args.repetition_stop.map(|tokens| RepetitionStop { tokens, ..RepetitionStop::default() });
     let options = ServerOptions { api_key: args.api_key, repetition_stop, ..ServerOptions::new(name) };
     let state = AppState::new(engine, tokenizer, Some(template), options);
 
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         let toolbox = args.tools.open_unattended().await?;
         let address = listener.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -94,6 +99,10 @@ pub fn run(args: ServeArgs) -> Result<()> {
         }
         Ok(())
     })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
 fn listen(host: &str, port: u16) -> Result<TcpListener> {

@@ -241,7 +241,7 @@ fn with_zero((low, high): (f64, f64), share: f64) -> (f64, f64) {
     if low > 0.0 && low <= share * high { (0.0, high) } else { (low, high) }
 }
 
-fn x_axis(series: &[Series]) -> Axis {
+pub fn x_axis(series: &[Series]) -> Axis {
     let places = range(series.iter().flat_map(|series| &series.points).map(|point| point.x));
     Axis::new(Scale::Linear, with_zero(places.unwrap_or((0.0, 1.0)), 0.05), 8)
 }
@@ -251,7 +251,7 @@ const MAX_DECADES: f64 = 8.0;
 
 /// The axis of values, and how many values lie beyond it: where single values of a noisy curve are far from all
 /// others, these are what is shown.
-fn y_axis(series: &[Series], scale: Scale) -> (Axis, usize) {
+pub fn y_axis(series: &[Series], scale: Scale) -> (Axis, usize) {
     let places =
         |points: &[Point]| points.iter().filter_map(|point| scale.place(point.y)).collect::<Vec<_>>();
     let raw: Vec<Vec<f64>> = series.iter().map(|series| places(&series.points)).collect();

@@ -3,13 +3,16 @@
 //! [`read`](crate::metrics::read) gives the metrics, `curve` turns those of one tag into points and smooths them,
 //! `chart` says which curves share a chart, and under what words, `axis` places values and ticks, `draw` draws a
 //! chart on whatever the plotters crate can draw on, and `image` makes files of it. The font is embedded, since
-//! machines that train often have none.
+//! machines that train often have none. Figures from elsewhere are drawn by the same hand: [`LineChart`].
 
 mod axis;
 mod chart;
 mod curve;
 mod draw;
 mod image;
+mod lines;
+
+pub use lines::{Line, LineChart};
 
 use std::collections::HashSet;
 use std::fs;

@@ -1,7 +1,9 @@
-//! `arges bench`: speed of prefill, decode and training, each as a share of what the machine can do at best.
+//! `arges bench`: speed of prefill, decode and training, each as a share of what the machine can do at best, and of a
+//! server under load.
 
 mod cuda;
 mod op;
+mod serve;
 mod train;
 
 use std::time::Instant;
@@ -41,6 +43,8 @@ enum What {
     Train(train::TrainBenchArgs),
     /// Speed of one operation on a GPU
     Op(op::OpArgs),
+    /// Latency and throughput of a server under load
+    Serve(Box<serve::ServeBenchArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -86,7 +90,8 @@ Examples:
   arges bench --model random-model --prefill 2048 --decode 1,32 --context 32,4096
   arges bench --device cuda --dummy 1 --model config.json --prefill 8192 --decode 1,128 --context 1024
   arges bench op lightning --device cuda
-  arges bench train --model random-model --sequences 2 --tokens 2048";
+  arges bench train --model random-model --sequences 2 --tokens 2048
+  arges bench serve --model random-model --clients 16 --requests 200";
 
 /// Runs the cases and prints the report.
 ///
@@ -96,6 +101,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
     match args.what {
         Some(What::Train(args)) => train::run(&args),
         Some(What::Op(args)) => op::run(&args),
+        Some(What::Serve(args)) => serve::run(&args),
         None => inference(&args.inference),
     }
 }

@@ -1,5 +1,6 @@
 //! The built command, run as a user runs it, on small models.
 
+mod bench_serve;
 mod errors;
 mod flow;
 mod golden;
