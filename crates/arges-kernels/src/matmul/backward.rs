@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::pack::{Format, Panels, SharedPanels};
 use super::{Compute, Element, K_STEP, Output, PANEL, PackedMatrix, PackedRows, Segment, matmul};
-use crate::device::cpu::simd::f32_to_bf16;
+use crate::device::cpu::simd::{Simd, f32_to_bf16, simd_dispatch};
 use crate::device::cpu::{Cpu, SharedMut};
 
 /// Rows whose products are summed in one accumulator: packed strips of that length fit in the second-level cache.
@@ -247,110 +247,151 @@ fn chunks(rows: usize) -> impl Iterator<Item = Range<usize>> {
     (0..rows).step_by(CHUNK_ROWS).map(move |first| first..(first + CHUNK_ROWS).min(rows))
 }
 
-/// Packs `x[rows, K]` as a matrix of `K` outputs: its panels are strips of 32 columns.
+/// Packs `x[rows, K]` as a matrix of `K` outputs: its panels are strips of 32 columns. A task takes a few rows and all
+/// their columns, so that memory is read along rows.
 fn pack_matrix(cpu: &Cpu, x: Columns<'_>, rows: Range<usize>, matrix: &mut PackedMatrix) {
-    let (panels, panel_len) = (matrix.panels(), matrix.panel_len());
-    let places = |panel: usize| strip::<PANEL>(x.columns, panel * PANEL, PANEL);
+    let (panels, panel_len, k_padded) = (matrix.panels(), matrix.panel_len(), matrix.k_padded());
+    let isa = cpu.isa();
+    let for_steps = |pack: &(dyn Fn(Range<usize>, usize) + Sync)| {
+        cpu.for_rows(k_padded, K_STEP, |step| (0..panels).for_each(|panel| pack(step.clone(), panel)));
+    };
+    let place = |step: &Range<usize>, panel: usize| panel * panel_len + step.start * PANEL;
     match matrix.shared() {
-        SharedPanels::F32(out) => cpu.pool().run(panels, |panel, _| {
-            // SAFETY: panels do not overlap.
-            let out = unsafe { out.slice(panel * panel_len, panel_len) };
-            let (used, rest) = out.split_at_mut(rows.len() * PANEL);
-            let (places, count) = places(panel);
-            for (row, out) in rows.clone().zip(used.chunks_exact_mut(PANEL)) {
-                take(x.row(row), &places[..count], out);
+        SharedPanels::F32(out) => for_steps(&|step, panel| {
+            // SAFETY: steps of panels do not overlap.
+            let out = unsafe { out.slice(place(&step, panel), step.len() * PANEL) };
+            let values = Strip::new(x, &rows, step, panel * PANEL, PANEL);
+            for (i, out) in out.chunks_exact_mut(PANEL).enumerate() {
+                values.take(i, out);
             }
-            rest.fill(0.0);
         }),
-        SharedPanels::Bf16(out) => cpu.pool().run(panels, |panel, _| {
-            // SAFETY: panels do not overlap.
-            let out = unsafe { out.slice(panel * panel_len, panel_len) };
-            let (places, count) = places(panel);
-            for (pair, out) in out.chunks_exact_mut(2 * PANEL).enumerate() {
-                let mut values = [[0.0; PANEL]; 2];
-                for (i, values) in values.iter_mut().enumerate() {
-                    let row = rows.start + 2 * pair + i;
-                    if row < rows.end {
-                        take(x.row(row), &places[..count], values);
-                    }
-                }
-                for (c, out) in out.chunks_exact_mut(2).enumerate() {
-                    out[0] = f32_to_bf16(values[0][c]);
-                    out[1] = f32_to_bf16(values[1][c]);
-                }
-            }
+        SharedPanels::Bf16(out) => for_steps(&|step, panel| {
+            // SAFETY: steps of panels do not overlap.
+            let out = unsafe { out.slice(place(&step, panel), step.len() * PANEL) };
+            let values = Strip::new(x, &rows, step, panel * PANEL, PANEL);
+            // SAFETY: the machine has its own instruction set.
+            unsafe { pack_pairs_on(isa, &values, out) };
         }),
     }
 }
 
-/// Places of up to `count` columns from `first` on, and how many there are.
-fn strip<const N: usize>(columns: Places, first: usize, count: usize) -> ([usize; N], usize) {
-    let count = count.min(columns.count() - first);
-    (std::array::from_fn(|i| columns.place(first + i.min(count - 1))), count)
+/// Up to [`PANEL`] columns of [`K_STEP`] rows.
+struct Strip<'a> {
+    x: Columns<'a>,
+    /// Rows of `x` there are; those behind them are zeros.
+    rows: Range<usize>,
+    places: [usize; PANEL],
+    count: usize,
 }
 
-/// Copies the values at `places`, which ascend, and zeros behind them.
-#[inline]
-fn take(row: &[f32], places: &[usize], out: &mut [f32]) {
-    let (first, last) = (places[0], places[places.len() - 1]);
-    if last - first + 1 == places.len() {
-        out[..places.len()].copy_from_slice(&row[first..=last]);
-    } else {
-        for (out, place) in out.iter_mut().zip(places) {
-            *out = row[*place];
+impl<'a> Strip<'a> {
+    /// Columns `first..`, up to `count`, of the rows `step` of `rows`.
+    fn new(x: Columns<'a>, rows: &Range<usize>, step: Range<usize>, first: usize, count: usize) -> Self {
+        let count = count.min(x.columns.count() - first);
+        let places = std::array::from_fn(|i| x.columns.place(first + i.min(count - 1)));
+        Self { x, rows: (rows.start + step.start).min(rows.end)..rows.end, places, count }
+    }
+
+    /// Copies the values of row `i`, and zeros behind them.
+    #[inline(always)]
+    fn take(&self, i: usize, out: &mut [f32]) {
+        let row = self.rows.start + i;
+        if row >= self.rows.end {
+            return out.fill(0.0);
+        }
+        let row = self.x.row(row);
+        // Places ascend.
+        let (first, last) = (self.places[0], self.places[self.count - 1]);
+        if self.count == PANEL && out.len() == PANEL && last - first + 1 == PANEL {
+            // Of constant length, so that it is no call.
+            out[..PANEL].copy_from_slice(&row[first..][..PANEL]);
+        } else {
+            for (out, place) in out.iter_mut().zip(&self.places[..self.count]) {
+                *out = row[*place];
+            }
+            out[self.count..].fill(0.0);
         }
     }
-    out[places.len()..].fill(0.0);
+
+    /// The values of rows `2 * pair` and `2 * pair + 1` as pairs of bf16, and zeros behind them.
+    #[inline(always)]
+    fn take_pair(&self, pair: usize) -> [u32; PANEL] {
+        let mut values = [[0.0; PANEL]; 2];
+        self.take(2 * pair, &mut values[0]);
+        self.take(2 * pair + 1, &mut values[1]);
+        let [low, high] = values;
+        std::array::from_fn(|c| u32::from(f32_to_bf16(low[c])) | u32::from(f32_to_bf16(high[c])) << 16)
+    }
 }
 
-/// Packs the columns of `dy[rows, N]` as `N` rows.
+simd_dispatch!(
+    fn pack_pairs_on(values: &Strip<'_>, out: &mut [u16]) => pack_pairs
+);
+
+/// Writes a strip as `[K_STEP / 2, 32, 2]`.
+#[inline(always)]
+unsafe fn pack_pairs<S: Simd>(values: &Strip<'_>, out: &mut [u16]) {
+    for (pair, out) in bytemuck::cast_slice_mut::<u16, u32>(out).chunks_exact_mut(PANEL).enumerate() {
+        out.copy_from_slice(&values.take_pair(pair));
+    }
+}
+
+/// Packs the columns of `dy[rows, N]` as `N` rows. A task takes a few rows and all their columns.
 fn pack_columns(cpu: &Cpu, dy: Columns<'_>, rows: Range<usize>, packed: &mut PackedRows) {
     let outputs = dy.columns.count();
     packed.reshape(outputs, rows.len());
     let (format, block_rows, row_words) = (packed.format, packed.block_rows(), packed.row_words());
-    let k_padded = rows.len().next_multiple_of(K_STEP);
+    let isa = cpu.isa();
     let data: SharedMut<'_, u32> = packed.shared();
-    cpu.for_rows(outputs, block_rows, |columns| {
-        let m = columns.len();
-        // SAFETY: blocks do not overlap.
-        let block = unsafe { data.slice(columns.start * row_words, m * row_words) };
-        let (places, _) = strip::<PANEL>(dy.columns, columns.start, m);
-        let value = |i: usize, values: &mut [f32]| match rows.start + i {
-            row if row < rows.end => take(dy.row(row), &places[..m], values),
-            _ => values.fill(0.0),
-        };
-        match format {
-            Format::F32 | Format::RoundedF32 => {
-                let mut values = [0.0; PANEL];
-                for (i, out) in block.chunks_exact_mut(m).enumerate() {
-                    value(i, &mut values[..m]);
-                    for (out, value) in out.iter_mut().zip(&values) {
-                        *out = match format {
-                            Format::F32 => value.to_bits(),
-                            _ => u32::from(f32_to_bf16(*value)) << 16,
-                        };
-                    }
-                }
-            }
-            Format::Pairs | Format::Tiles => {
-                for pair in 0..k_padded / 2 {
-                    let mut values = [[0.0; PANEL]; 2];
-                    value(2 * pair, &mut values[0][..m]);
-                    value(2 * pair + 1, &mut values[1][..m]);
-                    let [low, high] = &values;
-                    for (r, (low, high)) in low.iter().zip(high).take(m).enumerate() {
-                        let word = u32::from(f32_to_bf16(*low)) | u32::from(f32_to_bf16(*high)) << 16;
-                        // Pairs lie `[K / 2, m]`, tiles `[K / 32, m, 16]`.
-                        let at = match format {
-                            Format::Pairs => pair * m + r,
-                            _ => (pair / 16 * m + r) * 16 + pair % 16,
-                        };
-                        block[at] = word;
-                    }
+    cpu.for_rows(rows.len().next_multiple_of(K_STEP), K_STEP, |step| {
+        for first in (0..outputs).step_by(block_rows) {
+            let values = Strip::new(dy, &rows, step.clone(), first, block_rows);
+            let m = values.count;
+            // Every format holds a block's steps one after the other.
+            let step_words = m * row_words / (rows.len().next_multiple_of(K_STEP) / K_STEP);
+            let at = first * row_words + step.start / K_STEP * step_words;
+            // SAFETY: steps of blocks do not overlap, and the machine has its own instruction set.
+            unsafe { pack_step_on(isa, format, &values, data.slice(at, step_words)) };
+        }
+    });
+}
+
+simd_dispatch!(
+    fn pack_step_on(format: Format, values: &Strip<'_>, out: &mut [u32]) => pack_step
+);
+
+/// Writes a step of a block, whose rows are the columns of a strip.
+#[inline(always)]
+unsafe fn pack_step<S: Simd>(format: Format, values: &Strip<'_>, out: &mut [u32]) {
+    let m = values.count;
+    match format {
+        Format::F32 | Format::RoundedF32 => {
+            let mut row = [0.0; PANEL];
+            for (i, out) in out.chunks_exact_mut(m).enumerate() {
+                values.take(i, &mut row);
+                for (out, value) in out.iter_mut().zip(&row) {
+                    *out = match format {
+                        Format::F32 => value.to_bits(),
+                        _ => u32::from(f32_to_bf16(*value)) << 16,
+                    };
                 }
             }
         }
-    });
+        Format::Pairs => {
+            for (pair, out) in out.chunks_exact_mut(m).enumerate() {
+                out.copy_from_slice(&values.take_pair(pair)[..m]);
+            }
+        }
+        Format::Tiles => {
+            const PAIRS: usize = K_STEP / 2;
+            let pairs: [_; PAIRS] = std::array::from_fn(|pair| values.take_pair(pair));
+            for (r, out) in out.chunks_exact_mut(PAIRS).enumerate() {
+                for (out, pair) in out.iter_mut().zip(&pairs) {
+                    *out = pair[r];
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,15 @@
 //! Layouts of packed weights and packed rows.
 
+use std::ops::Range;
+
 use half::f16;
 
 use super::{Compute, K_STEP, PANEL};
 use crate::device::cpu::simd::{Simd, bf16_to_f32, f32_to_bf16, simd_dispatch};
 use crate::device::cpu::{AlignedBuffer, Cpu, Isa, SharedMut};
+
+/// Inputs of a panel that are packed together: 128 of f32 are 16 KiB.
+const FILL_STEP: usize = 128;
 
 /// Number format of packed weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,40 +172,45 @@ impl PackedMatrix {
             (output / PANEL * PANEL * k_padded, output % PANEL)
         };
         let (stored, data) = (source.stored, source.data);
-        // SAFETY (both writes below): every row has its own column of its own panel, so that no element is
+        // Runs `put(inputs, panel, column, row)` over a few inputs of 32 rows, then the next inputs: what is written
+        // then stays in the first-level cache until its lines are full.
+        let for_rows = |put: &(dyn Fn(Range<usize>, usize, usize, &[u8]) + Sync)| {
+            cpu.for_rows(source.rows, PANEL, |rows| {
+                for first in (0..k).step_by(FILL_STEP) {
+                    for row in rows.clone() {
+                        let (panel, column) = position(row);
+                        let bytes = &data[row * row_bytes..][..row_bytes];
+                        put(first..(first + FILL_STEP).min(k), panel, column, bytes);
+                    }
+                }
+            });
+        };
+        // SAFETY (all writes below): every row has its own column of its own panel, so that no element is
         // written twice, and indices stay below the panel's `PANEL * k_padded` elements.
         match &mut self.data {
             Data::F32(packed) => {
                 let packed = SharedMut::new(packed);
-                cpu.for_rows(source.rows, PANEL, |rows| {
-                    for row in rows {
-                        let (panel, column) = position(row);
-                        let bytes = &data[row * row_bytes..][..row_bytes];
-                        for i in 0..k {
-                            let at = panel + i * PANEL + column;
-                            debug_assert!(at < packed.len());
-                            // SAFETY: see above.
-                            unsafe { *packed.as_mut_ptr().add(at) = stored.read(bytes, i) };
-                        }
+                for_rows(&|inputs, panel, column, bytes| {
+                    for i in inputs {
+                        let at = panel + i * PANEL + column;
+                        debug_assert!(at < packed.len());
+                        // SAFETY: see above.
+                        unsafe { *packed.as_mut_ptr().add(at) = stored.read(bytes, i) };
                     }
                 });
             }
             Data::Bf16(packed) => {
                 let packed = SharedMut::new(packed);
-                cpu.for_rows(source.rows, PANEL, |rows| {
-                    for row in rows {
-                        let (panel, column) = position(row);
-                        let bytes = &data[row * row_bytes..][..row_bytes];
-                        for i in 0..k {
-                            let at = panel + (i / 2 * PANEL + column) * 2 + i % 2;
-                            debug_assert!(at < packed.len());
-                            let value = match stored {
-                                Stored::Bf16 => u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]),
-                                _ => f32_to_bf16(stored.read(bytes, i)),
-                            };
-                            // SAFETY: see above.
-                            unsafe { *packed.as_mut_ptr().add(at) = value };
-                        }
+                for_rows(&|inputs, panel, column, bytes| {
+                    for i in inputs {
+                        let at = panel + (i / 2 * PANEL + column) * 2 + i % 2;
+                        debug_assert!(at < packed.len());
+                        let value = match stored {
+                            Stored::Bf16 => u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]),
+                            _ => f32_to_bf16(stored.read(bytes, i)),
+                        };
+                        // SAFETY: see above.
+                        unsafe { *packed.as_mut_ptr().add(at) = value };
                     }
                 });
             }
