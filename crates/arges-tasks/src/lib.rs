@@ -3,6 +3,7 @@
 //!
 //! - [`Task`]: `generate` an [`Instance`], `verify` a response to it, `solve` it. [`all`] and [`find`] give the tasks;
 //!   each is one file of `tasks/`, and a line of the registry.
+//! - [`Episode`]: an instance in turns, for tasks of one turn and of several alike; [`World`] is what tools act on.
 //! - [`needle_of_length`]: a task of long context in any length, beside those of its difficulties.
 //! - [`Random`]: the generator behind every instance. The same task, seed and difficulty give the same instance on
 //!   every machine.
@@ -16,6 +17,7 @@
 //! `cargo test --release -p arges-tasks -- --ignored`.
 #![forbid(unsafe_code)]
 
+mod episode;
 pub mod math;
 mod random;
 mod rational;
@@ -24,6 +26,7 @@ pub mod response;
 mod task;
 mod tasks;
 
+pub use episode::{Episode, Step, ToolResult, World};
 pub use random::Random;
 pub use registry::{all, find};
 pub use task::{Instance, Solution, Task, Verdict};

@@ -11,12 +11,15 @@ use crate::tasks::puzzles::{
     Puzzle as _, calcudoku, campsite, countdown, cryptarithm, futoshiki, game_of_24, kukurasu, minesweeper,
     numbrix, skyscraper, sudoku, survo,
 };
+use crate::tasks::worlds::{booking, calculator, lookup_chain};
 
 /// One line a task, ordered by name.
 static TASKS: &[&dyn Task] = &[
     &addition::Addition,
+    &booking::TASK,
     &boolean_expressions::TASK,
     &calcudoku::Calcudoku::TASK,
+    &calculator::TASK,
     &campsite::Campsite::TASK,
     &chained_arithmetic::ChainedArithmetic,
     &countdown::Countdown::TASK,
@@ -28,6 +31,7 @@ static TASKS: &[&dyn Task] = &[
     &goods_exchange::TASK,
     &knights_and_knaves::TASK,
     &kukurasu::Kukurasu::TASK,
+    &lookup_chain::TASK,
     &minesweeper::Minesweeper::TASK,
     &multiplication::Multiplication,
     &needle::TASK,

@@ -4,6 +4,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::World;
+
 /// A kind of problem with a generator, a verifier and a solver.
 pub trait Task: Send + Sync {
     /// The name: snake_case, the same as its file's.
@@ -26,6 +28,24 @@ pub trait Task: Send + Sync {
     /// A worked solution that earns 1 from [`verify`](Self::verify); an empty answer where the instance is not of
     /// this task.
     fn solve(&self, instance: &Instance) -> Solution;
+
+    /// The world of an instance of several turns, or why it has none; `None` for tasks of a single turn. A response to
+    /// an instance with a world is all the model's turns, one after the other (see [`Episode`](crate::Episode)).
+    fn world(&self, _instance: &Instance) -> Result<Option<Box<dyn World>>, Verdict> {
+        Ok(None)
+    }
+
+    /// Whether judging runs programs in the sandbox, which takes a tenth of a second rather than microseconds.
+    fn runs_programs(&self) -> bool {
+        false
+    }
+
+    /// The solved instance as a line of fine-tuning data: `{"messages": [user, assistant, …], "tools": […]}`, the
+    /// assistant's thinking as `reasoning_content`, its calls as `tool_calls`, their results as messages of the role
+    /// `tool`. Fields without content are left out.
+    fn conversation(&self, instance: &Instance, solution: &Solution) -> Value {
+        instance.conversation(solution)
+    }
 
     /// Responses that are wrong for certain, close to the right one: what a verifier is tested with. As given here,
     /// the solution with one digit changed; tasks where that may still be right, or without digits, write their own.
@@ -65,28 +85,34 @@ impl Instance {
         T::deserialize(&self.data).map_err(|error| Verdict::wrong(format!("malformed instance: {error}")))
     }
 
-    /// The solved instance as a line of fine-tuning data: `{"messages": [user, assistant], "tools": […]}`, the
-    /// assistant's thinking as `reasoning_content`, its calls as `tool_calls`. Fields without content are left out.
-    pub fn conversation(&self, solution: &Solution) -> Value {
-        let (content, calls) = match self.tools.is_empty() {
-            true => (solution.answer.as_str(), Vec::new()),
-            false => split_tool_calls(&solution.answer),
-        };
-        let mut assistant = Map::new();
-        assistant.insert("role".to_owned(), json!("assistant"));
-        assistant.insert("content".to_owned(), json!(content));
-        if let Some(thinking) = &solution.thinking {
-            assistant.insert("reasoning_content".to_owned(), json!(thinking));
-        }
-        if !calls.is_empty() {
-            assistant.insert("tool_calls".to_owned(), Value::Array(calls));
-        }
-        let mut line = json!({ "messages": [{ "role": "user", "content": self.prompt }, assistant] });
+    fn conversation(&self, solution: &Solution) -> Value {
+        let assistant = assistant(solution.thinking.as_deref(), &solution.answer, !self.tools.is_empty());
+        self.line(vec![json!({ "role": "user", "content": self.prompt }), assistant])
+    }
+
+    /// A line of fine-tuning data.
+    pub(crate) fn line(&self, messages: Vec<Value>) -> Value {
+        let mut line = json!({ "messages": messages });
         if !self.tools.is_empty() {
             line["tools"] = json!(self.tools);
         }
         line
     }
+}
+
+/// The message of a model's turn; calls are looked for where the model has tools.
+pub(crate) fn assistant(thinking: Option<&str>, turn: &str, has_tools: bool) -> Value {
+    let (content, calls) = if has_tools { split_tool_calls(turn) } else { (turn, Vec::new()) };
+    let mut assistant = Map::new();
+    assistant.insert("role".to_owned(), json!("assistant"));
+    assistant.insert("content".to_owned(), json!(content));
+    if let Some(thinking) = thinking {
+        assistant.insert("reasoning_content".to_owned(), json!(thinking));
+    }
+    if !calls.is_empty() {
+        assistant.insert("tool_calls".to_owned(), Value::Array(calls));
+    }
+    Value::Object(assistant)
 }
 
 /// The text before a `<tool_calls>` block, and the calls in it, one JSON object a line, in OpenAI's form.
@@ -106,17 +132,25 @@ pub struct Verdict {
     pub reward: f64,
     /// In words, for logs.
     pub reason: String,
+    /// The judge itself failed, for want of a sandbox say: the reward is 0 and tells nothing about the response.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unjudged: bool,
 }
 
 impl Verdict {
     /// Reward 1.
     pub fn right() -> Self {
-        Self { reward: 1.0, reason: "right".to_owned() }
+        Self { reward: 1.0, reason: "right".to_owned(), unjudged: false }
     }
 
     /// Reward 0.
     pub fn wrong(reason: impl Into<String>) -> Self {
-        Self { reward: 0.0, reason: reason.into() }
+        Self { reward: 0.0, reason: reason.into(), unjudged: false }
+    }
+
+    /// No reward, since the judge failed.
+    pub fn unjudged(reason: impl Into<String>) -> Self {
+        Self { reward: 0.0, reason: reason.into(), unjudged: true }
     }
 
     /// Reward 0 for a response whose thinking never ends.

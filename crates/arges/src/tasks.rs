@@ -137,7 +137,7 @@ fn generate(args: &GenerateArgs) -> Result<()> {
             let difficulty = args.difficulty.unwrap_or(turn);
             let instance = task.generate(args.seed.wrapping_add(number), difficulty);
             if args.solved {
-                output::json(&instance.conversation(&task.solve(&instance)))?;
+                output::json(&task.conversation(&instance, &task.solve(&instance)))?;
             } else {
                 output::json(&instance)?;
             }

@@ -189,7 +189,7 @@ fn task_texts<'a>(
     let text = |task: &dyn Task, number: u64| {
         let difficulty = 1 + number % u64::from(task.max_difficulty());
         let instance = task.generate(FIRST_TRAINING_SEED + number, difficulty as u32);
-        conversation_text(&instance.conversation(&task.solve(&instance)), template)
+        conversation_text(&task.conversation(&instance, &task.solve(&instance)), template)
     };
     tasks.iter().flat_map(move |task| (0..count).map(move |number| text(*task, number)))
 }

@@ -4,3 +4,4 @@ pub(crate) mod arithmetic;
 pub(crate) mod expression;
 pub(crate) mod language;
 pub(crate) mod puzzles;
+pub(crate) mod worlds;

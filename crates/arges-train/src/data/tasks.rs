@@ -42,7 +42,7 @@ impl TaskRecords {
         if !self.shows_thinking(position) {
             solution.thinking = None;
         }
-        conversation(instance.conversation(&solution))
+        conversation(task.conversation(&instance, &solution))
     }
 
     /// Which task a position has, a number that decides its difficulty, and the seed of its instance.

@@ -2,6 +2,6 @@
 
 pub(crate) mod addition;
 pub(crate) mod chained_arithmetic;
-mod columns;
+pub(crate) mod columns;
 pub(crate) mod multiplication;
 pub(crate) mod subtraction;

@@ -64,7 +64,7 @@ pub(super) fn same_number(instance: &Instance, given: &str) -> Result<(), String
 }
 
 /// A piece of a response for a verdict's reason: control characters escaped, cut to a readable length.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     const LONGEST: usize = 60;
     match text.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{:?}…", &text[..end]),

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::response::final_answer;
 use crate::{Instance, Random, Solution, Task, Verdict};
 
-mod answer;
+pub(crate) mod answer;
 pub(crate) mod boolean_expressions;
 mod brackets;
 pub(crate) mod dyck_completion;
@@ -27,7 +27,7 @@ pub(crate) mod time_sequence;
 pub(crate) mod tools;
 pub(crate) mod web_of_lies;
 pub(crate) mod word_sorting;
-mod words;
+pub(crate) mod words;
 pub(crate) mod zebra;
 mod zebra_clues;
 

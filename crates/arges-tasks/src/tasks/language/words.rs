@@ -9,30 +9,30 @@ fn list(text: &'static str) -> Vec<&'static str> {
 }
 
 /// First names.
-pub(super) static NAMES: LazyLock<Vec<&str>> = LazyLock::new(|| list(include_str!("words/names.txt")));
+pub(crate) static NAMES: LazyLock<Vec<&str>> = LazyLock::new(|| list(include_str!("words/names.txt")));
 /// Things, in the singular.
-pub(super) static NOUNS: LazyLock<Vec<&str>> = LazyLock::new(|| list(include_str!("words/nouns.txt")));
-pub(super) static ADJECTIVES: LazyLock<Vec<&str>> =
+pub(crate) static NOUNS: LazyLock<Vec<&str>> = LazyLock::new(|| list(include_str!("words/nouns.txt")));
+pub(crate) static ADJECTIVES: LazyLock<Vec<&str>> =
     LazyLock::new(|| list(include_str!("words/adjectives.txt")));
 /// Verbs in the past tense that take an object.
-pub(super) static VERBS: LazyLock<Vec<&str>> = LazyLock::new(|| list(include_str!("words/verbs.txt")));
+pub(crate) static VERBS: LazyLock<Vec<&str>> = LazyLock::new(|| list(include_str!("words/verbs.txt")));
 
 /// Whole numbers from 0 on as words.
-pub(super) const NUMBERS: [&str; 13] =
+pub(crate) const NUMBERS: [&str; 13] =
     ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"];
 
 /// `count` different items of a list that has as many.
-pub(super) fn different<T: Copy>(random: &mut Random, items: &[T], count: usize) -> Vec<T> {
+pub(crate) fn different<T: Copy>(random: &mut Random, items: &[T], count: usize) -> Vec<T> {
     random.sample(items.len(), count).into_iter().map(|place| items[place]).collect()
 }
 
 /// `count` different first names.
-pub(super) fn names(random: &mut Random, count: usize) -> Vec<&'static str> {
+pub(crate) fn names(random: &mut Random, count: usize) -> Vec<&'static str> {
     different(random, &NAMES, count)
 }
 
 /// The items as a list in a sentence: "a, b and c".
-pub(super) fn enumeration(items: &[impl AsRef<str>], last: &str) -> String {
+pub(crate) fn enumeration(items: &[impl AsRef<str>], last: &str) -> String {
     let items: Vec<&str> = items.iter().map(AsRef::as_ref).collect();
     match items.split_last() {
         None => String::new(),
@@ -42,7 +42,7 @@ pub(super) fn enumeration(items: &[impl AsRef<str>], last: &str) -> String {
 }
 
 /// A made-up word of so many syllables.
-pub(super) fn made_up(random: &mut Random, syllables: usize) -> String {
+pub(crate) fn made_up(random: &mut Random, syllables: usize) -> String {
     const ONSETS: [&str; 24] = [
         "b", "br", "d", "dr", "f", "fl", "g", "gr", "h", "k", "kl", "l", "m", "n", "p", "pr", "r", "s", "sk",
         "st", "t", "tr", "v", "z",

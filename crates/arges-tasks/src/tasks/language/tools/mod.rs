@@ -8,7 +8,7 @@ mod tool;
 pub(crate) mod tool_call;
 pub(crate) mod tool_call_none;
 pub(crate) mod tool_call_parallel;
-mod verdict;
+pub(crate) mod verdict;
 mod vocabulary;
 
 use std::io::{self, Write};
@@ -20,7 +20,7 @@ use serde_json::ser::{Formatter, Serializer};
 use request::Request;
 
 /// Calls as M1 writes them: a block with one JSON object a line.
-fn block(calls: &[Value]) -> String {
+pub(crate) fn block(calls: &[Value]) -> String {
     let lines: String = calls.iter().map(|call| spaced_json(call) + "\n").collect();
     format!("<tool_calls>\n{lines}</tool_calls>")
 }

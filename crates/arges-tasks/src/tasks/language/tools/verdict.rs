@@ -15,7 +15,7 @@ const MAX_CALLS: usize = 16;
 
 /// Why calls earn nothing.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     #[error("no call")]
     NoCall,
     #[error("malformed block: {0}")]
@@ -36,13 +36,13 @@ pub(super) enum Fault {
 
 /// A call as it was written.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Call {
-    pub(super) name: String,
-    pub(super) arguments: Map<String, Value>,
+pub(crate) struct Call {
+    pub(crate) name: String,
+    pub(crate) arguments: Map<String, Value>,
 }
 
 /// Whether the visible text begins a block of calls.
-pub(super) fn has_block(visible: &str) -> bool {
+pub(crate) fn has_block(visible: &str) -> bool {
     visible.contains(OPEN)
 }
 
@@ -63,7 +63,7 @@ pub(super) fn verify(instance: &Instance, response: &str) -> Verdict {
 }
 
 /// Reads the calls of the one block that stands in a text.
-pub(super) fn read_block(visible: &str) -> Result<Vec<Call>, Fault> {
+pub(crate) fn read_block(visible: &str) -> Result<Vec<Call>, Fault> {
     let malformed = |reason: &str| Fault::Malformed(reason.to_owned());
     let (_, rest) = visible.split_once(OPEN).ok_or(Fault::NoCall)?;
     let length = rest.find(CLOSE).ok_or_else(|| malformed("it is not closed"))?;
@@ -132,7 +132,8 @@ fn same_call(tools: &[Value], wanted: &Call, given: &Call) -> bool {
     wanted.name == given.name && same_object(&wanted.arguments, &given.arguments, schema)
 }
 
-fn parameters_of<'t>(tools: &'t [Value], name: &str) -> Option<&'t Value> {
+/// The schema of a tool's arguments.
+pub(crate) fn parameters_of<'t>(tools: &'t [Value], name: &str) -> Option<&'t Value> {
     let tool = tools.iter().find(|tool| tool.get("name").and_then(Value::as_str) == Some(name))?;
     Some(tool.get("parameters").unwrap_or(&Value::Null))
 }
@@ -187,7 +188,7 @@ fn same(a: &Value, b: &Value, schema: &Value) -> bool {
 
 /// Checks a value against the keywords that made-up tools use: type, enum, items, properties, required and
 /// additionalProperties. `path` says where the value stands.
-fn conform(value: &Value, schema: &Value, path: &str) -> Result<(), String> {
+pub(crate) fn conform(value: &Value, schema: &Value, path: &str) -> Result<(), String> {
     let kind = schema.get("type").and_then(Value::as_str);
     let fits = match kind {
         Some("string") => value.is_string(),
