@@ -9,6 +9,8 @@
 //! Heads of 64 or 128 channels in bf16 run on tensor cores: on Hopper's own way of using them (`hopper.cu`), or on
 //! that of all cards since Ampere (`tiles.cu`; `decode.cu` everywhere). All others run on `plain.cu`.
 
+mod backward;
+
 use std::sync::Arc;
 
 use super::{PAGE, Shape};
@@ -17,6 +19,10 @@ use crate::device::cuda::{
 };
 use crate::matmul::Element;
 use crate::rope::cuda::DeviceAngles;
+
+#[cfg(test)]
+pub(super) use backward::sources;
+pub use backward::{BACKWARD, BackwardInputs, PLAIN_BACKWARD, SoftmaxBackwardCuda};
 
 macro_rules! source {
     ($file:literal) => {
@@ -329,13 +335,48 @@ impl SoftmaxCuda {
         pages: &DevicePages,
         out: &mut Activations,
     ) -> Result<(), CudaError> {
+        self.attend(projected, stride, inputs, pages, out, None)
+    }
+
+    /// [`prefill`](Self::prefill) that keeps the logarithm of each row's sum of `e^score`, `[rows, heads]`, for the
+    /// backward pass.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When a size or a number format does not agree.
+    pub fn prefill_for_training(
+        &self,
+        projected: &Activations,
+        stride: usize,
+        inputs: &Inputs<'_>,
+        pages: &DevicePages,
+        out: &mut Activations,
+        lse: &mut Buffer<f32>,
+    ) -> Result<(), CudaError> {
+        assert!(inputs.rows * self.shape.heads <= lse.len(), "rows of logarithms");
+        self.attend(projected, stride, inputs, pages, out, Some(lse))
+    }
+
+    fn attend(
+        &self,
+        projected: &Activations,
+        stride: usize,
+        inputs: &Inputs<'_>,
+        pages: &DevicePages,
+        out: &mut Activations,
+        lse: Option<&mut Buffer<f32>>,
+    ) -> Result<(), CudaError> {
         self.check(projected, stride, inputs, pages)?;
         self.check_out(inputs, out);
+        let lse = Argument::Pointer(lse.map_or(0, |lse| lse.address(0)));
         let Some(prefill) = &self.prefill else {
-            return self.attend_plainly(projected, stride, inputs, pages, out);
+            return self.attend_plainly(projected, stride, inputs, pages, out, lse);
         };
         let mut arguments =
             self.attend_arguments(projected, stride, inputs, pages, out, std::f32::consts::LOG2_E);
+        arguments.push(lse);
         let Shape { heads, kv_heads, head_dim, .. } = self.shape;
         let (kernel, shape) = match prefill {
             Prefill::Hopper { kernel, drawn } => {
@@ -349,8 +390,9 @@ impl SoftmaxCuda {
                 (kernel, LaunchShape::new(tiles * kv_heads, TILE_THREADS).shared(2 * 2 * PAGE * head_dim * 2))
             }
         };
-        // SAFETY: the thirteen arguments of either kernel, and Hopper's counter. It reads rows of `projected` and pages and writes rows of
-        // `out`, all within the numbers given, whatever spans and tables name; their sizes were checked.
+        // SAFETY: the fourteen arguments of either kernel, and Hopper's counter. It reads rows of `projected` and pages
+        // and writes rows of `out` and, where it is given, `lse`, all within the numbers given, whatever spans and
+        // tables name; their sizes were checked.
         unsafe { self.cuda.launch(kernel, shape.overlap(), &arguments) }
     }
 
@@ -375,7 +417,7 @@ impl SoftmaxCuda {
         self.check(projected, stride, inputs, pages)?;
         self.check_out(inputs, out);
         let Some(decode) = &self.decode else {
-            return self.attend_plainly(projected, stride, inputs, pages, out);
+            return self.attend_plainly(projected, stride, inputs, pages, out, Argument::Pointer(0));
         };
         let Shape { kv_heads, head_dim, .. } = self.shape;
         let splits = decode.splits((inputs.span_count * kv_heads).max(1), max_context);
@@ -401,13 +443,15 @@ impl SoftmaxCuda {
         inputs: &Inputs<'_>,
         pages: &DevicePages,
         out: &mut Activations,
+        lse: Argument<'static>,
     ) -> Result<(), CudaError> {
         let Shape { heads, kv_heads, head_dim, .. } = self.shape;
         // Each span fills its last tile in part.
         let tiles = inputs.rows * (heads / kv_heads) / PLAIN_TILE + inputs.span_count;
         let floats = PAGE * (head_dim + 1) + PLAIN_TILE * (head_dim + PAGE);
         let shape = LaunchShape::grid(tiles, kv_heads, 1, PLAIN_THREADS).shared(4 * floats).overlap();
-        let arguments = self.attend_arguments(projected, stride, inputs, pages, out, 1.0);
+        let mut arguments = self.attend_arguments(projected, stride, inputs, pages, out, 1.0);
+        arguments.push(lse);
         // SAFETY: as for `prefill`.
         unsafe { self.cuda.launch(&self.plain, shape, &arguments) }
     }

@@ -188,11 +188,11 @@ __device__ __forceinline__ void start_sums(float (&sum)[HEAD_DIM / 2], const u32
     commit_products();
 }
 
-// out [rows, heads * HEAD_DIM]. `scale` is in units of log 2. One block a multiprocessor;
+// out [rows, heads * HEAD_DIM], and lse [rows, heads] unless null. `scale` is in units of log 2. One block a multiprocessor;
 // `drawn` is 0 before and after.
 extern "C" __global__ void __launch_bounds__(384, 1)
 prefill(const Span* spans, int span_count, int rows, const int* tables, int table_stride, int slots, int page_count,
-        int kv_heads, const bf16* projected, i64 stride, const bf16* pages, float scale, bf16* out, int* drawn) {
+        int kv_heads, const bf16* projected, i64 stride, const bf16* pages, float scale, bf16* out, float* lse, int* drawn) {
     Batch batch = {spans, span_count, rows, tables, table_stride, slots, page_count};
     extern __shared__ char shared[];
     u32 base = (shared_address(shared) + 1023) / 1024 * 1024;
@@ -396,6 +396,7 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
                 for (int i = 0; i < HEAD_DIM / 8; i++) {
                     to[i * 4] = pack_bf16(sum[4 * i + 2 * h] * part, sum[4 * i + 2 * h + 1] * part);
                 }
+                if (lse != nullptr && lane % 4 == 0) lse[head] = log_sum(most[h], scale, all);
             }
             tile = next;
         }

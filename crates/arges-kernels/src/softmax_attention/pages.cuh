@@ -124,3 +124,9 @@ template <int TOKENS> __device__ __forceinline__ Tile find_tile(const Batch& bat
     int token = (part.span.position / TOKENS + count - 1 - later) * TOKENS;
     return {part.span, kv_head, token, part.place};
 }
+
+// Logarithm of a row's sum of e^score from the greatest product of query and key, the scale of scores in units of log 2,
+// and the sum relative to the greatest.
+__device__ __forceinline__ float log_sum(float most, float scale, float total) {
+    return (most * scale + log2f(total)) * 0.6931471805599453f;
+}

@@ -86,12 +86,12 @@ constexpr int WARPS = 8, WARP_ROWS = 4, TILE = WARPS * WARP_ROWS;
 constexpr int PITCH = HEAD_DIM + 1;
 constexpr int LANE_CHANNELS = (HEAD_DIM + 31) / 32;
 
-// out [rows, heads * HEAD_DIM]. A block has TILE rows of a key-value head, tokens times query heads, and passes over
+// out [rows, heads * HEAD_DIM], and lse [rows, heads] unless null. A block has TILE rows of a key-value head, tokens times query heads, and passes over
 // the pages in order. Grid: (tiles at most, kv_heads).
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
 plain_attention(const Span* spans, int span_count, int rows, const int* tables, int table_stride, int slots,
                 int page_count, int kv_heads, const Element* projected, i64 stride, const Element* pages, float scale,
-                Element* out) {
+                Element* out, float* lse) {
     Batch batch = {spans, span_count, rows, tables, table_stride, slots, page_count};
     extern __shared__ float shared[];
     float* page_rows = shared;                    // [PAGE, PITCH], keys and then values
@@ -196,5 +196,6 @@ plain_attention(const Span* spans, int span_count, int rows, const int* tables, 
             int channel = lane + 32 * c;
             if (channel < HEAD_DIM) out[head * HEAD_DIM + channel] = from_float<Element>(sums[r][c] / total[r]);
         }
+        if (lse != nullptr && lane == 0) lse[head] = most[r] + logf(total[r]);
     }
 }

@@ -9,11 +9,11 @@ constexpr int HEAD_PAGE_BYTES = HEAD_PAGE * 2, STAGE_BYTES = 2 * HEAD_PAGE_BYTES
 constexpr int STEPS = HEAD_DIM / 16;
 constexpr float NONE = -3.0e38f;
 
-// out [rows, heads * HEAD_DIM]. A block has one tile; the grid has as many as there are at most. `scale` is in units of
+// out [rows, heads * HEAD_DIM], and lse [rows, heads] unless null. A block has one tile; the grid has as many as there are at most. `scale` is in units of
 // log 2.
 extern "C" __global__ void __launch_bounds__(THREADS)
 prefill(const Span* spans, int span_count, int rows, const int* tables, int table_stride, int slots, int page_count,
-        int kv_heads, const bf16* projected, i64 stride, const bf16* pages, float scale, bf16* out) {
+        int kv_heads, const bf16* projected, i64 stride, const bf16* pages, float scale, bf16* out, float* lse) {
     extern __shared__ __align__(128) char shared[];
     Batch batch = {spans, span_count, rows, tables, table_stride, slots, page_count};
     wait_for_previous();
@@ -130,5 +130,6 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
         u32* to = reinterpret_cast<u32*>(out + row * HEAD_DIM + lane % 4 * 2);
 #pragma unroll
         for (int i = 0; i < PIECES; i++) to[i * 4] = pack_bf16(sum[i][2 * h] * part, sum[i][2 * h + 1] * part);
+        if (lse != nullptr && lane % 4 == 0) lse[row] = log_sum(most[h], scale, all);
     }
 }

@@ -1,6 +1,8 @@
 //! `arges bench op`: single operations of M1's shapes on a GPU, timed by the device's own clock over a graph of several
 //! calls.
 
+mod training;
+
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -35,12 +37,15 @@ pub struct OpArgs {
     /// cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cuda", value_parser = str::parse::<DeviceChoice>)]
     device: DeviceChoice,
-    /// Prompt lengths
+    /// Prompt lengths, or with --backward those of the sequences
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_values_t = [2048, 8192, 32768, 131_072])]
     prefill: Vec<usize>,
     /// Batch sizes to decode at
     #[arg(long, value_name = "SEQUENCES", value_delimiter = ',', default_values_t = [1, 8, 32, 128, 256])]
     decode: Vec<usize>,
+    /// Measure training instead: the forward pass, the backward pass, and both
+    #[arg(long)]
+    backward: bool,
     /// Tokens that a sequence holds when its decode is measured; their places in a chunk are random
     #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = at_least_1)]
     context: usize,
@@ -74,12 +79,14 @@ pub fn run(args: &OpArgs) -> Result<()> {
     };
     let mut cases = Vec::new();
     for &tokens in &args.prefill {
-        cases.push(match args.op {
-            Op::Lightning => bench.lightning_prefill(tokens)?,
-            Op::Softmax => bench.softmax_prefill(tokens)?,
+        cases.push(match (args.op, args.backward) {
+            (Op::Lightning, false) => bench.lightning_prefill(tokens)?,
+            (Op::Lightning, true) => bench.lightning_training(tokens)?,
+            (Op::Softmax, false) => bench.softmax_prefill(tokens)?,
+            (Op::Softmax, true) => bench.softmax_training(tokens)?,
         });
     }
-    for &sequences in &args.decode {
+    for &sequences in if args.backward { &[][..] } else { &args.decode } {
         cases.push(match args.op {
             Op::Lightning => bench.lightning_decode(sequences)?,
             Op::Softmax => bench.softmax_decode(sequences)?,
