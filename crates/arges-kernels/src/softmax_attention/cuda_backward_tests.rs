@@ -232,9 +232,10 @@ impl Case {
                     .collect();
                 let what = format!("{what}: {name}");
                 assert_size(&got, &expected, if bf16 { 1e-2 } else { 3e-5 }, &what);
-                // Of a query's one key, weights have no gradient but what rounding left.
+                // Of a query's one key, weights have no gradient but what rounding left; and of few keys, that the
+                // output was rounded shows in the gradients of the weights.
                 if span[1] > 1 || name == "values" {
-                    assert_close(&got, &expected, if bf16 { 4e-2 } else { 2e-4 }, &what);
+                    assert_close(&got, &expected, if bf16 { 8e-2 } else { 2e-4 }, &what);
                 }
             }
         }
