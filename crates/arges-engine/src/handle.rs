@@ -2,8 +2,9 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use arges_text::grammar::GrammarState;
 use tokio::sync::{mpsc as events, watch};
@@ -46,7 +47,12 @@ impl Submission {
 }
 
 /// A place in the queue, given back when dropped.
-pub(crate) struct QueuePlace(Arc<Shared>);
+pub(crate) struct QueuePlace {
+    shared: Arc<Shared>,
+    since: Instant,
+    /// How long it was held.
+    wait: Arc<OnceLock<Duration>>,
+}
 
 impl QueuePlace {
     /// Takes a place if one is free.
@@ -54,7 +60,7 @@ impl QueuePlace {
         let max = shared.limits.max_queue;
         let one_more = |queued| (queued < max).then_some(queued + 1);
         match shared.queued.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more) {
-            Ok(_) => Ok(Self(Arc::clone(shared))),
+            Ok(_) => Ok(Self { shared: Arc::clone(shared), since: Instant::now(), wait: Arc::default() }),
             Err(_) => Err(SubmitError::QueueFull { max }),
         }
     }
@@ -62,7 +68,8 @@ impl QueuePlace {
 
 impl Drop for QueuePlace {
     fn drop(&mut self) {
-        self.0.queued.fetch_sub(1, Ordering::AcqRel);
+        self.wait.get_or_init(|| self.since.elapsed());
+        self.shared.queued.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -145,12 +152,13 @@ impl Engine {
             return Err(SubmitError::ShutDown);
         }
         let queue_place = QueuePlace::take(&self.shared)?;
+        let wait = Arc::clone(&queue_place.wait);
         let (sender, receiver) = events::unbounded_channel();
         let seed = request.sampling.seed.unwrap_or_else(random_seed);
         let grammar = request.grammar.as_ref().map(arges_text::grammar::Grammar::start);
         let submission = Submission { request, seed, max_tokens, grammar, events: sender, queue_place };
         self.messages.send(Message::Submit(Box::new(submission))).map_err(|_| SubmitError::ShutDown)?;
-        Ok(Generation::new(receiver))
+        Ok(Generation::new(receiver, wait))
     }
 
     /// Counters as of the last step.

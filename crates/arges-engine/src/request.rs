@@ -1,6 +1,8 @@
 //! What goes into the engine and what comes out of it: requests, events, options, errors.
 
 use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 pub use arges_kernels::sample::SamplingParams;
 use arges_text::grammar::Grammar;
@@ -209,12 +211,18 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Generation {
     events: mpsc::UnboundedReceiver<Event>,
+    queue_time: Arc<OnceLock<Duration>>,
     ended: bool,
 }
 
 impl Generation {
-    pub(crate) fn new(events: mpsc::UnboundedReceiver<Event>) -> Self {
-        Self { events, ended: false }
+    pub(crate) fn new(events: mpsc::UnboundedReceiver<Event>, queue_time: Arc<OnceLock<Duration>>) -> Self {
+        Self { events, queue_time, ended: false }
+    }
+
+    /// How long the request waited in the queue before it was first taken up; `None` while it waits.
+    pub fn queue_time(&self) -> Option<Duration> {
+        self.queue_time.get().copied()
     }
 
     /// The next event; `None` after the last.

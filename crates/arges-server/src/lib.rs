@@ -27,6 +27,7 @@ mod router;
 mod serve;
 mod state;
 mod tokens;
+mod trace;
 
 pub use options::{GenerationDefaults, ServerOptions};
 pub use router::router;

@@ -3,15 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arges_engine::{EngineStats, MemoryPlan, Usage};
-use axum::body::Body;
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::State;
 use axum::http::{HeaderValue, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use tracing::Span;
 
 use crate::state::AppState;
 
@@ -23,6 +22,7 @@ const WHOLE: [f64; 12] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0
 /// What is counted over all requests.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
+    queue: Histogram,
     first_token: Histogram,
     between_tokens: Histogram,
     whole: Histogram,
@@ -30,6 +30,8 @@ pub(crate) struct Metrics {
     cached_tokens: AtomicU64,
     answer_tokens: AtomicU64,
     reasoning_tokens: AtomicU64,
+    /// Finished answers by their finish reason.
+    finished: Mutex<BTreeMap<&'static str, u64>>,
     /// Requests by route and status.
     requests: Mutex<BTreeMap<(String, u16), u64>>,
 }
@@ -52,32 +54,69 @@ impl Histogram {
     }
 }
 
-/// Times one answer.
+/// Times one answer, and logs what came of it.
 #[derive(Debug)]
 pub(crate) struct Timer {
     metrics: Arc<Metrics>,
+    /// That of the request.
+    span: Span,
     start: Instant,
+    first_token: Option<Duration>,
     last_token: Option<Instant>,
+    has_ended: bool,
 }
 
 impl Timer {
     pub fn start(metrics: &Arc<Metrics>) -> Timer {
-        Timer { metrics: Arc::clone(metrics), start: Instant::now(), last_token: None }
+        Timer {
+            metrics: Arc::clone(metrics),
+            span: Span::current(),
+            start: Instant::now(),
+            first_token: None,
+            last_token: None,
+            has_ended: false,
+        }
     }
 
     /// A token came.
     pub fn token(&mut self) {
         let now = Instant::now();
         match self.last_token.replace(now) {
-            None => self.metrics.first_token.observe(&FIRST_TOKEN, now - self.start),
+            None => {
+                self.first_token = Some(now - self.start);
+                self.metrics.first_token.observe(&FIRST_TOKEN, now - self.start);
+            }
             Some(last) => self.metrics.between_tokens.observe(&BETWEEN_TOKENS, now - last),
         }
     }
 
-    /// The answer ended.
-    pub fn finished(&self, usage: &Usage) {
+    /// The answer failed.
+    pub fn failed(&mut self) {
+        self.has_ended = true;
+        tracing::info!(parent: &self.span, seconds = self.start.elapsed().as_secs_f64(), "failed");
+    }
+
+    /// The answer ended after it had waited `queue` to be taken up.
+    pub fn finished(&mut self, usage: &Usage, queue: Option<Duration>, finish_reason: &'static str) {
+        self.has_ended = true;
         let metrics = &self.metrics;
         metrics.whole.observe(&WHOLE, self.start.elapsed());
+        if let Some(queue) = queue {
+            metrics.queue.observe(&FIRST_TOKEN, queue);
+        }
+        *lock(&metrics.finished).entry(finish_reason).or_default() += 1;
+        tracing::info!(
+            parent: &self.span,
+            prompt_tokens = usage.prompt_tokens,
+            cached_tokens = usage.cached_tokens,
+            tokens = usage.completion_tokens,
+            reasoning_tokens = usage.reasoning_tokens,
+            queue_seconds = queue.map(|queue| queue.as_secs_f64()),
+            first_token_seconds = self.first_token.map(|first| first.as_secs_f64()),
+            seconds = self.start.elapsed().as_secs_f64(),
+            finish_reason,
+            "answered"
+        );
         let answer = usage.completion_tokens - usage.reasoning_tokens;
         for (counter, tokens) in [
             (&metrics.prompt_tokens, usage.prompt_tokens - usage.cached_tokens),
@@ -90,19 +129,24 @@ impl Timer {
     }
 }
 
-/// Counts requests by route and status.
-pub(crate) async fn count(
-    State(state): State<Arc<AppState>>,
-    request: Request<Body>,
-    next: Next,
-) -> Response {
-    // What matches no route has no name of its own: clients choose it.
-    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
-    let response = next.run(request).await;
-    let mut requests = state.metrics.requests.lock().unwrap_or_else(PoisonError::into_inner);
-    *requests.entry((route, response.status().as_u16())).or_default() += 1;
-    drop(requests);
-    response
+impl Drop for Timer {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            tracing::info!(parent: &self.span, seconds = self.start.elapsed().as_secs_f64(), "cancelled");
+        }
+    }
+}
+
+/// Counters are whole even after a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Memory that the process has, in bytes, where the system tells it.
+fn resident_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kibibytes = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(kibibytes.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
 /// `GET /metrics`.
@@ -115,6 +159,11 @@ pub(crate) async fn metrics(State(state): State<Arc<AppState>>) -> Response {
 }
 
 impl Metrics {
+    /// A request was answered, or its answer has begun.
+    pub fn requested(&self, route: String, status: u16) {
+        *lock(&self.requests).entry((route, status)).or_default() += 1;
+    }
+
     fn text(&self, stats: &EngineStats, memory: &MemoryPlan) -> String {
         let mut page = Page(String::new());
         page.one("requests_running", "gauge", "Requests in the batch.", stats.running as f64);
@@ -148,11 +197,22 @@ impl Metrics {
         {
             page.value("memory_bytes", &format!("{{of=\"{of}\"}}"), bytes as f64);
         }
+        if let Some(bytes) = resident_memory() {
+            page.one("resident_memory_bytes", "gauge", "Memory that the process has.", bytes as f64);
+        }
+        page.family("finish_total", "counter", "Finished answers, by finish reason.");
+        for (reason, count) in lock(&self.finished).iter() {
+            page.value("finish_total", &format!("{{reason=\"{reason}\"}}"), *count as f64);
+        }
+        page.family("build_info", "gauge", "The server's version.");
+        page.value("build_info", concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1.0);
         page.family("http_requests_total", "counter", "HTTP requests, by route and status.");
-        for ((route, status), count) in self.requests.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for ((route, status), count) in lock(&self.requests).iter() {
             let labels = format!("{{route=\"{route}\",status=\"{status}\"}}");
             page.value("http_requests_total", &labels, *count as f64);
         }
+        let queue = "From a request's being queued to its first step, of finished answers.";
+        page.histogram("queue_seconds", queue, &self.queue, &FIRST_TOKEN);
         let first = "From a request's being queued to its first token.";
         page.histogram("time_to_first_token_seconds", first, &self.first_token, &FIRST_TOKEN);
         let between = "Between two tokens of an answer.";
@@ -205,13 +265,15 @@ mod tests {
         timer.token();
         timer.token();
         let usage = Usage { prompt_tokens: 5, completion_tokens: 7, reasoning_tokens: 3, cached_tokens: 2 };
-        timer.finished(&usage);
+        timer.finished(&usage, Some(Duration::from_millis(20)), "stop");
         let memory = MemoryPlan { weights: 1, cache: 2, workspace: 3 };
         let text = metrics.text(&EngineStats::default(), &memory);
         for line in [
             "arges_time_to_first_token_seconds_bucket{le=\"0.01\"} 1",
             "arges_time_to_first_token_seconds_bucket{le=\"+Inf\"} 1",
             "arges_inter_token_latency_seconds_count 1",
+            "arges_queue_seconds_bucket{le=\"0.025\"} 1",
+            "arges_finish_total{reason=\"stop\"} 1",
             "arges_tokens_total{kind=\"prompt\"} 3",
             "arges_tokens_total{kind=\"cached_prompt\"} 2",
             "arges_tokens_total{kind=\"answer\"} 4",

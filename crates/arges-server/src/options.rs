@@ -9,8 +9,9 @@ use arges_engine::RepetitionStop;
 pub struct ServerOptions {
     /// The id under which the model is served (`GET /v1/models`, `model` of a request).
     pub model_name: String,
-    /// When set, every path but `/health` and `/ready` wants `Authorization: Bearer <key>` or `x-api-key: <key>`.
-    pub api_key: Option<String>,
+    /// Where there are any, every path but `/health` and `/ready` wants one of them, as `Authorization: Bearer <key>` or
+    /// `x-api-key: <key>`.
+    pub api_keys: Vec<String>,
     /// Sampling parameters of a request that does not name them.
     pub defaults: GenerationDefaults,
     /// Largest request body accepted, in bytes.
@@ -40,7 +41,7 @@ impl ServerOptions {
     pub fn new(model_name: impl Into<String>) -> ServerOptions {
         ServerOptions {
             model_name: model_name.into(),
-            api_key: None,
+            api_keys: Vec::new(),
             defaults: GenerationDefaults::default(),
             body_limit: 32 << 20,
             body_budget: 256 << 20,

@@ -10,7 +10,7 @@ use axum::routing::{MethodRouter, get, post};
 use crate::error::ApiError;
 use crate::openai::{chat, completions, models, responses};
 use crate::state::AppState;
-use crate::{anthropic, auth, health, metrics, openapi, tokens};
+use crate::{anthropic, auth, health, metrics, openapi, tokens, trace};
 
 type Routes = Vec<(&'static str, MethodRouter<Arc<AppState>>)>;
 
@@ -56,7 +56,7 @@ pub fn router(state: Arc<AppState>) -> Router {
         .layer(key)
         .merge(anthropic)
         .merge(all(open_routes()))
-        .layer(from_fn_with_state(Arc::clone(&state), metrics::count))
+        .layer(from_fn_with_state(Arc::clone(&state), trace::follow))
         .with_state(state)
 }
 

@@ -1,17 +1,20 @@
 //! The command line: its subcommands.
 
-use clap::{Parser, Subcommand, ValueEnum};
-use tracing_subscriber::filter::LevelFilter;
+use clap::{Parser, Subcommand};
 
+use crate::log::{Format, Level};
 use crate::{bench, chat, generate, inspect, mcp, plot, score, serve, synth, tasks, tokenizer, train};
 
 /// Runs and serves models of the MiniMax-M1 family: a hybrid mixture of experts with lightning attention.
 #[derive(Debug, Parser)]
 #[command(name = "arges", version, after_help = EXAMPLES)]
 pub struct Cli {
-    /// Write log messages of this level and above to standard error
-    #[arg(long, global = true, display_order = 900, value_enum, value_name = "LEVEL", default_value_t = Level::Warn)]
+    /// Write log messages of this level and above to standard error; info has a line for every answer of a server
+    #[arg(long, global = true, display_order = 900, value_enum, value_name = "LEVEL", default_value_t = Level::Warn, env = "ARGES_LOG")]
     pub log: Level,
+    /// Form of log messages: lines for people, or JSON objects, one a line
+    #[arg(long, global = true, display_order = 901, value_enum, value_name = "FORM", default_value_t = Format::Text, env = "ARGES_LOG_FORMAT")]
+    pub log_format: Format,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -61,29 +64,6 @@ pub enum Command {
         #[command(subcommand)]
         command: tokenizer::TokenizerCommand,
     },
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum Level {
-    Off,
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
-}
-
-impl Level {
-    pub fn level(self) -> LevelFilter {
-        match self {
-            Self::Off => LevelFilter::OFF,
-            Self::Error => LevelFilter::ERROR,
-            Self::Warn => LevelFilter::WARN,
-            Self::Info => LevelFilter::INFO,
-            Self::Debug => LevelFilter::DEBUG,
-            Self::Trace => LevelFilter::TRACE,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ mod generate;
 mod hub;
 mod inspect;
 mod loading;
+mod log;
 mod mcp;
 mod memory;
 mod model_source;
@@ -42,13 +43,18 @@ mod train;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::CommandFactory;
 
 use cli::{Cli, Command};
+use serve::config::{self, Parsed};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    tracing_subscriber::fmt().with_max_level(cli.log.level()).with_writer(std::io::stderr).init();
+    let cli = match config::parse::<Cli>(Cli::command(), std::env::args_os().collect()) {
+        Ok(Parsed::Command(cli)) => cli,
+        Ok(Parsed::Settings(text)) => return finished(output::line(&text)),
+        Err(error) => return failure::report(&error),
+    };
+    log::start(cli.log, cli.log_format);
     let result = match cli.command {
         Command::Chat(args) => chat::run(args),
         Command::Serve(args) => serve::run(args),
@@ -63,6 +69,10 @@ fn main() -> ExitCode {
         Command::Tokenizer { command } => tokenizer::run(command),
         Command::Train { command } => train::run(&command),
     };
+    finished(result)
+}
+
+fn finished(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure::report(&error),

@@ -1,19 +1,20 @@
 //! `arges serve`: OpenAI's and Anthropic's APIs over HTTP.
 
+pub mod config;
 mod in_process;
+mod options;
 
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use arges_engine::RepetitionStop;
 use arges_mcp::agent::serving::with_tools;
 use arges_server::{AppState, ServerOptions};
 use clap::Args;
 
 use crate::args::{EngineArgs, ModelArgs, at_least_1};
-use crate::failure::usage;
 use crate::loading::Opened;
 use crate::output;
 use crate::plan::{Context, Needs};
@@ -21,6 +22,7 @@ use crate::signals::Signals;
 use crate::tools::ToolArgs;
 
 pub use in_process::InProcess;
+use options::{DefaultArgs, LimitArgs};
 
 /// What a server needs where flags say nothing.
 const NEEDS: Needs = Needs { context: Context::Shared, sequences: 32, step_tokens: 1024, logit_rows: 64 };
@@ -34,9 +36,19 @@ pub struct ServeArgs {
     /// Port to listen on; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = 8000)]
     port: u16,
+    /// A TOML file of settings, by the names of these flags with `_` for `-`. What the environment sets comes before
+    /// it, and what flags set before both
+    #[arg(long, value_name = "FILE", env = "ARGES_CONFIG")]
+    config: Option<PathBuf>,
+    /// Print the settings, and where each comes from, as such a file, and end; keys are not shown
+    #[arg(long)]
+    print_config: bool,
     /// Key that clients must send as `Authorization: Bearer KEY` or `x-api-key: KEY`
-    #[arg(long, value_name = "KEY", env = "ARGES_API_KEY", hide_env_values = true)]
+    #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
+    /// File of such keys, one a line, any of which will do; empty lines and those that begin with # are passed over
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
     /// Name of the model in the API [default: the directory's name, the Hugging Face id, or arges-nano]
     #[arg(long, value_name = "NAME")]
     model_name: Option<String>,
@@ -44,6 +56,10 @@ pub struct ServeArgs {
     /// (above 0.99), unless a request says otherwise [default: off; 3000 if no number is given]
     #[arg(long, value_name = "TOKENS", num_args = 0..=1, default_missing_value = "3000", value_parser = at_least_1)]
     repetition_stop: Option<usize>,
+    #[command(flatten)]
+    defaults: DefaultArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
     #[command(flatten)]
     tools: ToolArgs,
     #[command(flatten)]
@@ -53,6 +69,9 @@ pub struct ServeArgs {
 }
 
 const EXAMPLES: &str = "\
+Every setting may also be given in a file (--config) and in the environment, as ARGES_ and the flag's name in capitals: \
+--max-sequences is max_sequences in the file and ARGES_MAX_SEQUENCES in the environment.
+
 Serves /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages (Anthropic's), /v1/models, /tokenize, \
 /metrics, /health and more; GET /openapi.json lists all. When it is ready it prints its address on standard output. Ctrl-C or SIGTERM let running requests finish; a second one does not wait for \
 them.
@@ -63,13 +82,15 @@ Examples:
   arges serve --model DIR --host 0.0.0.0 --port 80 --api-key \"$KEY\"
   arges serve --model DIR --max-sequences 16 --context 65536
   arges serve --model DIR --tool calculator --mcp mcp.json
+  arges serve --config serve.toml --port 80 --print-config
 
   curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
     -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'";
 
 pub fn run(args: ServeArgs) -> Result<()> {
-    if args.api_key.as_deref() == Some("") {
-        return Err(usage("--api-key (or ARGES_API_KEY) is empty: give a key, or leave it out"));
+    let options = args.options()?;
+    if let Some(path) = &args.config {
+        eprintln!("settings of {}", path.display());
     }
     // Before the weights are read, so that a port in use is known at once.
     let listener = listen(&args.host, args.port)?;
@@ -77,10 +98,8 @@ pub fn run(args: ServeArgs) -> Result<()> {
     let tokenizer = opened.tokenizer()?;
     let template = opened.chat_template()?;
     let engine = opened.start(&args.model, &args.sizes, NEEDS)?;
-    let name = args.model_name.unwrap_or_else(|| opened.source.name().to_owned());
-    let repetition_stop =
-        args.repetition_stop.map(|tokens| RepetitionStop { tokens, ..RepetitionStop::default() });
-    let options = ServerOptions { api_key: args.api_key, repetition_stop, ..ServerOptions::new(name) };
+    let model_name = args.model_name.unwrap_or_else(|| opened.source.name().to_owned());
+    let options = ServerOptions { model_name, ..options };
     let state = AppState::new(engine, tokenizer, Some(template), options);
 
     runtime()?.block_on(async {

@@ -56,6 +56,19 @@ pub(crate) enum EndReason {
     Abort,
 }
 
+impl EndReason {
+    /// OpenAI's word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            EndReason::Stop => "stop",
+            EndReason::ToolCalls => "tool_calls",
+            EndReason::Length => "length",
+            EndReason::Repetition => "repetition",
+            EndReason::Abort => "abort",
+        }
+    }
+}
+
 /// One answer while it is generated. Dropping it cancels it.
 #[derive(Debug)]
 pub(crate) struct AnswerEvents {
@@ -93,14 +106,17 @@ impl AnswerEvents {
                     FinishReason::Repetition => EndReason::Repetition,
                     FinishReason::Abort => EndReason::Abort,
                 };
-                self.timer.finished(&usage);
+                let queue = self.generation.queue_time();
+                self.timer.finished(&usage, queue, reason.name());
                 Ok(AnswerEvent::End { parts, end: End { reason, stop, usage, weight_version } })
             }
             Event::GrammarFailed(message) => {
+                self.timer.failed();
                 let message = format!("The answer cannot be held to what was asked for: {message}.");
                 Err(ApiError::invalid_request(message).with_code("grammar_too_complex"))
             }
             Event::Failed(message) => {
+                self.timer.failed();
                 tracing::error!(message, "a generation failed");
                 Err(ApiError::internal(format!("The generation failed: {message}.")))
             }

@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use super::answer::Dialect;
 use super::logprobs::ChatLogprobs;
-use super::response::finish_reason;
 use crate::answer::events::{End, Part};
 use crate::answer::whole::{Answer, Call};
 use crate::frontend::Frontend;
@@ -153,7 +152,7 @@ impl Dialect for Chat {
             index,
             token_ids: job.settings.return_token_ids.then(|| answer.ids()),
             logprobs,
-            finish_reason: finish_reason(answer.end.reason),
+            finish_reason: answer.end.reason.name(),
             message: AssistantMessage {
                 role: "assistant",
                 content: (!calls_alone).then_some(answer.content),
@@ -196,7 +195,7 @@ impl Dialect for Chat {
     }
 
     fn closing(index: usize, parts: Vec<Part>, end: &End) -> Vec<ChatChunk> {
-        let finish_reason = Some(finish_reason(end.reason));
+        let finish_reason = Some(end.reason.name());
         let mut chunks = chunks(index, parts);
         chunks.push(ChatChunk { index, finish_reason, ..ChatChunk::default() });
         chunks

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::{Dialect, respond};
 use super::logprobs::{CompletionLogprobs, Scored, scored_prompt};
-use super::response::finish_reason;
 use crate::answer::events::{End, Part};
 use crate::answer::whole::Answer;
 use crate::error::ApiError;
@@ -155,7 +154,7 @@ impl Dialect for Completion {
         CompletionChoice {
             index,
             logprobs,
-            finish_reason: Some(finish_reason(answer.end.reason)),
+            finish_reason: Some(answer.end.reason.name()),
             prompt_token_ids: return_ids.then(|| prompt.ids.clone()),
             token_ids: return_ids.then(|| answer.ids()),
             text: prompt.echo.clone().unwrap_or_default() + &answer.content,
@@ -204,7 +203,7 @@ impl Dialect for Completion {
     }
 
     fn closing(index: usize, parts: Vec<Part>, end: &End) -> Vec<CompletionChoice> {
-        let finish_reason = Some(finish_reason(end.reason));
+        let finish_reason = Some(end.reason.name());
         vec![CompletionChoice { text: text_of(parts), index, finish_reason, ..CompletionChoice::default() }]
     }
 }

@@ -2,8 +2,6 @@
 
 use serde::Serialize;
 
-use crate::answer::events::EndReason;
-
 /// An answer, or one chunk of a streamed one; `C` is the API's choice.
 #[derive(Debug, Serialize)]
 pub(crate) struct Envelope<'a, C> {
@@ -53,17 +51,6 @@ impl UsageBody {
         self.completion_tokens += usage.completion_tokens;
         self.completion_tokens_details.reasoning_tokens += usage.reasoning_tokens;
         self.total_tokens = self.prompt_tokens + self.completion_tokens;
-    }
-}
-
-/// The API's word for why an answer ended.
-pub(crate) fn finish_reason(reason: EndReason) -> &'static str {
-    match reason {
-        EndReason::Stop => "stop",
-        EndReason::ToolCalls => "tool_calls",
-        EndReason::Length => "length",
-        EndReason::Repetition => "repetition",
-        EndReason::Abort => "abort",
     }
 }
 

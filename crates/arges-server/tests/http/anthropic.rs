@@ -119,7 +119,7 @@ async fn a_stop_sequence_is_named() {
 #[tokio::test]
 async fn errors_are_in_the_apis_own_shape_wherever_they_arise() {
     let mut options = ServerOptions::new(MODEL);
-    options.api_key = Some("right".to_owned());
+    options.api_keys = vec!["other".to_owned(), "right".to_owned()];
     options.body_limit = 4000;
     let server = server_with(engine_options(), options);
     let refused = server.post("/v1/messages", body()).await;

@@ -61,7 +61,7 @@ async fn unknown_paths_and_wrong_methods_are_answered_in_the_errors_shape() {
 #[tokio::test]
 async fn with_a_key_everything_but_health_wants_it() {
     let mut options = ServerOptions::new(MODEL);
-    options.api_key = Some("right".to_owned());
+    options.api_keys = vec!["other".to_owned(), "right".to_owned()];
     let server = server_with(engine_options(), options);
     let get = |path: &str, key: Option<&str>| {
         let request = Request::builder().method(Method::GET).uri(path);

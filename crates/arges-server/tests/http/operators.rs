@@ -1,5 +1,7 @@
 //! Tokens, metrics and the description of the API.
 
+use axum::body::Body;
+use axum::http::Request;
 use serde_json::{Value, json};
 
 use crate::support::{CONTEXT, server};
@@ -67,4 +69,32 @@ async fn requests_and_their_tokens_are_counted() {
 async fn the_description_is_served() {
     let document: Value = server().get("/openapi.json").await.ok();
     assert_eq!(document["openapi"], "3.1.0");
+}
+
+#[tokio::test]
+async fn a_request_keeps_its_id_or_gets_one() {
+    let server = server();
+    let with_id =
+        |id: &str| Request::get("/v1/models").header("x-request-id", id).body(Body::empty()).unwrap();
+    let reply = server.send(with_id("trace-42")).await;
+    assert_eq!(reply.headers["x-request-id"], "trace-42");
+    // Ids that could forge a line of the log, or fill it, are replaced.
+    let long = "x".repeat(129);
+    for id in ["", "a b", &long] {
+        let reply = server.send(with_id(id)).await;
+        assert!(reply.headers["x-request-id"].to_str().unwrap().starts_with("req_"), "{id}");
+    }
+    let refused = server.completion(json!({"prompt": ""})).await;
+    assert!(refused.headers["x-request-id"].to_str().unwrap().starts_with("req_"));
+}
+
+#[tokio::test]
+async fn queueing_and_ends_are_counted() {
+    let server = server();
+    server.completion(json!({"prompt": [1, 2, 3], "max_tokens": 2, "ignore_eos": true})).await.ok();
+    let body = server.get("/metrics").await.body;
+    for line in ["arges_queue_seconds_count 1", "arges_finish_total{reason=\"length\"} 1"] {
+        assert!(body.lines().any(|found| found == line), "{line} is not in\n{body}");
+    }
+    assert!(body.contains("arges_build_info{version="));
 }

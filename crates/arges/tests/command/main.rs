@@ -11,6 +11,7 @@ mod nano;
 mod plot;
 #[cfg(unix)]
 mod serve;
+mod serve_config;
 mod support;
 mod tasks;
 mod tokenizer;

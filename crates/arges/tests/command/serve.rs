@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::{TinyModel, command};
+use crate::support::{TinyModel, command, ran};
 
 struct Server {
     child: Child,
@@ -15,9 +15,13 @@ struct Server {
 
 impl Server {
     fn start(flags: &[&str]) -> Server {
+        Self::start_with(flags, Stdio::null())
+    }
+
+    fn start_with(flags: &[&str], stderr: Stdio) -> Server {
         let mut command = command();
         command.args(["serve", "--port", "0"]).args(flags);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("listening on http://").expect("the address").to_owned();
@@ -83,4 +87,51 @@ fn a_key_is_wanted_where_one_is_set_and_the_name_is_the_one_given() {
     let with_key = "GET /v1/models HTTP/1.1\r\nauthorization: Bearer sesame";
     assert_eq!(server.request(with_key, "").1["data"][0]["id"], "gate");
     assert_eq!(server.stop("-TERM"), Some(0));
+}
+
+#[test]
+fn any_key_of_a_file_opens() {
+    let model = TinyModel::new(&[]);
+    let keys = model.file("keys");
+    std::fs::write(&keys, "# of the team\n\nsesame\n  poppy \n").unwrap();
+    let server = Server::start(&["--model", model.dir(), "--api-key-file", keys.to_str().unwrap()]);
+    for (key, status) in [("sesame", 200), ("poppy", 200), ("# of the team", 401), ("", 401)] {
+        let head = format!("GET /v1/models HTTP/1.1\r\nx-api-key: {key}");
+        assert_eq!(server.request(&head, "").0, status, "{key}");
+    }
+    assert_eq!(server.stop("-TERM"), Some(0));
+    std::fs::write(&keys, "# none\n").unwrap();
+    let failed = ran(command().args(["serve", "--api-key-file", keys.to_str().unwrap()])).failed(2);
+    assert!(failed.contains("has no key"), "{failed}");
+}
+
+#[test]
+fn an_answer_is_a_line_of_the_log_without_what_was_said() {
+    let model = TinyModel::new(&[]);
+    let log = model.file("log");
+    let stderr = std::fs::File::create(&log).unwrap();
+    let flags = ["--model", model.dir(), "--log", "info", "--log-format", "json"];
+    let server = Server::start_with(&flags, stderr.into());
+    let body = json!({"prompt": "swordfish", "max_tokens": 3, "ignore_eos": true, "stop": ["marlin"]});
+    let head = "POST /v1/completions HTTP/1.1\r\nx-request-id: order-66";
+    assert_eq!(server.request(head, &body.to_string()).0, 200);
+    assert_eq!(server.request(head, "{\"prompt\": \"\"}").0, 400);
+    assert_eq!(server.stop("-TERM"), Some(0));
+    let log = std::fs::read_to_string(log).unwrap();
+    let lines: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let line = |message: &str| {
+        let line = lines.iter().find(|line| line["message"] == message);
+        line.unwrap_or_else(|| panic!("no {message} in {log}"))
+    };
+    let answered = line("answered");
+    assert_eq!((&answered["tokens"], &answered["finish_reason"]), (&json!(3), &json!("length")));
+    assert!(answered["prompt_tokens"].as_u64() > Some(0));
+    for time in ["queue_seconds", "first_token_seconds", "seconds"] {
+        assert!(answered[time].as_f64() >= Some(0.0), "{answered}");
+    }
+    let span = &answered["span"];
+    let of_request = (&span["id"], &span["api"], &span["model"]);
+    assert_eq!(of_request, (&json!("order-66"), &json!("/v1/completions"), &json!("tiny")), "{answered}");
+    assert_eq!((&line("refused")["status"], &line("refused")["level"]), (&json!(400), &json!("INFO")));
+    assert!(!log.contains("swordfish") && !log.contains("marlin"), "{log}");
 }
