@@ -98,6 +98,9 @@ pub struct EngineArgs {
     /// Most tokens of one step: larger reads prompts faster, smaller lets running answers wait less
     #[arg(long, value_name = "TOKENS", value_parser = at_least_1)]
     pub step_tokens: Option<usize>,
+    /// Requests that may wait; only a server has a flag for it
+    #[arg(skip)]
+    pub max_queue: Option<usize>,
     /// On a GPU, give every token's log-probability the same bits alone or in any batch; slower. The CPU always does
     #[arg(long)]
     pub exact: bool,

@@ -142,7 +142,7 @@ pub fn plan(
         max_sequences,
         max_tokens,
         step_tokens,
-        max_queue: MAX_QUEUE,
+        max_queue: args.max_queue.unwrap_or(MAX_QUEUE),
         max_context,
         max_logit_rows: needs.logit_rows.max(max_sequences),
         exact: args.exact,

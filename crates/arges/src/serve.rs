@@ -97,7 +97,8 @@ pub fn run(args: ServeArgs) -> Result<()> {
     let opened = Opened::open(&args.model)?;
     let tokenizer = opened.tokenizer()?;
     let template = opened.chat_template()?;
-    let engine = opened.start(&args.model, &args.sizes, NEEDS)?;
+    let sizes = EngineArgs { max_queue: Some(args.limits.max_queue), ..args.sizes };
+    let engine = opened.start(&args.model, &sizes, NEEDS)?;
     let model_name = args.model_name.unwrap_or_else(|| opened.source.name().to_owned());
     let options = ServerOptions { model_name, ..options };
     let state = AppState::new(engine, tokenizer, Some(template), options);

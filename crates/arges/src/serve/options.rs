@@ -37,6 +37,9 @@ pub struct DefaultArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitArgs {
+    /// Requests that may wait for their turn; more are refused with 429
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = at_least_1)]
+    pub max_queue: usize,
     /// Connections open at once; more wait
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = at_least_1)]
     max_connections: usize,

@@ -59,9 +59,11 @@ impl Ran {
 /// The command, with nothing of the caller's surroundings that would change what it does.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_arges"));
-    for name in
-        ["ARGES_API_KEY", "HF_ENDPOINT", "HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]
-    {
+    for name in ["HF_ENDPOINT", "HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+        command.env_remove(name);
+    }
+    let settings = std::env::vars_os().map(|(name, _)| name);
+    for name in settings.filter(|name| name.to_str().is_some_and(|name| name.starts_with("ARGES_"))) {
         command.env_remove(name);
     }
     // No test leaves this machine.
