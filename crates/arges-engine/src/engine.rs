@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use arges_kernels::sample::SampleScratch;
+use arges_kernels::sample::cuda::Rule;
 use arges_model::cache::PAGE_TOKENS;
+use arges_model::model::cuda::{Choice, Chosen};
 use arges_model::{
     Batch, CachePlan, DeviceModel, Executor, ExecutorPlan, ForwardError, LogitRows, SequenceId, Slots,
     WorkspacePlan,
@@ -44,7 +46,8 @@ impl Engine {
         let mut end_tokens = model.config().eos_token_ids.clone();
         // MiniMax-M1's configuration names none; its tokenizer does.
         end_tokens.extend(tokenizer.as_ref().and_then(Tokenizer::end_token));
-        let runner = Runner::new(model, &options)?;
+        let sampleable = tokenizer.as_ref().map_or(vocab_size, |t| t.vocab_size().min(vocab_size));
+        let runner = Runner::new(model, sampleable, &options)?;
         let limits = Limits {
             vocab_size,
             context: options.max_context.min(options.max_tokens),
@@ -54,12 +57,7 @@ impl Engine {
         let shared = Arc::new(Shared::new(limits, runner.memory()));
         let (messages, receiver) = mpsc::channel();
         let (stopped, when_stopped) = watch::channel(false);
-        let facts = ModelFacts {
-            sampleable: tokenizer.as_ref().map_or(vocab_size, |t| t.vocab_size().min(vocab_size)),
-            end_tokens,
-            tokenizer,
-            weight_version: 0,
-        };
+        let facts = ModelFacts { sampleable, end_tokens, tokenizer, weight_version: 0 };
         let worker = Worker {
             runner,
             facts,
@@ -138,6 +136,23 @@ struct Runner {
     readings: Vec<Mutex<Option<Reading>>>,
     /// One per thread of the pool.
     scratches: Vec<Mutex<SampleScratch>>,
+    /// What a GPU is asked for; as many as there can be rows.
+    wishes: Vec<Mutex<Wish>>,
+    /// Ids below this may be sampled.
+    sampleable: usize,
+}
+
+/// How a GPU is to read a row, and whether with the mask.
+#[derive(Debug, Default)]
+struct Wish {
+    rule: Option<(Rule, bool)>,
+    mask: Vec<u32>,
+}
+
+impl Wish {
+    fn choice(&self) -> Choice<'_> {
+        self.rule.map(|(rule, masked)| (rule, masked.then_some(&self.mask[..])))
+    }
 }
 
 /// A row of logits: whose it is, and after which position.
@@ -150,7 +165,7 @@ struct Row {
 type Reading = Result<RowReading, RowError>;
 
 impl Runner {
-    fn new(model: DeviceModel, options: &EngineOptions) -> Result<Self, EngineError> {
+    fn new(model: DeviceModel, sampleable: usize, options: &EngineOptions) -> Result<Self, EngineError> {
         let plan = ExecutorPlan {
             cache: CachePlan { max_sequences: options.max_sequences, max_tokens: options.max_tokens },
             workspace: WorkspacePlan {
@@ -167,6 +182,8 @@ impl Runner {
             rows: Vec::with_capacity(options.max_logit_rows),
             readings: (0..options.max_logit_rows).map(|_| Mutex::new(None)).collect(),
             scratches: (0..threads).map(|_| Mutex::new(SampleScratch::new(vocab_size))).collect(),
+            wishes: (0..options.max_logit_rows).map(|_| Mutex::default()).collect(),
+            sampleable,
         })
     }
 
@@ -197,14 +214,30 @@ impl Runner {
             };
             self.rows.extend(with_logits.map(|position| Row { rank: piece.rank, position }));
         }
-        let Self { executor, batch, rows, readings, scratches } = self;
-        let (model, logits) = executor.forward(batch)?;
-        let logits = &*logits;
+        let Self { executor, batch, rows, readings, scratches, wishes, sampleable } = self;
+        let wishes = &mut wishes[..rows.len()];
+        wishes.iter_mut().for_each(|wish| wish.get_mut().unwrap_or_else(PoisonError::into_inner).rule = None);
+        if executor.chooses() {
+            executor.model().cpu().pool().run(rows.len(), |task, _| {
+                let Row { rank, position } = rows[task];
+                let Wish { rule, mask } = &mut *lock(&wishes[task]);
+                *rule = sequences[&rank].device_rule(position, mask);
+            });
+        }
+        let wishes: Vec<_> =
+            wishes.iter_mut().map(|wish| &*wish.get_mut().unwrap_or_else(PoisonError::into_inner)).collect();
+        let choices: Vec<_> = wishes.iter().map(|wish| wish.choice()).collect();
+        let (model, Chosen { tokens, logits }) = executor.forward_choosing(batch, *sampleable, &choices)?;
         let vocab_size = model.config().vocab_size;
         model.cpu().pool().run(rows.len(), |task, thread| {
             let Row { rank, position } = rows[task];
-            let logits = &logits[task * vocab_size..(task + 1) * vocab_size];
-            let reading = sequences[&rank].read_row(position, logits, &mut lock(&scratches[thread]));
+            let reading = match tokens.get(task).copied().flatten() {
+                Some(token) => Ok(Sequence::device_reading(token)),
+                None => {
+                    let logits = &logits[task * vocab_size..(task + 1) * vocab_size];
+                    sequences[&rank].read_row(position, logits, &mut lock(&scratches[thread]))
+                }
+            };
             *lock(&readings[task]) = Some(reading);
         });
         Ok(())

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use arges_kernels::sample::cuda::Rule;
 use arges_kernels::sample::{
     RowConstraints, RowLogprobs, SampleError, SampleScratch, Sampled, Sampler, SamplingParamError,
 };
@@ -220,6 +221,42 @@ impl Sequence {
             row.top(count, &mut best);
         }
         Ok(RowReading { token, top: best, forced })
+    }
+
+    /// How a GPU is to read the row of logits of the token at `position`, and whether with the mask that is put in `mask`.
+    /// `None` if that takes more than it can do, so that [`Self::read_row`] has to.
+    pub fn device_rule(&self, position: usize, mask: &mut Vec<u32>) -> Option<(Rule, bool)> {
+        let next = position + 1;
+        let wants_top = |top: Option<usize>| top.is_some_and(|count| count > 0);
+        if next < self.prompt_len {
+            let top = self.scores.as_ref().map(|scores| scores.top);
+            return (!wants_top(top)).then(|| (Rule::given(self.tokens[next]), false));
+        }
+        if wants_top(self.logprobs) {
+            return None;
+        }
+        if let Some(&id) = self.forced.front() {
+            return Some((Rule::given(id), false));
+        }
+        let rule = self.sampler.rule(next as u64)?;
+        let Some(constraint) = &self.constraint else {
+            let early = next - self.prompt_len < self.min_tokens;
+            return (!early).then_some((rule, false));
+        };
+        // A fault of the grammar is told by `read_row`.
+        match lock(constraint).allowed().ok()? {
+            Allowed::Thinking => None,
+            Allowed::Mask(allowed) => {
+                mask.clear();
+                mask.extend_from_slice(allowed);
+                Some((rule, true))
+            }
+        }
+    }
+
+    /// What a GPU read by [`Self::device_rule`].
+    pub fn device_reading(token: Sampled) -> RowReading {
+        RowReading { token, top: Vec::new(), forced: Vec::new() }
     }
 
     /// Chooses the token at `position`.

@@ -9,7 +9,7 @@ use arges_kernels::matmul::Compute;
 use crate::batch::Batch;
 use crate::cache::{Cache, CacheError, CachePlan, Slots};
 use crate::config::Config;
-use crate::model::cuda::{CudaCache, CudaCacheError, CudaModel, CudaWorkspace};
+use crate::model::cuda::{Choice, Chosen, CudaCache, CudaCacheError, CudaModel, CudaWorkspace};
 use crate::model::{ForwardError, Model, Workspace, WorkspacePlan};
 use crate::update::{NewWeights, UpdateError};
 
@@ -174,6 +174,41 @@ impl Executor {
             memory.1.forget_graphs();
         }
         Ok(())
+    }
+
+    /// Whether the device can choose tokens itself, see [`Self::forward_choosing`].
+    pub fn chooses(&self) -> bool {
+        matches!(self.memory, Memory::Cuda(_))
+    }
+
+    /// As [`Self::forward`]; a GPU chooses the tokens of the rows of logits for which there is a choice, so that those
+    /// need not travel. The CPU chooses none.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// When there are not as many choices as rows of logits.
+    pub fn forward_choosing(
+        &mut self,
+        batch: &Batch,
+        sampleable: usize,
+        choices: &[Choice<'_>],
+    ) -> Result<(&DeviceModel, Chosen<'_>), ForwardError> {
+        match (&self.model, &mut self.memory) {
+            (DeviceModel::Cuda(model, _), Memory::Cuda(memory)) => {
+                let (cache, workspace) = &mut **memory;
+                let chosen = model.forward_choosing(batch, sampleable, choices, cache, workspace)?;
+                Ok((&self.model, chosen))
+            }
+            (DeviceModel::Cpu(model), Memory::Cpu(memory)) => {
+                assert_eq!(choices.len(), batch.logit_rows.len(), "choices and rows of logits");
+                let (cache, workspace) = &mut **memory;
+                let logits = model.forward(batch, cache, workspace)?;
+                Ok((&self.model, Chosen { tokens: &[], logits }))
+            }
+            _ => unreachable!("memory was made for the model"),
+        }
     }
 
     /// Runs one step. Afterwards every span's sequence is longer by its tokens. Returns the model and logits

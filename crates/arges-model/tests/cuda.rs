@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use arges_kernels::device::cuda::{Cuda, CudaError};
 use arges_kernels::matmul::Compute;
+use arges_kernels::sample::cuda::Rule;
 use arges_model::model::cuda::{CudaCache, CudaModel, CudaWorkspace};
 use arges_model::{Batch, CachePlan, Checkpoint, LoadOptions, LogitRows, SequenceId, WorkspacePlan};
 use support::{Golden, argmax, data, greedy_cases};
@@ -193,10 +194,15 @@ fn greedy_tokens_equal_the_official_ones_from_every_prompt_chosen_on_the_device_
                     runner.cache.reserve(span.sequence, length).unwrap();
                 }
                 let Runner { model, cache, workspace } = &mut runner;
-                let (best, logprobs) = model.forward_greedy(&batch, vocab_size, cache, workspace).unwrap();
-                assert!(logprobs.iter().all(|logprob| *logprob <= 0.0));
-                next = best.iter().map(|token| vec![*token as u32]).collect();
-                tokens.iter_mut().zip(best).for_each(|(tokens, token)| tokens.push(*token as u32));
+                // The last is left to the host.
+                let mut choices = vec![Some((Rule::largest(), None)); cases.len()];
+                *choices.last_mut().unwrap() = None;
+                let chosen = model.forward_choosing(&batch, vocab_size, &choices, cache, workspace).unwrap();
+                let last = argmax(&chosen.logits[(cases.len() - 1) * vocab_size..]) as u32;
+                assert!(chosen.tokens.iter().flatten().all(|token| token.logprob <= 0.0));
+                let best = chosen.tokens.iter().map(|token| token.map_or(last, |token| token.id));
+                next = best.map(|token| vec![token]).collect();
+                tokens.iter_mut().zip(&next).for_each(|(tokens, token)| tokens.push(token[0]));
             }
             for (case, tokens) in cases.iter().zip(&tokens) {
                 assert_eq!(*tokens, case.tokens, "{name} {file}, prompt of {}", case.prompt.len());

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::cuda::Rule;
 use super::logprob::RowLogprobs;
 use super::select::{Cut, Selection};
 use super::vector::{BLOCK, GROUP, exp_weights, finite_max, group_maxima, keep};
@@ -113,6 +114,16 @@ impl Sampler {
             self.draw(raw.len(), max, uniform(self.seed, position), scratch)
         };
         Ok(Sampled { id, logprob: row.logprob(id) })
+    }
+
+    /// How a GPU is to choose the token at `position`; `None` if it cannot, because of penalties or biases.
+    pub fn rule(&self, position: u64) -> Option<Rule> {
+        let SamplingParams { temperature, top_k, top_p, min_p, .. } = self.params;
+        let plain = !self.params.has_penalties() && self.params.logit_bias.is_empty();
+        plain.then(|| match temperature {
+            0.0 => Rule::largest(),
+            _ => Rule::draw(uniform(self.seed, position), temperature, top_k, top_p, min_p),
+        })
     }
 
     /// Penalties and biases.

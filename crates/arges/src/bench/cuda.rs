@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use arges_kernels::device::cuda::Cuda;
 use arges_kernels::device::cuda::limits::{copy_bandwidth, matrix_rate};
 use arges_kernels::matmul::Compute;
+use arges_kernels::sample::cuda::Rule;
 use arges_model::cache::PAGE_TOKENS;
 use arges_model::model::cuda::{CudaCache, CudaModel, CudaWorkspace};
 use arges_model::{
@@ -138,8 +139,14 @@ impl<'a> Bench<'a> {
     /// Runs one batch and returns the tokens that are most likely to follow.
     fn step(&mut self, batch: &Batch) -> Result<Vec<u32>> {
         let vocab_size = self.model.config().vocab_size;
-        let (best, _) = self.model.forward_greedy(batch, vocab_size, &mut self.cache, &mut self.workspace)?;
-        Ok(best.iter().map(|token| token.cast_unsigned()).collect())
+        let choices = vec![Some((Rule::largest(), None)); batch.logit_rows.len()];
+        let Self { model, cache, workspace, .. } = self;
+        let chosen = model.forward_choosing(batch, vocab_size, &choices, cache, workspace)?;
+        chosen
+            .tokens
+            .iter()
+            .map(|token| token.map(|token| token.id).context("a row of logits of no number"))
+            .collect()
     }
 
     /// Runs a batch once more and tells the milliseconds of each of its kernels.

@@ -140,11 +140,23 @@ impl<T: DeviceValue> Buffer<T> {
     /// # Panics
     /// When `count` is more than either holds.
     pub fn read_pinned(&self, to: &mut Pinned<T>, count: usize) -> Result<(), CudaError> {
-        assert!(count <= self.len && count <= to.len, "{count} values of {}", self.len);
+        self.read_pinned_at(to, 0, count)
+    }
+
+    /// As [`Self::read_pinned`], from `at` to the same place.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When they reach beyond the end of either.
+    pub fn read_pinned_at(&self, to: &mut Pinned<T>, at: usize, count: usize) -> Result<(), CudaError> {
+        assert!(at + count <= self.len && at + count <= to.len, "{count} values at {at} of {}", self.len);
         self.cuda.bind()?;
         // SAFETY: both ranges were checked; the memory lives until the stream has been waited for.
         unsafe {
-            result::memcpy_dtoh_async(&mut to.as_mut_slice()[..count], self.pointer, self.cuda.stream())
+            let values = &mut to.as_mut_slice()[at..at + count];
+            result::memcpy_dtoh_async(values, self.address(at), self.cuda.stream())
         }
         .map_err(|e| CudaError::driver("copying from the device", e))
     }

@@ -6,6 +6,8 @@ use arges_kernels::device::cuda::CudaError;
 use arges_kernels::lightning;
 use arges_kernels::matmul::cuda::{Output, Rows};
 use arges_kernels::norm::cuda::{Branch, Norm, Scale, Shared};
+use arges_kernels::sample::Sampled;
+use arges_kernels::sample::cuda::Rule;
 use arges_kernels::softmax_attention;
 
 use super::workspace::StepInputs;
@@ -24,6 +26,18 @@ struct Shape {
     /// The others.
     prefilling: Range<usize>,
     logit_rows: usize,
+}
+
+/// How the token of a row of logits is to be chosen on the device, with the mask of tokens that may be; `None` leaves it
+/// to the host.
+pub type Choice<'a> = Option<(Rule, Option<&'a [u32]>)>;
+
+/// What came of a step's rows of logits.
+pub struct Chosen<'a> {
+    /// For every row what was chosen on the device; empty where it chooses nothing.
+    pub tokens: &'a [Option<Sampled>],
+    /// `[logit rows, vocab_size]`: the rows for which nothing was.
+    pub logits: &'a [f32],
 }
 
 impl CudaModel {
@@ -51,30 +65,53 @@ impl CudaModel {
         Ok(&mut workspace.host_logits.as_mut_slice()[..count])
     }
 
-    /// As [`CudaModel::forward`], and chooses the largest logit of each row below id `sampleable` on the device.
-    /// Returns the tokens and their log-probabilities.
+    /// As [`CudaModel::forward`], and chooses a token below id `sampleable` on the device from each row of logits that
+    /// has a rule. Logits of the other rows, and of those whose choice failed, are on the host; what is there in place
+    /// of the rest is of no meaning.
     ///
     /// # Errors
     /// As there.
-    pub fn forward_greedy<'w>(
+    ///
+    /// # Panics
+    /// When there are not as many choices as rows of logits.
+    pub fn forward_choosing<'w>(
         &self,
         batch: &Batch,
         sampleable: usize,
+        choices: &[Choice<'_>],
         cache: &mut CudaCache,
         workspace: &'w mut CudaWorkspace,
-    ) -> Result<(&'w [i32], &'w [f32]), ForwardError> {
+    ) -> Result<Chosen<'w>, ForwardError> {
         check(batch, cache, workspace.plan, self.config.vocab_size)?;
-        let count = batch.logit_rows.len();
+        assert_eq!(choices.len(), batch.logit_rows.len(), "choices and rows of logits");
+        let width = self.config.vocab_size;
         let run = |ws: &mut CudaWorkspace, cache: &mut CudaCache| {
+            let largest = || (Rule::largest(), None);
+            ws.sampler.set_rules(choices.iter().map(|choice| choice.unwrap_or_else(largest)));
             self.step(batch, cache, ws)?;
-            ws.greedy.run(&ws.logits, count, sampleable, &mut ws.best, &mut ws.best_logprobs)?;
-            ws.best.read_pinned(&mut ws.host_best, count)?;
-            ws.best_logprobs.read_pinned(&mut ws.host_best_logprobs, count)?;
-            self.cuda.synchronize()
+            ws.sampler.run(&ws.logits, sampleable)?;
+            let unruled = |row: &usize| choices[*row].is_none();
+            for row in (0..choices.len()).filter(unruled) {
+                ws.logits.read_pinned_at(&mut ws.host_logits, row * width, width)?;
+            }
+            self.cuda.synchronize()?;
+            ws.chosen.clear();
+            ws.chosen
+                .extend((0..choices.len()).map(|row| choices[row].and_then(|_| ws.sampler.chosen(row).ok())));
+            // The host finds out what is wrong with a row.
+            let mut fetched = false;
+            for row in (0..choices.len()).filter(|row| choices[*row].is_some() && ws.chosen[*row].is_none()) {
+                ws.logits.read_pinned_at(&mut ws.host_logits, row * width, width)?;
+                fetched = true;
+            }
+            if fetched { self.cuda.synchronize() } else { Ok(()) }
         };
         run(workspace, cache).map_err(failed)?;
         advance(batch, cache);
-        Ok((&workspace.host_best.as_slice()[..count], &workspace.host_best_logprobs.as_slice()[..count]))
+        Ok(Chosen {
+            tokens: &workspace.chosen,
+            logits: &workspace.host_logits.as_slice()[..choices.len() * width],
+        })
     }
 
     /// Puts a step into the stream. A step in which every row decodes is replayed from a graph for as many rows or

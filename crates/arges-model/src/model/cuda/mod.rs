@@ -19,6 +19,7 @@ use crate::checkpoint::CheckpointError;
 use crate::config::Config;
 
 pub use cache::{CudaCache, CudaCacheError};
+pub use forward::{Choice, Chosen};
 pub use workspace::CudaWorkspace;
 
 /// A model cannot be put on a GPU.

@@ -6,7 +6,8 @@ use arges_kernels::matmul::{Compute, Element};
 use arges_kernels::moe::cuda::DeviceRouting;
 use arges_kernels::norm::cuda::Stream;
 use arges_kernels::rope::cuda::DeviceAngles;
-use arges_kernels::sample::cuda::Greedy;
+use arges_kernels::sample::Sampled;
+use arges_kernels::sample::cuda::DeviceSampler;
 use arges_kernels::softmax_attention::cuda::SoftmaxCuda;
 
 use super::CudaModel;
@@ -19,7 +20,8 @@ pub struct CudaWorkspace {
     /// Whether every row takes the way of prefill, whose bits do not depend on the batch.
     pub(super) exact: bool,
     pub(super) softmax: SoftmaxCuda,
-    pub(super) greedy: Greedy,
+    pub(super) sampler: DeviceSampler,
+    pub(super) chosen: Vec<Option<Sampled>>,
     pub(super) angles: DeviceAngles,
     pub(super) stream: Stream,
     /// Queries, keys, values and gates.
@@ -38,11 +40,6 @@ pub struct CudaWorkspace {
     pub(super) logits: Buffer<f32>,
     pub(super) host_logits: Pinned<f32>,
     pub(super) inputs: StepInputs,
-    /// The largest logit of each row, and its log-probability.
-    pub(super) best: Buffer<i32>,
-    pub(super) best_logprobs: Buffer<f32>,
-    pub(super) host_best: Pinned<i32>,
-    pub(super) host_best_logprobs: Pinned<f32>,
     /// For each number of rows, a decoding step as one graph.
     pub(super) graphs: Vec<(usize, Graph)>,
 }
@@ -133,7 +130,8 @@ impl CudaWorkspace {
             plan,
             exact,
             softmax: SoftmaxCuda::new(cuda, softmax_shape(config), element)?,
-            greedy: Greedy::new(cuda, config.vocab_size, rows)?,
+            sampler: DeviceSampler::new(cuda, config.vocab_size, rows)?,
+            chosen: Vec::with_capacity(rows),
             angles: DeviceAngles::new(cuda, &model.frequencies, tokens)?,
             stream: Stream::zeroed(cuda, tokens, hidden, element)?,
             projected: Activations::zeroed(cuda, element, tokens * projected)?,
@@ -157,10 +155,6 @@ impl CudaWorkspace {
                 logit_rows: Both::zeroed(model, rows)?,
                 active: Both::zeroed(model, 1)?,
             },
-            best: Buffer::zeroed(cuda, rows)?,
-            best_logprobs: Buffer::zeroed(cuda, rows)?,
-            host_best: Pinned::zeroed(cuda, rows)?,
-            host_best_logprobs: Pinned::zeroed(cuda, rows)?,
             graphs: Vec::new(),
         })
     }
@@ -190,7 +184,7 @@ impl CudaWorkspace {
         let inputs = &self.inputs;
         let parts = self.head_parts.as_ref().map_or(0, |parts| parts.data().bytes());
         self.softmax.bytes()
-            + self.greedy.bytes()
+            + self.sampler.bytes()
             + self.angles.bytes()
             + self.stream.bytes()
             + [&self.projected, &self.attended].map(Activations::bytes).iter().sum::<usize>()
@@ -198,11 +192,8 @@ impl CudaWorkspace {
                 .map(|rows| rows.data().bytes())
                 .iter()
                 .sum::<usize>()
-            + [&self.branch, &experts.outputs, &self.logits, &self.best_logprobs]
-                .map(Buffer::bytes)
-                .iter()
-                .sum::<usize>()
-            + [&inputs.tokens.device, &inputs.logit_rows.device, &inputs.active.device, &self.best]
+            + [&self.branch, &experts.outputs, &self.logits].map(Buffer::bytes).iter().sum::<usize>()
+            + [&inputs.tokens.device, &inputs.logit_rows.device, &inputs.active.device]
                 .map(Buffer::bytes)
                 .iter()
                 .sum::<usize>()
