@@ -10,8 +10,10 @@
 //! - [`response`]: a model's response, taken apart into its thinking and its final answer.
 //! - [`math`]: is a free-form mathematical answer the expected one?
 //!
-//! Verifiers parse; they never evaluate what a model wrote as code, and their work is bounded whatever it wrote.
-//! The crate depends on none of the workspace's other crates and touches neither files nor network.
+//! - [`sandbox`]: runs programs that a model wrote.
+//!
+//! Verifiers parse; what a model wrote as code is evaluated in the sandbox alone, and all work is bounded whatever it
+//! wrote. The crate depends on none of the workspace's other crates, and touches files and processes in `sandbox` alone.
 //!
 //! The property tests take 50 instances of each task and difficulty. All 1,000:
 //! `cargo test --release -p arges-tasks -- --ignored`.
@@ -23,6 +25,7 @@ mod random;
 mod rational;
 mod registry;
 pub mod response;
+pub mod sandbox;
 mod task;
 mod tasks;
 

@@ -49,6 +49,9 @@ use cli::{Cli, Command};
 use serve::config::{self, Parsed};
 
 fn main() -> ExitCode {
+    if let Some(status) = arges_tasks::sandbox::enter_if_helper() {
+        return status;
+    }
     let cli = match config::parse::<Cli>(Cli::command(), std::env::args_os().collect()) {
         Ok(Parsed::Command(cli)) => cli,
         Ok(Parsed::Settings(text)) => return finished(output::line(&text)),
