@@ -7,6 +7,7 @@ use crate::tasks::language::{
     boolean_expressions, dyck_completion, dyck_errors, goods_exchange, knights_and_knaves, needle,
     object_counting, propositional_logic, shortest_path, time_sequence, web_of_lies, word_sorting, zebra,
 };
+use crate::tasks::programs::{python_function, repair, shell_script};
 use crate::tasks::puzzles::{
     Puzzle as _, calcudoku, campsite, countdown, cryptarithm, futoshiki, game_of_24, kukurasu, minesweeper,
     numbrix, skyscraper, sudoku, survo,
@@ -38,6 +39,9 @@ static TASKS: &[&dyn Task] = &[
     &numbrix::Numbrix::TASK,
     &object_counting::TASK,
     &propositional_logic::TASK,
+    &python_function::TASK,
+    &repair::TASK,
+    &shell_script::TASK,
     &shortest_path::TASK,
     &skyscraper::Skyscraper::TASK,
     &subtraction::Subtraction,

@@ -81,6 +81,11 @@ pub(crate) trait Problem: Sized {
         Value::Object(serde_json::Map::new())
     }
 
+    /// Whether judging runs programs in the sandbox.
+    fn runs_programs() -> bool {
+        false
+    }
+
     /// Judges a final answer, or says what is wrong with it. As given here, it has to be the expected one, word by
     /// word.
     fn check(instance: &Instance, answer: &str) -> Result<(), String> {
@@ -130,6 +135,10 @@ impl<P: Problem> Task for Drawn<P> {
 
     fn max_difficulty(&self) -> u32 {
         P::MAX_DIFFICULTY
+    }
+
+    fn runs_programs(&self) -> bool {
+        P::runs_programs()
     }
 
     fn generate(&self, seed: u64, difficulty: u32) -> Instance {
