@@ -13,19 +13,40 @@ pub(super) const V_SCALE: f32 = (1u64 << 40) as f32;
 
 /// The factors of one step.
 #[derive(Clone, Copy)]
-struct Factors {
-    gradient: f32,
-    beta1: f32,
-    rest1: f32,
-    beta2: f32,
+pub(super) struct Factors {
+    pub(super) gradient: f32,
+    pub(super) beta1: f32,
+    pub(super) rest1: f32,
+    pub(super) beta2: f32,
     /// Of the scaled gradient's square.
-    rest2: f32,
+    pub(super) rest2: f32,
     /// `lr / (1 - b1^t)`, in units of the corrected, scaled root.
-    rate: f32,
+    pub(super) rate: f32,
     /// `1 / sqrt((1 - b2^t) * V_SCALE)`.
-    root: f32,
-    eps: f32,
-    decay: f32,
+    pub(super) root: f32,
+    pub(super) eps: f32,
+    pub(super) decay: f32,
+}
+
+impl Factors {
+    /// # Panics
+    /// When the step is 0.
+    pub(super) fn new(settings: AdamW, gradient_scale: f32) -> Self {
+        let AdamW { lr, beta1, beta2, eps, weight_decay, step } = settings;
+        assert!(step > 0, "steps are counted from 1");
+        let power = i32::try_from(step).unwrap_or(i32::MAX);
+        Self {
+            gradient: gradient_scale,
+            beta1: beta1 as f32,
+            rest1: (1.0 - beta1) as f32,
+            beta2: beta2 as f32,
+            rest2: (1.0 - beta2) as f32,
+            rate: (lr / (1.0 - beta1.powi(power))) as f32,
+            root: (1.0 / ((1.0 - beta2.powi(power)) * f64::from(V_SCALE)).sqrt()) as f32,
+            eps: eps as f32,
+            decay: (lr * weight_decay) as f32,
+        }
+    }
 }
 
 /// One step for weights of one group: gradients are multiplied by `gradient_scale` first. The moments `m` and `v`
@@ -42,22 +63,9 @@ pub fn adamw(
     m: &mut [f32],
     v: &mut [f32],
 ) {
-    let AdamW { lr, beta1, beta2, eps, weight_decay, step } = settings;
-    assert!(step > 0, "steps are counted from 1");
     let len = values.len();
     assert_eq!([gradients.len(), m.len(), v.len()], [len; 3]);
-    let power = i32::try_from(step).unwrap_or(i32::MAX);
-    let factors = Factors {
-        gradient: gradient_scale,
-        beta1: beta1 as f32,
-        rest1: (1.0 - beta1) as f32,
-        beta2: beta2 as f32,
-        rest2: (1.0 - beta2) as f32,
-        rate: (lr / (1.0 - beta1.powi(power))) as f32,
-        root: (1.0 / ((1.0 - beta2.powi(power)) * f64::from(V_SCALE)).sqrt()) as f32,
-        eps: eps as f32,
-        decay: (lr * weight_decay) as f32,
-    };
+    let factors = Factors::new(settings, gradient_scale);
     let (values, m, v) = (SharedMut::new(values), SharedMut::new(m), SharedMut::new(v));
     cpu.for_rows(len, PIECE, |range| {
         let (start, count) = (range.start, range.len());

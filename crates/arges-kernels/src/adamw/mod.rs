@@ -7,6 +7,9 @@
 //! between may vanish: the square of 1e-18 is kept, which is near the smallest normal f32.
 
 mod cpu;
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 pub mod reference;
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,9 @@
 //! gradient, and a row's log-probability is computed as in sampling, to the same bits.
 
 mod cpu;
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 pub mod reference;
 #[cfg(test)]
 mod tests;

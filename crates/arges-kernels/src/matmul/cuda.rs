@@ -4,12 +4,18 @@
 //! (`portable.cu`). In both, an element is one accumulator over ascending `K`, so that a row's bits do not depend on
 //! the rows around it.
 
+mod backward;
+
 use std::sync::Arc;
 
 use super::Element;
 use crate::device::cuda::{
     Activations, Argument, Buffer, Cuda, CudaError, Kernel, LaunchShape, Pinned, Source, TensorMap,
 };
+
+#[cfg(test)]
+pub(super) use backward::gradient_defines;
+pub use backward::{Columns, GRADIENTS, GradientPlace, ProductGradients, Values};
 
 /// Kernels for Hopper's tensor cores.
 pub const HOPPER: Source =
@@ -112,6 +118,9 @@ pub struct DeviceMatrix {
     data: Activations,
     /// For tiles of 64, 128 and 256 outputs; none where the copy engine is not used.
     maps: Option<[TensorMap; 3]>,
+    /// Whether a kernel just ahead in the stream may have written the weights. Products ask for others before it has
+    /// ended.
+    fresh: bool,
 }
 
 impl DeviceMatrix {
@@ -127,14 +136,9 @@ impl DeviceMatrix {
         element: Element,
     ) -> Result<Self, CudaError> {
         let data = Activations::zeroed(cuda, element, experts * outputs * k)?;
-        let maps = match &data {
-            Activations::Bf16(buffer) if uses_tensor_cores(cuda, k) => {
-                let map = |tile| TensorMap::bf16(buffer, experts * outputs, k, tile);
-                Some([map(64)?, map(128)?, map(256)?])
-            }
-            _ => None,
-        };
-        Ok(Self { outputs, k, experts, data, maps })
+        let mut matrix = Self { outputs, k, experts, data, maps: None, fresh: false };
+        matrix.reshape(experts, outputs, k)?;
+        Ok(matrix)
     }
 
     /// Outputs of one matrix.
@@ -195,6 +199,20 @@ impl DeviceMatrix {
     /// The weights, to be filled on the device.
     pub fn data_mut(&mut self) -> &mut Activations {
         &mut self.data
+    }
+
+    /// Gives matrices of another shape the memory of these, which must be enough. Their values mean nothing then.
+    fn reshape(&mut self, experts: usize, outputs: usize, k: usize) -> Result<(), CudaError> {
+        assert!(experts * outputs * k <= self.data.len(), "room for {experts} matrices of {outputs} by {k}");
+        (self.outputs, self.k, self.experts) = (outputs, k, experts);
+        self.maps = match &self.data {
+            Activations::Bf16(buffer) if uses_tensor_cores(buffer.cuda(), k) => {
+                let map = |tile| TensorMap::bf16(buffer, experts * outputs, k, tile);
+                Some([map(64)?, map(128)?, map(256)?])
+            }
+            _ => None,
+        };
+        Ok(())
     }
 
     fn map(&self, tiling: Tiling) -> Option<&TensorMap> {
@@ -435,7 +453,8 @@ impl Products {
         let tiles = call.rows.div_ceil(tiling.rows) * matrix.outputs.div_ceil(tiling.outputs());
         let processors = self.cuda.facts().multiprocessors;
         let blocks = if offsets.is_some() { processors } else { tiles.min(processors) };
-        let shape = LaunchShape::new(blocks, tiling.threads()).shared(tiling.shared()).overlap();
+        let shape = LaunchShape::new(blocks, tiling.threads()).shared(tiling.shared());
+        let shape = if matrix.fresh { shape } else { shape.overlap() };
         let arguments = [
             Argument::Map(weights),
             Argument::Map(rows),

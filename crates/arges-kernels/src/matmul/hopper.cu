@@ -290,6 +290,82 @@ __device__ __forceinline__ void multiply_boxes(
     multiply<MOST * BOX>(d, tiles, full, empty, group, steps, count);
 }
 
+#if GRADIENTS
+
+// Adds a warp's part of a tile to f32 values: as `store`, but for gradients, which add up.
+__device__ __forceinline__ void accumulate(
+    const float (&d)[BLOCKS][ROWS / 2], float* out, int stride, int outputs, int row, int end, int output) {
+    int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    int left = end - row - 2 * (lane % 4), room = outputs - output - 16 * warp - lane / 4;
+    float* to = out + i64(row + 2 * (lane % 4)) * stride + output + 16 * warp + lane / 4;
+#pragma unroll
+    for (int i = 0; i < ROWS / 2; i += 4) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            if (left > j) {
+#pragma unroll
+                for (int which = 0; which < BLOCKS; ++which) {
+                    if (room > 64 * which) to[64 * which] += d[which][i + j];
+                    if (room > 64 * which + 8) to[64 * which + 8] += d[which][i + j + 2];
+                }
+            }
+            to += stride;
+        }
+        to += 6 * stride;
+        left -= 8;
+    }
+}
+
+// out[e, n, k] += sum over t of dy[n, t] x[k, t], t from offsets[e] to offsets[e + 1], which are multiples of K_TILE: the
+// gradients of the experts' weights [rows, outputs], from columns of activations that lie as rows. Without offsets there
+// is one matrix and t goes to `depth`. Matrices of `out` are `out_stride` values apart.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) gradient(
+    const __grid_constant__ Map x, const __grid_constant__ Map dy, float* out, const int* offsets, int experts,
+    int rows, int outputs, int depth, i64 out_stride) {
+    extern __shared__ __align__(1024) char shared[];
+    __shared__ __align__(8) u64 barriers[2 * STAGES];
+    u32 tiles = (shared_address(shared) + 1023) & ~1023u;
+    u32 full = shared_address(barriers), empty = full + 8 * STAGES;
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < STAGES; ++stage) {
+            init_barrier(full + 8 * stage, 1);
+            init_barrier(empty + 8 * stage, CONSUMERS);
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();
+    wait_for_previous();
+    let_next_start();
+
+    int group = threadIdx.x / 128, count = 0;
+    int row_tiles = (rows + ROWS - 1) / ROWS, of_each = row_tiles * ((outputs + OUTPUTS - 1) / OUTPUTS);
+    for (int tile = blockIdx.x; tile < experts * of_each; tile += gridDim.x) {
+        int expert = tile / of_each, local = tile % of_each;
+        int begin = offsets ? offsets[expert] : 0, end = offsets ? offsets[expert + 1] : depth;
+        int steps = (end - begin + K_TILE - 1) / K_TILE;
+        if (steps == 0) continue;
+        int row = local % row_tiles * ROWS, output = local / row_tiles * OUTPUTS;
+        int boxes = PARTIAL ? min(BOXES, (rows - row + BOX - 1) / BOX) : BOXES;
+        if (group == CONSUMERS) {
+            if (threadIdx.x != 128 * CONSUMERS) continue;
+            for (int step = 0; step < steps; ++step, ++count) {
+                int stage = count % STAGES;
+                u32 to = tiles + stage * STAGE_BYTES, barrier = full + 8 * stage;
+                if (count >= STAGES) await(empty + 8 * stage, (count / STAGES - 1) & 1);
+                expect_bytes(barrier, WEIGHT_BYTES + boxes * BOX_BYTES);
+                copy_tile(to, &x, barrier, begin + step * K_TILE, output);
+                copy_rows(to + WEIGHT_BYTES, &dy, barrier, begin + step * K_TILE, row, boxes);
+            }
+        } else {
+            float d[BLOCKS][ROWS / 2];
+            multiply_boxes<BOXES>(boxes, d, tiles, full, empty, group, steps, count);
+            accumulate(d, out + expert * out_stride, outputs, outputs, row, rows, output + group * BLOCKS * 64);
+        }
+    }
+}
+
+#else
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
     const __grid_constant__ Map weights, const __grid_constant__ Map tokens, void* out, const int* offsets, int experts,
     int rows, int outputs, int k, int stride, int epilogue, int activated, int row_limit) {
@@ -312,8 +388,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
     Walk walk(offsets, experts, rows, outputs);
     if (group == CONSUMERS) {
         if (threadIdx.x != 128 * CONSUMERS) return;
-        // Weights never change, and the offsets were written before the kernel ahead of this one began: both may be
-        // read before that one has ended. Activations may not.
+        // Weights do not change, or this kernel was not started early; and the offsets were written before the kernel
+        // ahead of this one began: both may be read before that one has ended. Activations may not.
         bool waited = false;
         int count = 0;
         for (int tile = blockIdx.x; walk.find(tile); tile += gridDim.x) {
@@ -357,5 +433,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
         store(d, pieces[threadIdx.x / 32], target, row, walk.end, output + group * BLOCKS * 64);
     }
 }
+
+
+#endif
 
 #endif

@@ -16,6 +16,8 @@ pub(crate) mod blocks;
 mod cpu;
 pub mod cuda;
 #[cfg(test)]
+mod cuda_backward_tests;
+#[cfg(test)]
 mod cuda_tests;
 mod pack;
 pub mod reference;

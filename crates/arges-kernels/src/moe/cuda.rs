@@ -1,5 +1,7 @@
 //! Routing on a GPU (`moe.cu`): the host never learns which expert gets how many rows.
 
+mod backward;
+
 use std::sync::Arc;
 
 use crate::device::cuda::{
@@ -7,6 +9,8 @@ use crate::device::cuda::{
 };
 use crate::matmul::Element;
 use crate::matmul::cuda::DeviceRows;
+
+pub use backward::{DeviceBalance, GRADIENTS, MixtureGradients, RowWeights, Swiglu, gradient_defines};
 
 /// The kernels.
 pub const SOURCE: Source = Source { name: "moe/moe.cu", text: include_str!("moe.cu") };

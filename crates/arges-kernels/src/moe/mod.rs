@@ -11,6 +11,8 @@ mod backward_tests;
 mod cpu;
 pub mod cuda;
 #[cfg(test)]
+mod cuda_backward_tests;
+#[cfg(test)]
 mod cuda_tests;
 pub mod reference;
 

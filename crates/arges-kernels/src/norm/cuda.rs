@@ -1,6 +1,8 @@
 //! The residual stream and its norms on a GPU (`norm.cu`): a block a row, in f32, with the rounded rows that the next
 //! product reads.
 
+mod backward;
+
 use std::sync::Arc;
 
 use crate::device::cuda::{
@@ -8,6 +10,8 @@ use crate::device::cuda::{
 };
 use crate::matmul::Element;
 use crate::matmul::cuda::{DeviceRows, PARTS};
+
+pub use backward::{GRADIENTS, NormedGradient, Past, Place, StreamGradients, gradient_defines};
 
 /// The kernels.
 pub const SOURCE: Source = Source { name: "norm/norm.cu", text: include_str!("norm.cu") };
@@ -42,6 +46,8 @@ pub struct Stream {
     pub normed: Buffer<f32>,
     /// Normed and rounded, as products read it.
     pub rounded: DeviceRows,
+    /// Whether `x` is written even where no kernel of the forward pass reads it.
+    pub keep: bool,
 }
 
 impl Stream {
@@ -54,6 +60,7 @@ impl Stream {
             x: Buffer::zeroed(cuda, rows * width)?,
             normed: Buffer::zeroed(cuda, rows * width)?,
             rounded: DeviceRows::zeroed(cuda, rows, width, element)?,
+            keep: false,
         })
     }
 
@@ -180,7 +187,7 @@ impl Norms {
     }
 
     /// Lets a branch join the stream, and norms it. Without a norm the stream alone is written; with one, it is
-    /// written where its next base is not the normed stream.
+    /// written where its next base is not the normed stream, or `keep` of the stream says so.
     ///
     /// # Errors
     /// When the driver fails.
@@ -230,7 +237,7 @@ impl Norms {
             Argument::F32(scale.alpha),
             Argument::F32(scale.beta),
             Argument::I32(i32::from(scale.postnorm)),
-            Argument::I32(i32::from(!scale.postnorm)),
+            Argument::I32(i32::from(!scale.postnorm || stream.keep)),
             Argument::Pointer(norm.map_or(0, |norm| norm.weight.address(0))),
             Argument::F32(norm.map_or(0.0, |norm| norm.epsilon)),
             Argument::I32(self.width as i32),

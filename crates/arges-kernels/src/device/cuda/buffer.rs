@@ -161,6 +161,41 @@ impl<T: DeviceValue> Buffer<T> {
         .map_err(|e| CudaError::driver("copying from the device", e))
     }
 
+    /// Copies `count` values of another buffer, from its value `from_at` on, to `at`, in the order of the stream.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When they reach beyond the end of either.
+    pub fn copy_from(
+        &mut self,
+        at: usize,
+        from: &Self,
+        from_at: usize,
+        count: usize,
+    ) -> Result<(), CudaError> {
+        assert!(at + count <= self.len && from_at + count <= from.len, "{count} values at {at}");
+        self.cuda.bind()?;
+        // SAFETY: both hold so many values, and are freed only after the stream has been waited for.
+        unsafe {
+            let bytes = count * size_of::<T>();
+            result::memcpy_dtod_async(self.address(at), from.address(from_at), bytes, self.cuda.stream())
+        }
+        .map_err(|e| CudaError::driver("copying on the device", e))
+    }
+
+    /// Makes all values zero, in the order of the stream.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn clear(&mut self) -> Result<(), CudaError> {
+        self.cuda.bind()?;
+        // SAFETY: the allocation has that many bytes.
+        unsafe { result::memset_d8_async(self.pointer, 0, self.bytes(), self.cuda.stream()) }
+            .map_err(|e| CudaError::driver("clearing memory", e))
+    }
+
     /// Copies `values.len()` values from `at` to the host.
     ///
     /// # Errors
@@ -373,6 +408,17 @@ impl Activations {
             Self::Bf16(buffer) => &buffer.cuda,
         };
         copy_rows(cuda, to, pitch, from.pointer, rows, width)
+    }
+
+    /// Makes all values zero, in the order of the stream.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn clear(&mut self) -> Result<(), CudaError> {
+        match self {
+            Self::F32(buffer) => buffer.clear(),
+            Self::Bf16(buffer) => buffer.clear(),
+        }
     }
 
     /// Precision.

@@ -29,7 +29,28 @@ impl TensorMap {
         columns: usize,
         box_rows: usize,
     ) -> Result<Self, CudaError> {
-        assert!(rows * columns <= buffer.len(), "[{rows}, {columns}] in a buffer of {}", buffer.len());
+        Self::bf16_at(buffer, 0, rows, columns, box_rows)
+    }
+
+    /// The same for a matrix that begins at value `at`, a multiple of 8.
+    ///
+    /// # Errors
+    /// As for [`TensorMap::bf16`].
+    ///
+    /// # Panics
+    /// When the matrix reaches beyond the buffer.
+    pub fn bf16_at(
+        buffer: &Buffer<u16>,
+        at: usize,
+        rows: usize,
+        columns: usize,
+        box_rows: usize,
+    ) -> Result<Self, CudaError> {
+        assert!(
+            at.is_multiple_of(8) && at + rows * columns <= buffer.len(),
+            "[{rows}, {columns}] at {at} in a buffer of {}",
+            buffer.len()
+        );
         if !columns.is_multiple_of(8) {
             return Err(CudaError::Unsupported(format!(
                 "rows of {columns} bf16 values are no multiple of 8"
@@ -47,7 +68,7 @@ impl TensorMap {
                 &raw mut map.0,
                 sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                 2,
-                buffer.address(0) as *mut _,
+                buffer.address(at) as *mut _,
                 dimensions.as_ptr(),
                 strides.as_ptr(),
                 box_shape.as_ptr(),

@@ -1,0 +1,55 @@
+use super::cuda::*;
+use super::reference;
+use crate::device::cuda::{Activations, Buffer};
+use crate::matmul::Element;
+use crate::testing::{CARDS, Random, assert_close, assert_compiles, gpu, widen};
+
+#[test]
+fn scores_and_their_gradients_agree_with_the_reference() {
+    let Some(cuda) = gpu() else { return };
+    let mut random = Random::new(41);
+    for (element, tolerance) in [(Element::F32, 1e-5), (Element::Bf16, 4e-3)] {
+        for (rows, vocab) in [(1, 1), (2, 7), (65, 513), (3, 40_000)] {
+            let logits: Vec<f32> = random.normal(rows * vocab).iter().map(|x| 4.0 * x).collect();
+            let targets: Vec<i32> = (0..rows).map(|_| (random.bits() % vocab as u64) as i32).collect();
+            let weights = random.normal(rows);
+            let loss = LossCuda::new(&cuda, element, vocab).unwrap();
+            let mut scores = Scores::zeroed(&cuda, rows).unwrap();
+            let (d_logits, d_weights) =
+                (Buffer::from_slice(&cuda, &logits).unwrap(), Buffer::from_slice(&cuda, &weights).unwrap());
+            let d_targets = Buffer::from_slice(&cuda, &targets).unwrap();
+            loss.score(&d_logits, rows, &d_targets, &mut scores).unwrap();
+            let mut out = Activations::zeroed(&cuda, element, rows * vocab).unwrap();
+            loss.score_backward(&d_logits, rows, &d_targets, &scores, &d_weights, &mut out).unwrap();
+            let (logprobs, entropies) =
+                (scores.logprobs.to_vec().unwrap(), scores.entropies.to_vec().unwrap());
+            let out = out.to_f32().unwrap();
+            for t in 0..rows {
+                let (row, target) = (widen(&logits[t * vocab..][..vocab]), targets[t] as usize);
+                let (logprob, entropy) = reference::score(&row, target);
+                assert!((f64::from(logprobs[t]) - logprob).abs() < 1e-5 * (1.0 + logprob.abs()));
+                assert!((f64::from(entropies[t]) - entropy).abs() < 1e-5 * (1.0 + entropy), "entropy");
+                let expected = reference::score_backward(&row, target, f64::from(weights[t]));
+                assert_close(&out[t * vocab..][..vocab], &expected, tolerance, "logits");
+            }
+        }
+    }
+}
+
+#[test]
+fn logits_that_are_not_finite_give_no_number() {
+    let Some(cuda) = gpu() else { return };
+    let loss = LossCuda::new(&cuda, Element::F32, 3).unwrap();
+    let mut scores = Scores::zeroed(&cuda, 2).unwrap();
+    let logits = Buffer::from_slice(&cuda, &[0.0, f32::NAN, 1.0, f32::INFINITY, 0.0, 0.0]).unwrap();
+    let targets = Buffer::from_slice(&cuda, &[0, 1]).unwrap();
+    loss.score(&logits, 2, &targets, &mut scores).unwrap();
+    assert!(scores.logprobs.to_vec().unwrap().iter().all(|x| !x.is_finite()));
+}
+
+#[test]
+fn kernels_compile_for_every_architecture() {
+    for element in [Element::F32, Element::Bf16] {
+        assert_compiles(SOURCE, &defines(element), &CARDS);
+    }
+}

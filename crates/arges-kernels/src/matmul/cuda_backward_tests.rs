@@ -1,0 +1,181 @@
+use std::sync::Arc;
+
+use super::cuda::*;
+use super::{Element, reference};
+use crate::device::cuda::{Activations, Buffer, Cuda};
+use crate::testing::{CARDS, Random, assert_close, assert_compiles, bf16_round, gpu, widen};
+
+const ELEMENTS: [Element; 2] = [Element::F32, Element::Bf16];
+
+fn values(random: &mut Random, len: usize, element: Element) -> Vec<f32> {
+    let values = random.normal(len);
+    if element == Element::Bf16 { bf16_round(&values) } else { values }
+}
+
+fn on_device(cuda: &Arc<Cuda>, values: &[f32], element: Element) -> Activations {
+    Activations::from_f32(cuda, element, values).unwrap()
+}
+
+/// `dy^T x` of rows `begin..end` added to `sum`, where output `n` is column `column(n)` of `dy`.
+fn add_gradient(
+    sum: &mut [f64],
+    dy: (&[f32], usize),
+    x: (&[f32], usize),
+    k: usize,
+    rows: std::ops::Range<usize>,
+    column: impl Fn(usize) -> usize,
+) {
+    for row in rows {
+        for (i, sum) in sum.iter_mut().enumerate() {
+            *sum += f64::from(dy.0[row * dy.1 + column(i / k)]) * f64::from(x.0[row * x.1 + i % k]);
+        }
+    }
+}
+
+#[test]
+fn gradients_by_weights_add_up_over_all_rows_in_every_shape() {
+    let Some(cuda) = gpu() else { return };
+    let mut random = Random::new(11);
+    let mut gradients = ProductGradients::new(&cuda, 1).unwrap();
+    for element in ELEMENTS {
+        for (rows, n, k, stride) in [
+            (1, 1, 8, 8),
+            (3, 33, 40, 48),
+            (63, 64, 72, 64),
+            (64, 130, 136, 136),
+            (65, 192, 320, 192),
+            (1000, 72, 264, 80),
+            (2100, 8, 16, 8),
+            (130, 2048, 1032, 2048),
+        ] {
+            let (dy, x) =
+                (values(&mut random, rows * stride, element), values(&mut random, rows * k, element));
+            let before = random.normal(n * k + 5);
+            let mut sums = Buffer::from_slice(&cuda, &before).unwrap();
+            let (d, a) = (on_device(&cuda, &dy, element), on_device(&cuda, &x, element));
+            let dy_columns = Columns { data: (&d).into(), stride, width: n };
+            let mut run = |sums: &mut Buffer<f32>| {
+                let place = GradientPlace { gradients: sums, at: 5, stride: 0 };
+                gradients.weights(dy_columns, Columns::all(&a, k), Rows::All(rows), false, place).unwrap();
+            };
+            run(&mut sums);
+            let got = sums.to_vec().unwrap();
+            let mut expected = widen(&before[5..]);
+            add_gradient(&mut expected, (&dy, stride), (&x, k), k, 0..rows, |n| n);
+            let what = format!("{rows} {n} {k} {element:?}");
+            assert_close(&got[5..], &expected, 2e-6 * (rows as f64).sqrt(), &what);
+            assert_eq!(got[..5], before[..5], "{what}");
+            let mut again = Buffer::from_slice(&cuda, &before).unwrap();
+            run(&mut again);
+            assert!(again.to_vec().unwrap() == got, "{what}: other bits the second time");
+        }
+    }
+}
+
+#[test]
+fn every_experts_gradient_is_that_of_its_own_rows() {
+    let Some(cuda) = gpu() else { return };
+    let mut random = Random::new(12);
+    for element in ELEMENTS {
+        for (counts, n, k, gated) in [
+            (vec![0, 1, 0, 2, 0], 16, 24, true),
+            (vec![9, 0, 130, 33, 1], 80, 264, false),
+            (vec![64, 63, 65, 0], 144, 72, true),
+            (vec![700, 300], 272, 136, true),
+        ] {
+            let experts = counts.len();
+            let mut offsets = vec![0];
+            counts.iter().for_each(|count| offsets.push(offsets[offsets.len() - 1] + count));
+            let rows = offsets[experts] as usize;
+            let most = rows + 7;
+            let (dy, x) = (values(&mut random, most * n, element), values(&mut random, most * k, element));
+            let stride = n * k + 3;
+            let before = random.normal(experts * stride);
+            let mut sums = Buffer::from_slice(&cuda, &before).unwrap();
+            let device_offsets = Buffer::from_slice(&cuda, &offsets).unwrap();
+            let (d, a) = (on_device(&cuda, &dy, element), on_device(&cuda, &x, element));
+            let mut gradients = ProductGradients::new(&cuda, experts).unwrap();
+            let place = GradientPlace { gradients: &mut sums, at: 0, stride };
+            let grouped = Rows::Grouped { offsets: &device_offsets, most };
+            gradients.weights(Columns::all(&d, n), Columns::all(&a, k), grouped, gated, place).unwrap();
+            let mut expected = widen(&before);
+            for expert in 0..experts {
+                let column = |i: usize| match gated {
+                    false => i,
+                    true => {
+                        i % (n / 2) / GATE_GROUP * 2 * GATE_GROUP
+                            + i / (n / 2) * GATE_GROUP
+                            + i % (n / 2) % GATE_GROUP
+                    }
+                };
+                let of_expert = offsets[expert] as usize..offsets[expert + 1] as usize;
+                let sum = &mut expected[expert * stride..][..n * k];
+                add_gradient(sum, (&dy, n), (&x, k), k, of_expert, column);
+            }
+            assert_close(&sums.to_vec().unwrap(), &expected, 1e-4, &format!("{counts:?} {element:?}"));
+        }
+    }
+}
+
+#[test]
+fn gradients_by_inputs_are_products_with_transposed_weights() {
+    let Some(cuda) = gpu() else { return };
+    let mut random = Random::new(13);
+    let products = Products::new(&cuda).unwrap();
+    for element in ELEMENTS {
+        let gradients = ProductGradients::new(&cuda, 1).unwrap();
+        let mut transposed = DeviceMatrix::zeroed(&cuda, 1, 520, 136, element).unwrap();
+        for (rows, n, k) in [(1, 8, 16), (5, 33, 72), (70, 136, 520), (65, 520, 136)] {
+            let (dy, w) = (values(&mut random, rows * n, element), values(&mut random, n * k, element));
+            let mut matrix = DeviceMatrix::zeroed(&cuda, 1, n, k, element).unwrap();
+            *matrix.data_mut() = on_device(&cuda, &w, element);
+            gradients.transpose(&matrix, &mut transposed).unwrap();
+            let mut x = DeviceRows::zeroed(&cuda, rows, n, element).unwrap();
+            match x.data_mut() {
+                Activations::F32(buffer) => buffer.write(0, &dy).unwrap(),
+                Activations::Bf16(buffer) => {
+                    let bits: Vec<u16> = dy.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
+                    buffer.write(0, &bits).unwrap();
+                }
+            }
+            let mut out = Buffer::from_slice(&cuda, &vec![f32::NAN; rows * k]).unwrap();
+            // Once more over something else: a product may not begin with what was there.
+            transposed.data_mut().clear().unwrap();
+            gradients.transpose(&matrix, &mut transposed).unwrap();
+            products.run(&transposed, &x, Rows::All(rows), Output::F32(&mut out)).unwrap();
+            let turned: Vec<f64> = (0..n * k).map(|i| f64::from(w[i % n * k + i / n])).collect();
+            let expected = reference::matmul(&widen(&dy), &turned, n);
+            assert_close(&out.to_vec().unwrap(), &expected, 2e-5, &format!("{rows} {n} {k} {element:?}"));
+        }
+    }
+}
+
+#[test]
+fn weights_are_packed_rounded_and_in_turn() {
+    let Some(cuda) = gpu() else { return };
+    let gradients = ProductGradients::new(&cuda, 1).unwrap();
+    let from = Random::new(14).normal(2 * 100 + 3);
+    let device = Buffer::from_slice(&cuda, &from).unwrap();
+    for element in ELEMENTS {
+        // Two matrices [16, 5]: groups of 8 rows, followed by a gap of 8.
+        let mut to = on_device(&cuda, &vec![-1.0; 2 * 160 + 40], element);
+        gradients.pack(2, [16, 5], (&device, 3, 100), (&mut to, 40, 160), 8, 8).unwrap();
+        let mut expected = vec![-1.0; 2 * 160 + 40];
+        for matrix in 0..2 {
+            for i in 0..80 {
+                let row = i / 5 / 8 * 16 + i / 5 % 8;
+                expected[40 + matrix * 160 + row * 5 + i % 5] = from[3 + matrix * 100 + i];
+            }
+        }
+        let expected = if element == Element::Bf16 { bf16_round(&expected) } else { expected };
+        assert_eq!(to.to_f32().unwrap(), expected);
+    }
+}
+
+#[test]
+fn gradient_kernels_compile_for_every_architecture() {
+    assert_compiles(GRADIENTS, &[], &CARDS);
+    for defines in gradient_defines() {
+        assert_compiles(HOPPER, &defines, &CARDS);
+    }
+}

@@ -1,0 +1,360 @@
+//! Gradients of the mixture on a GPU (`backward.cu`), and the load-balancing loss.
+
+use std::sync::Arc;
+
+use super::DeviceRouting;
+use crate::device::cuda::{
+    Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source,
+};
+use crate::matmul::Element;
+
+/// The kernels.
+pub const GRADIENTS: Source = Source { name: "moe/backward.cu", text: include_str!("../backward.cu") };
+
+/// Rows of a part of the load-balancing loss; as in `backward.cu`.
+const BALANCE_ROWS: usize = 64;
+
+/// What the kernels are compiled for.
+#[must_use]
+pub fn gradient_defines(activations: Element) -> [Define; 1] {
+    [("ACTIVATIONS_BF16", i64::from(activations == Element::Bf16))]
+}
+
+/// The compiled kernels for one mixture.
+pub struct MixtureGradients {
+    cuda: Arc<Cuda>,
+    activations: Element,
+    experts: usize,
+    choices: usize,
+    row_weights: Kernel,
+    swiglu_backward: Kernel,
+    shared_backward: Kernel,
+    router_backward: Kernel,
+    balance_parts: Kernel,
+    balance_add: Kernel,
+    balance_slopes: Kernel,
+}
+
+/// The load-balancing loss (see [`BalanceLoss`](crate::moe::BalanceLoss)) as it adds up on the device.
+pub struct DeviceBalance {
+    rows: usize,
+    parts: Buffer<f64>,
+    probabilities: Buffer<f64>,
+    counts: Buffer<i64>,
+    slopes: Buffer<f32>,
+}
+
+impl DeviceBalance {
+    /// Of nothing yet; for layers of up to `rows` rows.
+    ///
+    /// # Errors
+    /// When it does not fit.
+    pub fn new(cuda: &Arc<Cuda>, experts: usize, rows: usize) -> Result<Self, CudaError> {
+        Ok(Self {
+            rows: 0,
+            parts: Buffer::zeroed(cuda, rows.div_ceil(BALANCE_ROWS) * experts)?,
+            probabilities: Buffer::zeroed(cuda, experts)?,
+            counts: Buffer::zeroed(cuda, experts)?,
+            slopes: Buffer::zeroed(cuda, experts)?,
+        })
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.parts.bytes() + self.probabilities.bytes() + self.counts.bytes() + self.slopes.bytes()
+    }
+
+    /// Forgets all layers.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn clear(&mut self) -> Result<(), CudaError> {
+        self.rows = 0;
+        self.probabilities.clear()?;
+        self.counts.clear()
+    }
+
+    /// The loss of all layers added; 0 without any. Waits for the device.
+    ///
+    /// # Errors
+    /// When the driver fails, or a kernel before.
+    pub fn loss(&self) -> Result<f64, CudaError> {
+        let rows = self.rows.max(1) as f64;
+        let (counts, probabilities) = (self.counts.to_vec()?, self.probabilities.to_vec()?);
+        let terms = counts.iter().zip(&probabilities);
+        let sum: f64 = terms.map(|(count, p)| *count as f64 / rows * p / rows).sum();
+        Ok(counts.len() as f64 * sum)
+    }
+}
+
+/// What rows of an MLP are weighed with.
+#[derive(Clone, Copy)]
+pub enum RowWeights<'a> {
+    /// Each by its own.
+    Each(&'a Buffer<f32>),
+    /// Each by the sigmoid of its own.
+    Sigmoid(&'a Buffer<f32>),
+    /// None.
+    Equal,
+}
+
+/// Rows of gates and ups of an MLP, and what comes of them.
+pub struct Swiglu<'a> {
+    /// Gates and ups in turn, in groups of [`GATE_GROUP`](crate::matmul::cuda::GATE_GROUP), `[rows, 2 width]`.
+    pub pre: &'a Activations,
+    /// Gradient by the inner activations as if every weight were 1, `[rows, width]`.
+    pub dinner: &'a Buffer<f32>,
+    /// Weights of the rows.
+    pub weights: RowWeights<'a>,
+    /// Where the number of rows is on the device, if only there.
+    pub end: Option<(&'a Buffer<i32>, usize)>,
+    /// Rows at most.
+    pub rows: usize,
+    /// Inner width.
+    pub width: usize,
+    /// Inner activations times the weights, `[rows, width]`.
+    pub inner: &'a mut Activations,
+    /// Gradient by `pre`.
+    pub dpre: &'a mut Activations,
+    /// Derivative by each row's weight, `[rows]`.
+    pub dots: &'a mut Buffer<f32>,
+}
+
+impl MixtureGradients {
+    /// Compiles them.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn new(
+        cuda: &Arc<Cuda>,
+        activations: Element,
+        experts: usize,
+        choices: usize,
+    ) -> Result<Self, CudaError> {
+        let module = cuda.module(GRADIENTS, &gradient_defines(activations))?;
+        Ok(Self {
+            cuda: Arc::clone(cuda),
+            activations,
+            experts,
+            choices,
+            row_weights: module.kernel("row_weights")?,
+            swiglu_backward: module.kernel("swiglu_backward")?,
+            shared_backward: module.kernel("shared_backward")?,
+            router_backward: module.kernel("router_backward")?,
+            balance_parts: module.kernel("balance_parts")?,
+            balance_add: module.kernel("balance_add")?,
+            balance_slopes: module.kernel("balance_slopes")?,
+        })
+    }
+
+    fn check(&self, routing: &DeviceRouting, rows: usize) {
+        let choices = rows * self.choices;
+        assert!(
+            routing.places.len() >= choices && routing.weights.len() >= choices,
+            "choices of {rows} rows"
+        );
+        assert!(routing.offsets.len() == self.experts + 1, "experts of the routing");
+        assert!(routing.logits.len() >= rows * self.experts, "logits of {rows} rows");
+    }
+
+    /// The weight of each packed row; `shared`, coefficients of a shared MLP before the sigmoid, takes its part of them.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When shapes do not agree.
+    pub fn row_weights(
+        &self,
+        routing: &DeviceRouting,
+        rows: usize,
+        shared: Option<&Buffer<f32>>,
+        out: &mut Buffer<f32>,
+    ) -> Result<(), CudaError> {
+        self.check(routing, rows);
+        let count = rows * self.choices;
+        assert!(out.len() >= count && shared.is_none_or(|shared| shared.len() >= rows), "room");
+        let arguments = [
+            Argument::Pointer(routing.places.address(0)),
+            Argument::Pointer(routing.weights.address(0)),
+            Argument::Pointer(shared.map_or(0, |shared| shared.address(0))),
+            Argument::Pointer(out.address(0)),
+            Argument::I32(count as i32),
+            Argument::I32(self.choices as i32),
+        ];
+        let shape = LaunchShape::new(count.div_ceil(256), 256).overlap();
+        // SAFETY: the kernel's arguments, in order; places are below `count` or negative, as moe.cu writes them.
+        unsafe { self.cuda.launch(&self.row_weights, shape, &arguments) }
+    }
+
+    /// Through `weight * silu(gate) * up` of every row.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When shapes do not agree.
+    pub fn swiglu_backward(&self, swiglu: Swiglu<'_>) -> Result<(), CudaError> {
+        let Swiglu { pre, dinner, weights, end, rows, width, inner, dpre, dots } = swiglu;
+        let room = rows * width;
+        assert!(width.is_multiple_of(8), "an inner width of {width}");
+        assert!(pre.len() >= 2 * room && dpre.len() >= 2 * room, "gates and ups of {rows} rows");
+        assert!(dinner.len() >= room && inner.len() >= room && dots.len() >= rows, "room for {rows} rows");
+        for element in [pre.element(), inner.element(), dpre.element()] {
+            assert_eq!(element, self.activations, "element of the activations");
+        }
+        let (weights, sigmoid) = match weights {
+            RowWeights::Each(weights) => (Some(weights), false),
+            RowWeights::Sigmoid(weights) => (Some(weights), true),
+            RowWeights::Equal => (None, false),
+        };
+        assert!(weights.is_none_or(|weights| weights.len() >= rows), "weights of {rows} rows");
+        let arguments = [
+            Argument::Pointer(pre.address(0)),
+            Argument::Pointer(dinner.address(0)),
+            Argument::Pointer(weights.map_or(0, |weights| weights.address(0))),
+            Argument::I32(i32::from(sigmoid)),
+            Argument::Pointer(end.map_or(0, |(end, at)| end.address(at))),
+            Argument::I32(width as i32),
+            Argument::Pointer(inner.address(0)),
+            Argument::Pointer(dpre.address(0)),
+            Argument::Pointer(dots.address(0)),
+        ];
+        let shape = LaunchShape::new(rows, (width / 4).next_multiple_of(32).clamp(32, 512)).overlap();
+        // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above.
+        unsafe { self.cuda.launch(&self.swiglu_backward, shape, &arguments) }
+    }
+
+    /// The derivative by a shared MLP's coefficients before the sigmoid, from those by the weights of the packed rows and
+    /// of the shared rows.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When shapes do not agree.
+    pub fn shared_backward(
+        &self,
+        routing: &DeviceRouting,
+        rows: usize,
+        dots: &Buffer<f32>,
+        shared_dots: &Buffer<f32>,
+        coefficients: &Buffer<f32>,
+        dcoefficients: &mut Buffer<f32>,
+    ) -> Result<(), CudaError> {
+        self.check(routing, rows);
+        assert!(dots.len() >= rows * self.choices, "derivatives of {rows} rows");
+        for buffer in [shared_dots, coefficients, &*dcoefficients] {
+            assert!(buffer.len() >= rows, "a value for each of {rows} rows");
+        }
+        let arguments = [
+            Argument::Pointer(routing.places.address(0)),
+            Argument::Pointer(routing.weights.address(0)),
+            Argument::Pointer(dots.address(0)),
+            Argument::Pointer(shared_dots.address(0)),
+            Argument::Pointer(coefficients.address(0)),
+            Argument::Pointer(dcoefficients.address(0)),
+            Argument::I32(rows as i32),
+            Argument::I32(self.choices as i32),
+        ];
+        let shape = LaunchShape::new(rows.div_ceil(256), 256).overlap();
+        // SAFETY: the kernel's arguments, in order; sizes were checked, places are as in `row_weights`.
+        unsafe { self.cuda.launch(&self.shared_backward, shape, &arguments) }
+    }
+
+    /// The gradient by the router's logits, `[rows, experts]`, from the derivatives by the weights of the packed rows;
+    /// with `balance`, that of the load-balancing loss too (see [`MixtureGradients::balance_slopes`]).
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When shapes do not agree.
+    pub fn router_backward(
+        &self,
+        routing: &DeviceRouting,
+        rows: usize,
+        dots: &Buffer<f32>,
+        shared: Option<&Buffer<f32>>,
+        balance: Option<&DeviceBalance>,
+        dlogits: &mut Activations,
+    ) -> Result<(), CudaError> {
+        self.check(routing, rows);
+        assert!(dots.len() >= rows * self.choices && dlogits.len() >= rows * self.experts, "room");
+        assert!(shared.is_none_or(|shared| shared.len() >= rows), "coefficients of {rows} rows");
+        assert_eq!(dlogits.element(), Element::F32, "element of the logits");
+        let arguments = [
+            Argument::Pointer(routing.logits.address(0)),
+            Argument::Pointer(routing.chosen.address(0)),
+            Argument::Pointer(routing.weights.address(0)),
+            Argument::Pointer(routing.places.address(0)),
+            Argument::Pointer(dots.address(0)),
+            Argument::Pointer(shared.map_or(0, |shared| shared.address(0))),
+            Argument::Pointer(balance.map_or(0, |balance| balance.slopes.address(0))),
+            Argument::Pointer(dlogits.address(0)),
+            Argument::I32(rows as i32),
+            Argument::I32(self.experts as i32),
+            Argument::I32(self.choices as i32),
+        ];
+        let shape = LaunchShape::new(rows.div_ceil(8), 256).overlap();
+        // SAFETY: the kernel's arguments, in order; sizes were checked, places are as in `row_weights`.
+        unsafe { self.cuda.launch(&self.router_backward, shape, &arguments) }
+    }
+
+    /// Adds a layer's routing to the load-balancing loss.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When shapes do not agree.
+    pub fn balance_add(
+        &self,
+        routing: &DeviceRouting,
+        rows: usize,
+        balance: &mut DeviceBalance,
+    ) -> Result<(), CudaError> {
+        self.check(routing, rows);
+        let blocks = rows.div_ceil(BALANCE_ROWS);
+        assert!(balance.parts.len() >= blocks * self.experts, "room for parts of {rows} rows");
+        assert_eq!(balance.counts.len(), self.experts, "experts of the loss");
+        let arguments = [
+            Argument::Pointer(routing.logits.address(0)),
+            Argument::Pointer(balance.parts.address(0)),
+            Argument::I32(rows as i32),
+            Argument::I32(self.experts as i32),
+        ];
+        let shape = LaunchShape::new(blocks, 256).shared(8 * 8 * self.experts).overlap();
+        // SAFETY: the kernel's arguments, in order; sizes were checked above.
+        unsafe { self.cuda.launch(&self.balance_parts, shape, &arguments)? };
+        let arguments = [
+            Argument::Pointer(balance.parts.address(0)),
+            Argument::Pointer(routing.offsets.address(0)),
+            Argument::Pointer(balance.probabilities.address(0)),
+            Argument::Pointer(balance.counts.address(0)),
+            Argument::I32(blocks as i32),
+            Argument::I32(self.experts as i32),
+        ];
+        // SAFETY: the kernel's arguments, in order; a sum, a count and an offset for every expert were checked above.
+        unsafe { self.cuda.launch(&self.balance_add, LaunchShape::new(1, 256).overlap(), &arguments)? };
+        balance.rows += rows;
+        Ok(())
+    }
+
+    /// Makes the gradient of `coefficient` times the load-balancing loss ready, once all layers were added.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn balance_slopes(&self, balance: &mut DeviceBalance, coefficient: f32) -> Result<(), CudaError> {
+        let rows = balance.rows.max(1) as f64;
+        let scale = f64::from(coefficient) * self.experts as f64 / (rows * rows);
+        let arguments = [
+            Argument::Pointer(balance.counts.address(0)),
+            Argument::Pointer(balance.slopes.address(0)),
+            Argument::I32(self.experts as i32),
+            Argument::F32(scale as f32),
+        ];
+        // SAFETY: the kernel's arguments; `new` has made both with a value for every expert.
+        unsafe { self.cuda.launch(&self.balance_slopes, LaunchShape::new(1, 256).overlap(), &arguments) }
+    }
+}

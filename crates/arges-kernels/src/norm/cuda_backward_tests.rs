@@ -1,0 +1,186 @@
+use super::cuda::*;
+use super::reference::{gated_rms_norm_backward, rms_norm_backward};
+use crate::device::cuda::{Activations, Buffer};
+use crate::matmul::Element;
+use crate::matmul::cuda::DeviceRows;
+use crate::testing::{CARDS, Random, assert_close, assert_compiles, bf16_round, gpu, widen};
+
+const EPSILON: f32 = 1e-5;
+
+#[test]
+fn a_block_is_left_backwards_through_its_norm_and_past_it() {
+    let Some(cuda) = gpu() else { return };
+    let mut random = Random::new(21);
+    for (rows, width) in [(1, 8), (3, 64), (33, 100), (70, 2048)] {
+        let [x, dx, product, more, choice_rows] =
+            std::array::from_fn(|i| random.normal(if i == 4 { 2 * rows * width } else { rows * width }));
+        let (weight, column, factors) = (random.normal(width), random.normal(width), random.normal(rows));
+        let mut places: Vec<i32> = (0..2 * rows as i32).rev().collect();
+        places[0] = -1;
+        let before = random.normal(width + 4);
+        let device = |values: &[f32]| Buffer::from_slice(&cuda, values).unwrap();
+        let [d_x, d_product, d_more, d_choices] = [&x, &product, &more, &choice_rows].map(|v| device(v));
+        let (d_weight, d_column, d_factors) = (device(&weight), device(&column), device(&factors));
+        let d_places = Buffer::from_slice(&cuda, &places).unwrap();
+        let mut kernels = StreamGradients::new(&cuda, Element::F32, rows, width).unwrap();
+        for past in [Past::Stream(0.7), Past::Normed(1.3), Past::Nothing] {
+            let gradient = NormedGradient {
+                products: [Some(&d_product), None, Some(&d_more)],
+                choices: Some((&d_choices, &d_places, 2)),
+                outer: Some((&d_factors, &d_column)),
+            };
+            let (mut d_dx, mut sums) = (device(&dx), device(&before));
+            let norm = Norm { weight: &d_weight, epsilon: EPSILON };
+            kernels.norm_backward(&d_x, rows, norm, past, gradient, &mut d_dx, (&mut sums, 4)).unwrap();
+            let (mut expected, mut dweight) = (Vec::new(), widen(&before[4..]));
+            for t in 0..rows {
+                let dy: Vec<f64> = (0..width)
+                    .map(|i| {
+                        let at = t * width + i;
+                        let of_choice = |c: usize| match places[2 * t + c] {
+                            place if place < 0 => 0.0,
+                            place => f64::from(choice_rows[place as usize * width + i]),
+                        };
+                        let normed = if let Past::Normed(alpha) = past { alpha * dx[at] } else { 0.0 };
+                        f64::from(normed + product[at] + more[at])
+                            + of_choice(0)
+                            + of_choice(1)
+                            + f64::from(factors[t]) * f64::from(column[i])
+                    })
+                    .collect();
+                let row = &x[t * width..][..width];
+                let (d, dw) = rms_norm_backward(&widen(row), &widen(&weight), f64::from(EPSILON), &dy);
+                let alpha = if let Past::Stream(alpha) = past { alpha } else { 0.0 };
+                expected.extend(d.iter().zip(&dx[t * width..]).map(|(d, x)| d + f64::from(alpha * x)));
+                dweight.iter_mut().zip(dw).for_each(|(sum, d)| *sum += d);
+            }
+            let what = format!("{rows} {width} {past:?}");
+            assert_close(&d_dx.to_vec().unwrap(), &expected, 1e-5, &what);
+            let sums = sums.to_vec().unwrap();
+            assert_close(&sums[4..], &dweight, 1e-5, &what);
+            assert_eq!(sums[..4], before[..4], "{what}");
+        }
+    }
+}
+
+#[test]
+fn gated_norms_give_the_gradients_of_the_reference() {
+    let Some(cuda) = gpu() else { return };
+    let mut random = Random::new(22);
+    for (element, tolerance) in [(Element::F32, 1e-5), (Element::Bf16, 4e-3)] {
+        let round = |x: Vec<f32>| if element == Element::Bf16 { bf16_round(&x) } else { x };
+        for (rows, width) in [(1, 8), (17, 96), (40, 4096)] {
+            let (first, stride) = (3 * width, 4 * width);
+            let (x, dy) = (round(random.normal(rows * width)), random.normal(rows * width));
+            let open: Vec<f32> =
+                round((0..rows * stride).map(|_| random.uniform() as f32 * 0.9 + 0.05).collect());
+            let weight = random.normal(width);
+            let [d_x, d_gate] = [&x, &open].map(|v| Activations::from_f32(&cuda, element, v).unwrap());
+            let d_weight = Buffer::from_slice(&cuda, &weight).unwrap();
+            let d_dy = Buffer::from_slice(&cuda, &dy).unwrap();
+            let mut dx = Activations::zeroed(&cuda, element, rows * width).unwrap();
+            let mut dgate = Activations::zeroed(&cuda, element, rows * stride).unwrap();
+            let mut dweight = Buffer::zeroed(&cuda, width).unwrap();
+            let mut kernels = StreamGradients::new(&cuda, element, rows, width).unwrap();
+            let norm = Norm { weight: &d_weight, epsilon: EPSILON };
+            let gate = (&d_gate, first, stride);
+            let place = (&mut dweight, 0);
+            kernels.gated_norm_backward(&d_x, rows, gate, norm, &d_dy, &mut dx, &mut dgate, place).unwrap();
+            let (mut e_dx, mut e_dgate, mut e_weight) = (Vec::new(), Vec::new(), vec![0.0; width]);
+            for t in 0..rows {
+                let gates: Vec<f64> = (0..width)
+                    .map(|i| f64::from(open[t * stride + first + i]))
+                    .map(|open| (open / (1.0 - open)).ln())
+                    .collect();
+                let [x, dy] = [&x, &dy].map(|v| widen(&v[t * width..][..width]));
+                let (d, g, w) = gated_rms_norm_backward(&x, &gates, &widen(&weight), f64::from(EPSILON), &dy);
+                e_dx.extend(d);
+                e_dgate.extend(g);
+                e_weight.iter_mut().zip(w).for_each(|(sum, w)| *sum += w);
+            }
+            let what = format!("{rows} {width} {element:?}");
+            assert_close(&dx.to_f32().unwrap(), &e_dx, tolerance, &what);
+            let got = dgate.to_f32().unwrap();
+            let got: Vec<f32> = got.chunks(stride).flat_map(|row| row[first..].to_vec()).collect();
+            assert_close(&got, &e_dgate, tolerance, &what);
+            assert_close(&dweight.to_vec().unwrap(), &e_weight, 1e-5, &what);
+        }
+    }
+}
+
+#[test]
+fn rows_are_activated_scaled_gathered_and_scattered() {
+    let Some(cuda) = gpu() else { return };
+    let mut random = Random::new(23);
+    let (rows, width) = (9, 24);
+    let x = random.normal(rows * width);
+    let kernels = StreamGradients::new(&cuda, Element::F32, rows, width).unwrap();
+    let device = Buffer::from_slice(&cuda, &x).unwrap();
+    let raw = Activations::from_f32(&cuda, Element::F32, &x).unwrap();
+    let mut out = Activations::zeroed(&cuda, Element::F32, rows * width).unwrap();
+    kernels.activate(&raw, rows, width, 16, &mut out).unwrap();
+    let expected: Vec<f64> = (0..x.len())
+        .map(|i| (f64::from(x[i]), 1.0 / (1.0 + f64::from(-x[i]).exp()), i % width < 16))
+        .map(|(x, open, silu)| if silu { x * open } else { open })
+        .collect();
+    assert_close(&out.to_f32().unwrap(), &expected, 1e-6, "activated");
+    kernels.scaled(&device, rows * width, 0.5, &mut out).unwrap();
+    assert!(out.to_f32().unwrap().iter().zip(&x).all(|(half, x)| *half == 0.5 * x));
+    let (chosen, mut picked) = ([7, 0, 3], Buffer::zeroed(&cuda, 3 * width).unwrap());
+    let indices = Buffer::from_slice(&cuda, &chosen).unwrap();
+    kernels.gather_rows(&device, &indices, 3, width, &mut picked).unwrap();
+    let mut back = Buffer::zeroed(&cuda, rows * width).unwrap();
+    kernels.scatter_rows(&picked, &indices, 3, width, &mut back).unwrap();
+    for (t, row) in back.to_vec().unwrap().chunks(width).enumerate() {
+        let of_x = &x[t * width..][..width];
+        assert!(if chosen.contains(&(t as i32)) { row == of_x } else { row.iter().all(|x| *x == 0.0) });
+    }
+}
+
+#[test]
+fn gradients_of_a_token_are_summed_over_its_rows() {
+    let Some(cuda) = gpu() else { return };
+    let (width, batch) = (12, [2usize, 0, 2, 3, 2]);
+    let dx = Random::new(24).normal(batch.len() * width);
+    let table: Vec<f32> = Random::new(25).normal(4 * width);
+    let [tokens, begins, order] = [vec![0, 2, 3], vec![0, 1, 4, 5], vec![1, 0, 2, 4, 3]]
+        .map(|values: Vec<i32>| Buffer::from_slice(&cuda, &values).unwrap());
+    let mut sums = Buffer::from_slice(&cuda, &table).unwrap();
+    let kernels = StreamGradients::new(&cuda, Element::F32, 5, width).unwrap();
+    let device = Buffer::from_slice(&cuda, &dx).unwrap();
+    kernels.embedding_backward(&device, &tokens, &begins, &order, 3, width, &mut sums).unwrap();
+    for (i, got) in sums.to_vec().unwrap().into_iter().enumerate() {
+        let mut expected = table[i];
+        for row in (0..batch.len()).filter(|row| batch[*row] == i / width) {
+            expected += dx[row * width + i % width];
+        }
+        assert_eq!(got, expected);
+    }
+}
+
+#[test]
+fn gradient_kernels_compile_for_every_architecture() {
+    for element in [Element::F32, Element::Bf16] {
+        assert_compiles(GRADIENTS, &gradient_defines(element), &CARDS);
+    }
+}
+
+#[test]
+fn rows_are_normed() {
+    let Some(cuda) = gpu() else { return };
+    let (rows, width) = (5, 72);
+    let (x, weight) = (Random::new(26).normal(rows * width), Random::new(27).normal(width));
+    let kernels = StreamGradients::new(&cuda, Element::Bf16, rows, width).unwrap();
+    let [device, d_weight] = [&x, &weight].map(|v| Buffer::from_slice(&cuda, v).unwrap());
+    let mut normed = Buffer::zeroed(&cuda, rows * width).unwrap();
+    let mut rounded = DeviceRows::zeroed(&cuda, rows, width, Element::Bf16).unwrap();
+    let norm = Norm { weight: &d_weight, epsilon: EPSILON };
+    kernels.norm_rows(&device, rows, norm, Some(&mut normed), &mut rounded).unwrap();
+    let expected: Vec<f64> = x
+        .chunks(width)
+        .flat_map(|row| super::reference::rms_norm(&widen(row), &widen(&weight), f64::from(EPSILON)))
+        .collect();
+    let normed = normed.to_vec().unwrap();
+    assert_close(&normed, &expected, 1e-5, "normed");
+    assert_eq!(rounded.data().to_f32().unwrap(), bf16_round(&normed));
+}
