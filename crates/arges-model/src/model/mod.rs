@@ -5,7 +5,7 @@ pub mod cuda;
 mod forward;
 mod load;
 pub(crate) mod source;
-mod step;
+pub(crate) mod step;
 mod workspace;
 
 use std::sync::Arc;

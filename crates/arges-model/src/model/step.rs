@@ -68,7 +68,7 @@ pub enum ForwardError {
 }
 
 /// Whether a batch can be run: in order, within the plan, and with pages reserved.
-pub(super) fn check(
+pub(crate) fn check(
     batch: &Batch,
     slots: &Slots,
     plan: WorkspacePlan,

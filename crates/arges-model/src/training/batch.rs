@@ -42,7 +42,11 @@ impl TrainingBatch {
             .extend(targets.map(|place| Target { row: (first + place - 1) as u32, token: tokens[place] }));
     }
 
-    pub(super) fn check(&self, plan: TrainingPlan, config: &Config) -> Result<(), TrainingError> {
+    pub(in crate::training) fn check(
+        &self,
+        plan: TrainingPlan,
+        config: &Config,
+    ) -> Result<(), TrainingError> {
         let (tokens, sequences) = (self.tokens.len(), self.lengths.len());
         if sequences > plan.max_sequences {
             return Err(TrainingError::TooManySequences { sequences, planned: plan.max_sequences });

@@ -11,20 +11,25 @@
 mod backward;
 mod batch;
 mod buffers;
+pub mod cuda;
+mod device;
 mod lora;
 mod parameters;
 
 use std::sync::Arc;
 
 use arges_kernels::device::cpu::Cpu;
+use arges_kernels::device::cuda::CudaError;
 use arges_kernels::matmul::Compute;
 
 pub use batch::{Target, TrainingBatch};
+pub use device::{DeviceTrainer, TrainingDevice};
 pub use lora::{LoraOptions, LoraTarget};
 pub use parameters::{Parameters, TrainableTensor};
 
 use crate::cache::{Cache, CacheError, CachePlan};
 use crate::checkpoint::{CheckpointError, WriteError};
+use crate::model::cuda::{CudaCacheError, CudaModelError};
 use crate::model::{ForwardError, Model};
 use buffers::Buffers;
 
@@ -100,12 +105,33 @@ pub enum TrainingError {
         /// The token.
         token: u32,
     },
+    /// A GPU failed, has too little memory, or no kernel for the model's shape.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// Adapters that the model cannot have.
     #[error("lora: {reason}")]
     Lora {
         /// What is wrong.
         reason: String,
     },
+}
+
+impl From<CudaModelError> for TrainingError {
+    fn from(error: CudaModelError) -> Self {
+        match error {
+            CudaModelError::Checkpoint(error) => Self::Checkpoint(error),
+            CudaModelError::Cuda(error) => Self::Cuda(error),
+        }
+    }
+}
+
+impl From<CudaCacheError> for TrainingError {
+    fn from(error: CudaCacheError) -> Self {
+        match error {
+            CudaCacheError::Plan(error) => Self::Cache(error),
+            CudaCacheError::Cuda(error) => Self::Cuda(error),
+        }
+    }
 }
 
 /// A model that learns: its packed weights, what learns of it, and the memory for one batch at a time.

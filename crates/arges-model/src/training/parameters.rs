@@ -88,7 +88,7 @@ impl Parameters {
         Ok(Self { config, tensors, values, gradients, kind: Kind::Lora(Box::new(lora)) })
     }
 
-    fn zeroed(config: Config) -> Self {
+    pub(super) fn zeroed(config: Config) -> Self {
         let (mut tensors, mut places, mut end) = (Vec::new(), HashMap::new(), 0);
         for param in Param::all(&config) {
             let range = end..end + param.elements(&config);
@@ -165,6 +165,20 @@ impl Parameters {
             }
             Kind::Lora(lora) => lora.accumulate(cpu, param, &self.values, &mut self.gradients, add),
         }
+    }
+
+    /// Whether only adapters learn.
+    pub fn is_lora(&self) -> bool {
+        matches!(self.kind, Kind::Lora(_))
+    }
+
+    /// Where a whole parameter lies among the values.
+    ///
+    /// # Panics
+    /// When only adapters learn.
+    pub(super) fn place(&self, param: Param) -> usize {
+        let Kind::Full(places) = &self.kind else { panic!("adapters are no whole parameters") };
+        places[&self.owner(param)].start
     }
 
     /// The parameter that holds the weights of `param`: the embedding for a tied head.

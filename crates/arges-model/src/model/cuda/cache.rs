@@ -24,16 +24,16 @@ pub enum CudaCacheError {
 
 /// States and pages of all open sequences. It is their [`Slots`] with memory of a GPU.
 pub struct CudaCache {
-    pub(super) states: Vec<DeviceCache>,
-    pub(super) pages: Vec<DevicePages>,
-    pub(super) tables: PageTables,
+    pub(crate) states: Vec<DeviceCache>,
+    pub(crate) pages: Vec<DevicePages>,
+    pub(crate) tables: PageTables,
     slots: Slots,
 }
 
 /// The numbers of every slot's pages, `[slots, stride]`, as kernels read them.
-pub(super) struct PageTables {
-    pub(super) device: Buffer<i32>,
-    pub(super) stride: usize,
+pub(crate) struct PageTables {
+    pub(crate) device: Buffer<i32>,
+    pub(crate) stride: usize,
     host: Pinned<i32>,
     /// Of each slot, numbers that the device has, and of which sequence.
     known: Vec<(Option<SequenceId>, usize)>,
@@ -45,9 +45,19 @@ impl CudaCache {
     /// # Errors
     /// When the plan is empty, or the memory of the device too small.
     pub fn new(model: &CudaModel, plan: CachePlan) -> Result<Self, CudaCacheError> {
+        Self::of_layers(model, plan, usize::MAX)
+    }
+
+    /// The same with one layer's memory of each kind, which all layers use one after the other: for whole sequences,
+    /// of which nothing is needed after their step.
+    pub(crate) fn for_whole_sequences(model: &CudaModel, plan: CachePlan) -> Result<Self, CudaCacheError> {
+        Self::of_layers(model, plan, 1)
+    }
+
+    fn of_layers(model: &CudaModel, plan: CachePlan, most: usize) -> Result<Self, CudaCacheError> {
         let (config, cuda, element) = (model.config(), model.cuda(), model.element());
         let slots = plan.slots(config)?;
-        let of_kind = |kind| config.attention.iter().filter(move |attention| **attention == kind);
+        let of_kind = |kind| config.attention.iter().filter(move |attention| **attention == kind).take(most);
         let (lightning, softmax) = (lightning_shape(config), softmax_shape(config));
         let states = of_kind(AttentionKind::Lightning)
             .map(|_| DeviceCache::new(cuda, lightning, element, plan.max_sequences))
@@ -88,7 +98,7 @@ impl CudaCache {
     }
 
     /// Tells the device about the pages that a sequence was given since it was last told.
-    pub(super) fn tell_pages(&mut self, sequence: SequenceId) -> Result<(), CudaError> {
+    pub(crate) fn tell_pages(&mut self, sequence: SequenceId) -> Result<(), CudaError> {
         let slot = self.slots.slot_index(sequence).expect("the sequence is open");
         let (pages, tables) = (self.slots.pages_of(slot), &mut self.tables);
         let (holder, known) = &mut tables.known[slot];

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use arges_kernels::device::cuda::CudaError;
+use arges_kernels::device::cuda::{Activations, Buffer, CudaError};
 use arges_kernels::lightning;
 use arges_kernels::matmul::cuda::{Output, Rows};
-use arges_kernels::norm::cuda::{Branch, Norm, Scale, Shared};
+use arges_kernels::norm::cuda::{Branch, Norm, Scale, Shared, StreamGradients};
 use arges_kernels::sample::Sampled;
 use arges_kernels::sample::cuda::Rule;
 use arges_kernels::softmax_attention;
@@ -19,13 +19,29 @@ use crate::model::step::check;
 
 /// The sizes of a step: all that its launches depend on.
 #[derive(Debug, Clone)]
-struct Shape {
-    rows: usize,
+pub(crate) struct Shape {
+    pub(crate) rows: usize,
     /// Spans that take the way of decoding, one row each.
-    decoding: Range<usize>,
+    pub(crate) decoding: Range<usize>,
     /// The others.
-    prefilling: Range<usize>,
-    logit_rows: usize,
+    pub(crate) prefilling: Range<usize>,
+    pub(crate) logit_rows: usize,
+}
+
+impl Shape {
+    /// The same with every span on the way of prefill.
+    pub(crate) fn exact(self) -> Self {
+        Self { decoding: 0..0, prefilling: 0..self.prefilling.end, ..self }
+    }
+}
+
+/// What a backward pass needs of attention beside what the forward pass leaves in the workspace.
+pub(crate) struct Kept<'a> {
+    pub(crate) kernels: &'a StreamGradients,
+    /// Projections of lightning attention before SiLU and sigmoid.
+    pub(crate) raw: &'a mut Activations,
+    /// Log-sum-exp of softmax attention, `[rows, heads]`.
+    pub(crate) lse: &'a mut Buffer<f32>,
 }
 
 /// How the token of a row of logits is to be chosen on the device, with the mask of tokens that may be; `None` leaves it
@@ -134,17 +150,14 @@ impl CudaModel {
             }
             _ => {
                 let shape = self.send(batch, cache, &mut workspace.inputs, rows)?;
-                let shape = match workspace.exact {
-                    true => Shape { decoding: 0..0, prefilling: 0..batch.spans.len(), ..shape },
-                    false => shape,
-                };
+                let shape = if workspace.exact { shape.exact() } else { shape };
                 self.run(&shape, cache, workspace)
             }
         }
     }
 
     /// Tells the device what is to be computed; `padded` rows, of which those beyond the batch's belong to nobody.
-    fn send(
+    pub(crate) fn send(
         &self,
         batch: &Batch,
         cache: &CudaCache,
@@ -224,21 +237,62 @@ impl CudaModel {
     }
 
     /// The attention of a layer on the normed stream, which it joins and norms for the experts.
-    fn attention_block(
+    pub(crate) fn attention_block(
         &self,
         layer: &Layer,
         shape: &Shape,
         cache: &mut CudaCache,
         ws: &mut CudaWorkspace,
     ) -> Result<(), CudaError> {
+        self.attend(layer, shape, cache, ws, None)?;
+        self.join_attention(layer, shape, ws)
+    }
+
+    /// The output projection of what attention left in the workspace, which joins the stream.
+    pub(crate) fn join_attention(
+        &self,
+        layer: &Layer,
+        shape: &Shape,
+        ws: &mut CudaWorkspace,
+    ) -> Result<(), CudaError> {
+        let (kernels, config) = (&self.kernels, &self.config);
+        let (out, scale) = match &layer.attention {
+            Attention::Lightning { out, .. } => (out, config.lightning),
+            Attention::Softmax { out, .. } => (out, config.softmax),
+        };
+        let rows = Rows::All(shape.rows);
+        kernels.products.run(out, &ws.mixed, rows, Output::F32(&mut ws.branch))?;
+        let norm = Norm { weight: &layer.post_attention_norm, epsilon: config.rms_norm_eps as f32 };
+        let branch = Branch::Rows(&ws.branch);
+        kernels.norms.join(shape.rows, branch, None, self.scale(scale), Some(norm), &mut ws.stream)
+    }
+
+    /// The attention of a layer on the normed stream, up to the input of its output projection. With `kept`, its spans
+    /// are whole sequences that do not decode.
+    pub(crate) fn attend(
+        &self,
+        layer: &Layer,
+        shape: &Shape,
+        cache: &mut CudaCache,
+        ws: &mut CudaWorkspace,
+        kept: Option<Kept<'_>>,
+    ) -> Result<(), CudaError> {
         let (kernels, config, rows) = (&self.kernels, &self.config, Rows::All(shape.rows));
         let width = config.query_width();
         let (decoding, prefilling) = (shape.decoding.clone(), shape.prefilling.clone());
-        let (out, scale) = match &layer.attention {
-            Attention::Lightning { index, decays, qkv_gate, norm, out } => {
+        match &layer.attention {
+            Attention::Lightning { index, decays, qkv_gate, norm, .. } => {
                 let stride = qkv_gate.outputs();
-                let output = Output::Activated { out: &mut ws.projected, silu: 3 * width };
-                kernels.products.run(qkv_gate, &ws.stream.rounded, rows, output)?;
+                match kept {
+                    None => {
+                        let output = Output::Activated { out: &mut ws.projected, silu: 3 * width };
+                        kernels.products.run(qkv_gate, &ws.stream.rounded, rows, output)?;
+                    }
+                    Some(Kept { kernels: gradients, raw, .. }) => {
+                        kernels.products.run(qkv_gate, &ws.stream.rounded, rows, Output::Rounded(raw))?;
+                        gradients.activate(raw, shape.rows, stride, 3 * width, &mut ws.projected)?;
+                    }
+                }
                 let inputs = |spans: Range<usize>| lightning::cuda::Inputs {
                     decays,
                     projected: &ws.projected,
@@ -247,7 +301,8 @@ impl CudaModel {
                     first_span: spans.start,
                     span_count: spans.len(),
                 };
-                let state = &mut cache.states[*index];
+                let layers = cache.states.len();
+                let state = &mut cache.states[*index % layers];
                 if !decoding.is_empty() {
                     kernels.lightning.decode(&inputs(decoding), state, &mut ws.attended)?;
                 }
@@ -256,10 +311,9 @@ impl CudaModel {
                 }
                 let gate = (&ws.projected, 3 * width, stride);
                 let inner = Norm { weight: norm, epsilon: LIGHTNING_NORM_EPS as f32 };
-                kernels.norms.gated_norm(shape.rows, &ws.attended, gate, inner, &mut ws.mixed)?;
-                (out, config.lightning)
+                kernels.norms.gated_norm(shape.rows, &ws.attended, gate, inner, &mut ws.mixed)
             }
-            Attention::Softmax { index, qkv, out } => {
+            Attention::Softmax { index, qkv, .. } => {
                 let stride = qkv.outputs();
                 let output = Output::Rounded(&mut ws.projected);
                 kernels.products.run(qkv, &ws.stream.rounded, rows, output)?;
@@ -271,7 +325,8 @@ impl CudaModel {
                     tables: &cache.tables.device,
                     table_stride: cache.tables.stride,
                 };
-                let pages = &mut cache.pages[*index];
+                let layers = cache.pages.len();
+                let pages = &mut cache.pages[*index % layers];
                 let every = inputs(0..prefilling.end);
                 ws.softmax.append(&mut ws.projected, stride, &every, &ws.angles, pages)?;
                 let attended = ws.mixed.data_mut();
@@ -280,16 +335,18 @@ impl CudaModel {
                     let inputs = inputs(decoding);
                     ws.softmax.decode(&ws.projected, stride, &inputs, context, pages, attended)?;
                 }
-                if !prefilling.is_empty() {
-                    ws.softmax.prefill(&ws.projected, stride, &inputs(prefilling), pages, attended)?;
+                if prefilling.is_empty() {
+                    return Ok(());
                 }
-                (out, config.softmax)
+                let (softmax, inputs) = (&ws.softmax, inputs(prefilling));
+                match kept {
+                    None => softmax.prefill(&ws.projected, stride, &inputs, pages, attended),
+                    Some(Kept { lse, .. }) => {
+                        softmax.prefill_for_training(&ws.projected, stride, &inputs, pages, attended, lse)
+                    }
+                }
             }
-        };
-        kernels.products.run(out, &ws.mixed, rows, Output::F32(&mut ws.branch))?;
-        let norm = Norm { weight: &layer.post_attention_norm, epsilon: config.rms_norm_eps as f32 };
-        let branch = Branch::Rows(&ws.branch);
-        kernels.norms.join(shape.rows, branch, None, self.scale(scale), Some(norm), &mut ws.stream)
+        }
     }
 
     fn scale(&self, scale: ResidualScale) -> Scale {
@@ -297,7 +354,7 @@ impl CudaModel {
     }
 
     /// The experts of a layer on the normed stream, which they join and norm for the next layer.
-    fn expert_block(
+    pub(crate) fn expert_block(
         &self,
         layer: &Layer,
         shape: &Shape,

@@ -139,7 +139,7 @@ impl CudaModel {
     }
 
     /// Takes the memory for weights and compiles the kernels.
-    fn zeroed(
+    pub(crate) fn zeroed(
         config: &Config,
         compute: Compute,
         stored: &dyn Fn(Param) -> Result<DType, crate::CheckpointError>,

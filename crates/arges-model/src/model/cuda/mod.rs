@@ -1,9 +1,9 @@
 //! The model on a GPU: the same parameters, steps and caches as on the CPU, with a file for each of the same parts.
 
 mod cache;
-mod forward;
+pub(crate) mod forward;
 mod load;
-mod workspace;
+pub(crate) mod workspace;
 
 use std::sync::Arc;
 
@@ -35,27 +35,27 @@ pub enum CudaModelError {
 
 /// A model whose weights are in the memory of a GPU.
 pub struct CudaModel {
-    config: Config,
-    cuda: Arc<Cuda>,
-    compute: Compute,
-    embedding: Activations,
-    layers: Vec<Layer>,
-    final_norm: Buffer<f32>,
-    head: DeviceMatrix,
-    frequencies: Frequencies,
-    kernels: Kernels,
+    pub(crate) config: Config,
+    pub(crate) cuda: Arc<Cuda>,
+    pub(crate) compute: Compute,
+    pub(crate) embedding: Activations,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) final_norm: Buffer<f32>,
+    pub(crate) head: DeviceMatrix,
+    pub(crate) frequencies: Frequencies,
+    pub(crate) kernels: Kernels,
 }
 
 /// Weights of one layer.
-struct Layer {
-    input_norm: Buffer<f32>,
-    attention: Attention,
-    post_attention_norm: Buffer<f32>,
-    experts: Experts,
-    shared: Option<SharedMlp>,
+pub(crate) struct Layer {
+    pub(crate) input_norm: Buffer<f32>,
+    pub(crate) attention: Attention,
+    pub(crate) post_attention_norm: Buffer<f32>,
+    pub(crate) experts: Experts,
+    pub(crate) shared: Option<SharedMlp>,
 }
 
-enum Attention {
+pub(crate) enum Attention {
     Lightning {
         /// Place among the lightning layers.
         index: usize,
@@ -74,29 +74,29 @@ enum Attention {
     },
 }
 
-struct Experts {
+pub(crate) struct Experts {
     /// `[experts, hidden]`; `None` for a plain MLP, which is the only expert.
-    router: Option<Activations>,
+    pub(crate) router: Option<Activations>,
     /// Gates and ups of each expert in turn, in groups.
-    gate_up: DeviceMatrix,
-    down: DeviceMatrix,
+    pub(crate) gate_up: DeviceMatrix,
+    pub(crate) down: DeviceMatrix,
 }
 
-struct SharedMlp {
-    gate_up: DeviceMatrix,
-    down: DeviceMatrix,
+pub(crate) struct SharedMlp {
+    pub(crate) gate_up: DeviceMatrix,
+    pub(crate) down: DeviceMatrix,
     /// Weight of the shared MLP against the experts, before the sigmoid, `[1, hidden]`.
-    coefficient: Activations,
+    pub(crate) coefficient: Activations,
 }
 
 /// The compiled operations, for this model's shapes. Those with scratch of their own are the workspace's.
-struct Kernels {
-    products: Products,
-    norms: Norms,
-    lightning: LightningCuda,
-    router: Option<Router>,
+pub(crate) struct Kernels {
+    pub(crate) products: Products,
+    pub(crate) norms: Norms,
+    pub(crate) lightning: LightningCuda,
+    pub(crate) router: Option<Router>,
     /// The product with the shared MLP's coefficient is that of a router with one expert.
-    coefficient: Option<Router>,
+    pub(crate) coefficient: Option<Router>,
 }
 
 impl CudaModel {
@@ -116,7 +116,7 @@ impl CudaModel {
     }
 
     /// Number format of activations, keys and values.
-    fn element(&self) -> Element {
+    pub(crate) fn element(&self) -> Element {
         match self.compute {
             Compute::F32 => Element::F32,
             Compute::Bf16 => Element::Bf16,

@@ -16,67 +16,67 @@ use crate::model::WorkspacePlan;
 
 /// Buffers for one step at a time.
 pub struct CudaWorkspace {
-    pub(super) plan: WorkspacePlan,
+    pub(crate) plan: WorkspacePlan,
     /// Whether every row takes the way of prefill, whose bits do not depend on the batch.
-    pub(super) exact: bool,
-    pub(super) softmax: SoftmaxCuda,
-    pub(super) sampler: DeviceSampler,
-    pub(super) chosen: Vec<Option<Sampled>>,
-    pub(super) angles: DeviceAngles,
-    pub(super) stream: Stream,
+    pub(crate) exact: bool,
+    pub(crate) softmax: SoftmaxCuda,
+    pub(crate) sampler: DeviceSampler,
+    pub(crate) chosen: Vec<Option<Sampled>>,
+    pub(crate) angles: DeviceAngles,
+    pub(crate) stream: Stream,
     /// Queries, keys, values and gates.
-    pub(super) projected: Activations,
+    pub(crate) projected: Activations,
     /// What lightning attention gives, `[tokens, heads * head_dim]`.
-    pub(super) attended: Activations,
+    pub(crate) attended: Activations,
     /// Input of the output projection.
-    pub(super) mixed: DeviceRows,
+    pub(crate) mixed: DeviceRows,
     /// Output of a block before it joins the stream, `[tokens, hidden]`.
-    pub(super) branch: Buffer<f32>,
-    pub(super) experts: ExpertBuffers,
+    pub(crate) branch: Buffer<f32>,
+    pub(crate) experts: ExpertBuffers,
     /// Final norm of the rows that get logits, `[logit rows, hidden]`, and split into parts.
-    pub(super) head_rows: DeviceRows,
-    pub(super) head_parts: Option<DeviceRows>,
+    pub(crate) head_rows: DeviceRows,
+    pub(crate) head_parts: Option<DeviceRows>,
     /// `[logit rows, vocab]`.
-    pub(super) logits: Buffer<f32>,
-    pub(super) host_logits: Pinned<f32>,
-    pub(super) inputs: StepInputs,
+    pub(crate) logits: Buffer<f32>,
+    pub(crate) host_logits: Pinned<f32>,
+    pub(crate) inputs: StepInputs,
     /// For each number of rows, a decoding step as one graph.
-    pub(super) graphs: Vec<(usize, Graph)>,
+    pub(crate) graphs: Vec<(usize, Graph)>,
 }
 
 /// What the experts of one layer work in.
-pub(super) struct ExpertBuffers {
-    pub(super) routing: DeviceRouting,
+pub(crate) struct ExpertBuffers {
+    pub(crate) routing: DeviceRouting,
     /// Inputs of the experts, one row a choice.
-    pub(super) inputs: DeviceRows,
+    pub(crate) inputs: DeviceRows,
     /// Their inner activations.
-    pub(super) inner: DeviceRows,
+    pub(crate) inner: DeviceRows,
     /// Their outputs, `[tokens * k, hidden]`.
-    pub(super) outputs: Buffer<f32>,
-    pub(super) shared: Option<SharedBuffers>,
+    pub(crate) outputs: Buffer<f32>,
+    pub(crate) shared: Option<SharedBuffers>,
 }
 
 /// The same of the shared MLP.
-pub(super) struct SharedBuffers {
-    pub(super) inner: DeviceRows,
-    pub(super) outputs: Buffer<f32>,
-    pub(super) coefficients: Buffer<f32>,
+pub(crate) struct SharedBuffers {
+    pub(crate) inner: DeviceRows,
+    pub(crate) outputs: Buffer<f32>,
+    pub(crate) coefficients: Buffer<f32>,
 }
 
 /// What the host tells the device of a step.
-pub(super) struct StepInputs {
-    pub(super) tokens: Both<i32>,
+pub(crate) struct StepInputs {
+    pub(crate) tokens: Both<i32>,
     /// Spans of one row first.
-    pub(super) spans: Both<[i32; 4]>,
-    pub(super) logit_rows: Both<i32>,
+    pub(crate) spans: Both<[i32; 4]>,
+    pub(crate) logit_rows: Both<i32>,
     /// The number of rows that are no padding.
-    pub(super) active: Both<i32>,
+    pub(crate) active: Both<i32>,
 }
 
 /// Values on the host and their copy on the device.
-pub(super) struct Both<T> {
-    pub(super) host: Pinned<T>,
-    pub(super) device: Buffer<T>,
+pub(crate) struct Both<T> {
+    pub(crate) host: Pinned<T>,
+    pub(crate) device: Buffer<T>,
 }
 
 impl<T: bytemuck::Pod> Both<T> {
@@ -85,7 +85,7 @@ impl<T: bytemuck::Pod> Both<T> {
     }
 
     /// Copies the first values to the device.
-    pub(super) fn send(&mut self, count: usize) -> Result<(), CudaError> {
+    pub(crate) fn send(&mut self, count: usize) -> Result<(), CudaError> {
         self.device.copy_from_pinned(0, &self.host, count)
     }
 }

@@ -1,0 +1,135 @@
+//! The attention block: its activations once more, and the gradients through it.
+
+use arges_kernels::device::cuda::CudaError;
+use arges_kernels::lightning;
+use arges_kernels::matmul::cuda::{Columns, GradientPlace, Output, Rows};
+use arges_kernels::norm::cuda::{Norm, NormedGradient};
+use arges_kernels::softmax_attention;
+
+use super::CudaTrainer;
+use super::backward::past;
+use crate::config::LIGHTNING_NORM_EPS;
+use crate::model::cuda::Attention;
+use crate::model::cuda::forward::{Kept, Shape};
+use crate::params::{LayerParam, Param};
+
+impl CudaTrainer {
+    /// Computes the block's activations from its input once more. Where its result was not kept, it is in the
+    /// workspace's stream afterwards, normed for the experts.
+    pub(super) fn recompute_attention(&mut self, index: usize, shape: &Shape) -> Result<(), CudaError> {
+        let Self { model, cache, workspace: ws, buffers, .. } = self;
+        let (layer, config, rows) = (&model.layers[index], &model.config, shape.rows);
+        let norm = Norm { weight: &layer.input_norm, epsilon: config.rms_norm_eps as f32 };
+        let input = &buffers.inputs[index];
+        let stream = &buffers.kernels.stream;
+        stream.norm_rows(input, rows, norm, Some(&mut ws.stream.normed), &mut ws.stream.rounded)?;
+        let attention = &mut buffers.attention;
+        let kept = Kept { kernels: stream, raw: &mut attention.raw, lse: &mut attention.lse };
+        model.attend(layer, shape, cache, ws, Some(kept))?;
+        if buffers.middles.is_some() {
+            return Ok(());
+        }
+        ws.stream.x.copy_from(0, input, 0, rows * config.hidden_size)?;
+        model.join_attention(layer, shape, ws)
+    }
+
+    /// From the gradient by the block's output to that by its input, both in `dx`.
+    pub(super) fn attention(&mut self, index: usize, shape: &Shape) -> Result<(), CudaError> {
+        let Self { model, workspace: ws, buffers, parameters, gradients, cache, .. } = self;
+        let (layer, config, rows) = (&model.layers[index], &model.config, shape.rows);
+        let (hidden, width) = (config.hidden_size, config.query_width());
+        let (all, products) = (Rows::All(rows), &model.kernels.products);
+        let kernels = &mut buffers.kernels;
+        let transposed = &mut buffers.transposed;
+        let place = |param| parameters.place(Param::Layer(index, param));
+        let (out, out_param, scale) = match &layer.attention {
+            Attention::Lightning { out, .. } => (out, LayerParam::LightningOut, config.lightning),
+            Attention::Softmax { out, .. } => (out, LayerParam::Output, config.softmax),
+        };
+        kernels.stream.scaled(&buffers.dx, rows * hidden, scale.beta, buffers.dbranch.data_mut())?;
+        let (dy, x) = (Columns::all(buffers.dbranch.data(), hidden), Columns::all(ws.mixed.data(), width));
+        let at = GradientPlace { at: place(out_param), stride: 0, gradients };
+        kernels.products.weights(dy, x, all, false, at)?;
+        kernels.products.transpose(out, transposed)?;
+
+        let attention = &mut buffers.attention;
+        let spans = &ws.inputs.spans.device;
+        let span_count = shape.prefilling.len();
+        let (matrix, dprojected, first) = match &layer.attention {
+            Attention::Lightning { decays, qkv_gate, norm, .. } => {
+                let stride = qkv_gate.outputs();
+                let dprojected = attention.dprojected[0].as_mut().expect("made for every kind of layer");
+                products.run(transposed, &buffers.dbranch, all, Output::F32(&mut attention.dgated))?;
+                let norm = Norm { weight: norm, epsilon: LIGHTNING_NORM_EPS as f32 };
+                kernels.stream.gated_norm_backward(
+                    &ws.attended,
+                    rows,
+                    (&ws.projected, 3 * width, stride),
+                    norm,
+                    &attention.dgated,
+                    &mut attention.dattended,
+                    dprojected.data_mut(),
+                    (&mut *gradients, place(LayerParam::LightningNorm)),
+                )?;
+                let inputs = lightning::cuda::BackwardInputs {
+                    decays,
+                    projected: &ws.projected,
+                    before_silu: Some(&attention.raw),
+                    stride,
+                    spans,
+                    first_span: 0,
+                    span_count,
+                    dout: &attention.dattended,
+                };
+                let kernel = kernels.lightning.as_ref().expect("made for every kind of layer");
+                kernel.gradients(&inputs, dprojected.data_mut())?;
+                (qkv_gate, dprojected, LayerParam::LightningQkv)
+            }
+            Attention::Softmax { index, qkv, .. } => {
+                let dprojected = attention.dprojected[1].as_mut().expect("made for every kind of layer");
+                products.run(transposed, &buffers.dbranch, all, Output::Rounded(&mut attention.dattended))?;
+                let inputs = softmax_attention::cuda::BackwardInputs {
+                    projected: &ws.projected,
+                    stride: qkv.outputs(),
+                    inputs: softmax_attention::cuda::Inputs {
+                        rows,
+                        spans,
+                        first_span: 0,
+                        span_count,
+                        tables: &cache.tables.device,
+                        table_stride: cache.tables.stride,
+                    },
+                    angles: &ws.angles,
+                    pages: &cache.pages[*index % cache.pages.len()],
+                    out: ws.mixed.data(),
+                    lse: &attention.lse,
+                    dout: &attention.dattended,
+                };
+                let kernel = kernels.softmax.as_mut().expect("made for every kind of layer");
+                kernel.gradients(&inputs, dprojected.data_mut())?;
+                (qkv, dprojected, LayerParam::Query)
+            }
+        };
+        let input = &buffers.inputs[index];
+        let norm = Norm { weight: &layer.input_norm, epsilon: config.rms_norm_eps as f32 };
+        // The experts have normed another stream over it.
+        kernels.stream.norm_rows(input, rows, norm, None, &mut ws.stream.rounded)?;
+        let dy = Columns::all(dprojected.data(), matrix.outputs());
+        let x = Columns::all(ws.stream.rounded.data(), hidden);
+        // The parameters of one product lie one behind the other.
+        kernels.products.weights(
+            dy,
+            x,
+            all,
+            false,
+            GradientPlace { at: place(first), stride: 0, gradients },
+        )?;
+        kernels.products.transpose(matrix, transposed)?;
+        products.run(transposed, dprojected, all, Output::F32(&mut buffers.dproduct))?;
+        let gradient =
+            NormedGradient { products: [Some(&buffers.dproduct), None, None], ..Default::default() };
+        let at = (&mut *gradients, place(LayerParam::InputNorm));
+        let dx = &mut buffers.dx;
+        kernels.stream.norm_backward(input, rows, norm, past(config, scale), gradient, dx, at)
+    }
+}

@@ -1,0 +1,67 @@
+//! The backward pass from the head to the embedding.
+
+use arges_kernels::device::cuda::{Buffer, CudaError};
+use arges_kernels::norm::cuda::Past;
+
+use super::CudaTrainer;
+use super::head::Weight;
+use crate::config::{Config, ResidualScale};
+use crate::model::cuda::forward::Shape;
+use crate::training::{TrainingBatch, TrainingError};
+
+impl CudaTrainer {
+    pub(super) fn backward(
+        &mut self,
+        batch: &TrainingBatch,
+        shape: &Shape,
+        weight: Weight<'_>,
+        balance: f32,
+    ) -> Result<(), TrainingError> {
+        if batch.tokens.is_empty() {
+            return Ok(());
+        }
+        self.head(&batch.targets, Some(weight))?;
+        let balanced = balance != 0.0 && self.model.config.has_router();
+        if balanced {
+            self.buffers.kernels.mixture.balance_slopes(&mut self.buffers.balance, balance)?;
+        }
+        for index in (0..self.model.layers.len()).rev() {
+            self.recompute_attention(index, shape)?;
+            self.experts(index, shape.rows, balanced)?;
+            self.attention(index, shape)?;
+        }
+        Ok(self.embedding(&batch.tokens)?)
+    }
+
+    /// Sums the rows of each token in their order, which is found on the host.
+    fn embedding(&mut self, tokens: &[u32]) -> Result<(), CudaError> {
+        let Self { model, buffers, gradients, .. } = self;
+        let mut order: Vec<i32> = (0..tokens.len() as i32).collect();
+        order.sort_by_key(|row| tokens[*row as usize]);
+        let (mut distinct, mut begins) = (Vec::new(), Vec::new());
+        for (place, row) in order.iter().enumerate() {
+            let token = tokens[*row as usize] as i32;
+            if distinct.last() != Some(&token) {
+                distinct.push(token);
+                begins.push(place as i32);
+            }
+        }
+        begins.push(order.len() as i32);
+        let [on_device, begins, order] =
+            [&distinct, &begins, &order].map(|x| Buffer::from_slice(&model.cuda, x));
+        buffers.kernels.stream.embedding_backward(
+            &buffers.dx,
+            &on_device?,
+            &begins?,
+            &order?,
+            distinct.len(),
+            model.config.hidden_size,
+            gradients,
+        )
+    }
+}
+
+/// What goes past a block.
+pub(super) fn past(config: &Config, scale: ResidualScale) -> Past {
+    if config.postnorm { Past::Normed(scale.alpha) } else { Past::Stream(scale.alpha) }
+}

@@ -1,0 +1,288 @@
+//! Memory of a GPU for one batch: inputs of all layers, activations and gradients of one; and the compiled kernels.
+
+use std::sync::Arc;
+
+use arges_kernels::device::cuda::{Activations, Buffer, Cuda, CudaError};
+use arges_kernels::lightning::cuda::LightningBackwardCuda;
+use arges_kernels::loss::cuda::{LossCuda, Scores};
+use arges_kernels::matmul::Element;
+use arges_kernels::matmul::cuda::{DeviceMatrix, DeviceRows, ProductGradients};
+use arges_kernels::moe::cuda::{DeviceBalance, MixtureGradients};
+use arges_kernels::norm::cuda::StreamGradients;
+use arges_kernels::softmax_attention::cuda::SoftmaxBackwardCuda;
+
+use crate::cache::{lightning_shape, softmax_shape};
+use crate::config::{AttentionKind, Config};
+use crate::model::cuda::CudaModel;
+use crate::training::{Recompute, TrainingPlan};
+
+/// Most bytes of the logits of one block of targets.
+const LOGIT_BYTES: usize = 256 << 20;
+
+/// Targets whose logits are made at a time.
+pub(super) fn head_rows(vocab: usize, max_tokens: usize) -> usize {
+    (LOGIT_BYTES / (4 * vocab.max(1))).clamp(64, 4096).min(max_tokens.max(1))
+}
+
+/// Everything but weights, gradients, caches and what the forward pass works in.
+pub(super) struct Buffers {
+    pub(super) plan: TrainingPlan,
+    /// Input of each layer, and the residual stream between its attention and its experts, `[tokens, hidden]`.
+    pub(super) inputs: Vec<Buffer<f32>>,
+    pub(super) middles: Option<Vec<Buffer<f32>>>,
+    /// Gradient by the residual stream, `[tokens, hidden]`; by a block's output, rounded; by a normed stream.
+    pub(super) dx: Buffer<f32>,
+    pub(super) dbranch: DeviceRows,
+    pub(super) dproduct: Buffer<f32>,
+    pub(super) balance: DeviceBalance,
+    pub(super) attention: AttentionBuffers,
+    pub(super) routed: MlpBuffers,
+    pub(super) shared: Option<MlpBuffers>,
+    pub(super) router: RouterBuffers,
+    pub(super) head: HeadBuffers,
+    /// Transposed weights of one product at a time.
+    pub(super) transposed: DeviceMatrix,
+    pub(super) kernels: Kernels,
+}
+
+/// `W` is the width of all query heads, `P` that of a layer's input projections.
+pub(super) struct AttentionBuffers {
+    /// Projections before SiLU and sigmoid, `[tokens, P]`.
+    pub(super) raw: Activations,
+    /// Gradients by the projections, for lightning and softmax attention.
+    pub(super) dprojected: [Option<DeviceRows>; 2],
+    /// Gradient by what the output projection reads, and by what attention gives, `[tokens, W]`.
+    pub(super) dgated: Buffer<f32>,
+    pub(super) dattended: Activations,
+    /// `[tokens, heads]`.
+    pub(super) lse: Buffer<f32>,
+}
+
+/// Of MLPs of inner width `F`, over their rows.
+pub(super) struct MlpBuffers {
+    /// Gates and ups in turn, and the gradient by them, `[rows, 2 F]`.
+    pub(super) pre: Activations,
+    pub(super) dpre: DeviceRows,
+    /// `[rows, F]`.
+    pub(super) inner: Activations,
+    pub(super) dinner: Buffer<f32>,
+    /// Derivatives by the weights of the rows, `[rows]`.
+    pub(super) dots: Buffer<f32>,
+    /// Gradient by the rows of inputs, `[rows, hidden]`.
+    pub(super) dinputs: Buffer<f32>,
+}
+
+pub(super) struct RouterBuffers {
+    /// Weight of each row of the experts, `[rows]`.
+    pub(super) weights: Buffer<f32>,
+    /// Gradients by the output for each row of the experts, `[rows, hidden]`.
+    pub(super) dout: DeviceRows,
+    /// `[tokens, experts]`.
+    pub(super) dlogits: DeviceRows,
+    /// The router's weights transposed, and the gradient by its input, `[tokens, hidden]`.
+    pub(super) transposed: DeviceMatrix,
+    pub(super) dinput: Buffer<f32>,
+    /// By the coefficients of a shared MLP, `[tokens]`.
+    pub(super) dcoefficients: Buffer<f32>,
+}
+
+/// The targets' rows, a block at a time.
+pub(super) struct HeadBuffers {
+    /// Rows of the stream, their tokens, and the weights of their log-probabilities.
+    pub(super) rows: Buffer<i32>,
+    pub(super) tokens: Buffer<i32>,
+    pub(super) weights: Buffer<f32>,
+    pub(super) scores: Scores,
+    pub(super) dlogits: DeviceRows,
+    /// `[rows, hidden]`: the stream, normed and rounded, and gradients by the normed rows and by the stream's.
+    pub(super) x: Buffer<f32>,
+    pub(super) normed: DeviceRows,
+    pub(super) dnormed: Buffer<f32>,
+    pub(super) drows: Buffer<f32>,
+    /// Of all targets, on the host.
+    pub(super) logprobs: Vec<f32>,
+    pub(super) entropies: Vec<f32>,
+}
+
+pub(super) struct Kernels {
+    /// Of the experts, and of everything with one matrix.
+    pub(super) experts: ProductGradients,
+    pub(super) products: ProductGradients,
+    pub(super) stream: StreamGradients,
+    pub(super) mixture: MixtureGradients,
+    pub(super) loss: LossCuda,
+    pub(super) lightning: Option<LightningBackwardCuda>,
+    pub(super) softmax: Option<SoftmaxBackwardCuda>,
+}
+
+impl MlpBuffers {
+    fn new(
+        cuda: &Arc<Cuda>,
+        element: Element,
+        rows: usize,
+        inner: usize,
+        hidden: usize,
+    ) -> Result<Self, CudaError> {
+        Ok(Self {
+            pre: Activations::zeroed(cuda, element, rows * 2 * inner)?,
+            dpre: DeviceRows::zeroed(cuda, rows, 2 * inner, element)?,
+            inner: Activations::zeroed(cuda, element, rows * inner)?,
+            dinner: Buffer::zeroed(cuda, rows * inner)?,
+            dots: Buffer::zeroed(cuda, rows)?,
+            dinputs: Buffer::zeroed(cuda, rows * hidden)?,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        self.pre.bytes()
+            + self.dpre.data().bytes()
+            + self.inner.bytes()
+            + [&self.dinner, &self.dots, &self.dinputs].map(Buffer::bytes).iter().sum::<usize>()
+    }
+}
+
+impl Buffers {
+    pub(super) fn new(model: &CudaModel, plan: TrainingPlan, head_rows: usize) -> Result<Self, CudaError> {
+        let (config, cuda, element) = (&model.config, &model.cuda, model.element());
+        let (tokens, hidden, width) = (plan.max_tokens.max(1), config.hidden_size, config.query_width());
+        let floats = |len: usize| Buffer::<f32>::zeroed(cuda, len);
+        let of_layers =
+            || (0..config.num_layers).map(|_| floats(tokens * hidden)).collect::<Result<Vec<_>, _>>();
+        let projections = [4 * width, width + 2 * config.kv_width()];
+        let present =
+            [AttentionKind::Lightning, AttentionKind::Softmax].map(|kind| config.attention.contains(&kind));
+        let dprojected = |i: usize| {
+            present[i].then(|| DeviceRows::zeroed(cuda, tokens, projections[i], element)).transpose()
+        };
+        let choices = if config.has_router() { tokens * config.experts_per_token } else { tokens };
+        let shared = config.has_shared_mlp().then_some(config.shared_intermediate_size);
+        let mlp = |rows, inner| MlpBuffers::new(cuda, element, rows, inner, hidden);
+        Ok(Self {
+            plan,
+            inputs: of_layers()?,
+            middles: match plan.recompute {
+                Recompute::Layers => None,
+                Recompute::Insides => Some(of_layers()?),
+            },
+            dx: floats(tokens * hidden)?,
+            dbranch: DeviceRows::zeroed(cuda, tokens, hidden, element)?,
+            dproduct: floats(tokens * hidden)?,
+            balance: DeviceBalance::new(cuda, config.num_experts, tokens)?,
+            attention: AttentionBuffers {
+                raw: Activations::zeroed(cuda, element, tokens * projections[0].max(projections[1]))?,
+                dprojected: [dprojected(0)?, dprojected(1)?],
+                dgated: floats(tokens * width)?,
+                dattended: Activations::zeroed(cuda, element, tokens * width)?,
+                lse: floats(tokens * config.num_heads)?,
+            },
+            routed: mlp(choices, config.intermediate_size)?,
+            shared: shared.map(|inner| mlp(tokens, inner)).transpose()?,
+            router: RouterBuffers {
+                weights: floats(choices)?,
+                dout: DeviceRows::zeroed(cuda, choices, hidden, element)?,
+                dlogits: DeviceRows::zeroed(cuda, tokens, config.num_experts, Element::F32)?,
+                transposed: DeviceMatrix::zeroed(cuda, 1, hidden, config.num_experts, Element::F32)?,
+                dinput: floats(tokens * hidden)?,
+                dcoefficients: floats(tokens)?,
+            },
+            head: HeadBuffers {
+                rows: Buffer::zeroed(cuda, head_rows)?,
+                tokens: Buffer::zeroed(cuda, head_rows)?,
+                weights: floats(head_rows)?,
+                scores: Scores::zeroed(cuda, head_rows)?,
+                dlogits: DeviceRows::zeroed(cuda, head_rows, config.vocab_size, element)?,
+                x: floats(head_rows * hidden)?,
+                normed: DeviceRows::zeroed(cuda, head_rows, hidden, element)?,
+                dnormed: floats(head_rows * hidden)?,
+                drows: floats(head_rows * hidden)?,
+                logprobs: vec![0.0; tokens],
+                entropies: vec![0.0; tokens],
+            },
+            transposed: DeviceMatrix::zeroed(cuda, 1, 1, largest_matrix(config), element)?,
+            kernels: Kernels::new(model, plan, head_rows)?,
+        })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        let attention = &self.attention;
+        let (router, head) = (&self.router, &self.head);
+        let rows = [&self.dbranch, &router.dout, &router.dlogits, &head.dlogits, &head.normed];
+        let floats = [
+            &self.dx,
+            &self.dproduct,
+            &attention.dgated,
+            &attention.lse,
+            &router.weights,
+            &router.dinput,
+            &router.dcoefficients,
+            &head.x,
+            &head.dnormed,
+            &head.drows,
+        ];
+        let layers = self.inputs.iter().chain(self.middles.iter().flatten());
+        layers.map(Buffer::bytes).sum::<usize>()
+            + rows.map(|rows| rows.data().bytes()).iter().sum::<usize>()
+            + attention.dprojected.iter().flatten().map(|rows| rows.data().bytes()).sum::<usize>()
+            + floats.map(Buffer::bytes).iter().sum::<usize>()
+            + attention.raw.bytes()
+            + attention.dattended.bytes()
+            + self.routed.bytes()
+            + self.shared.as_ref().map_or(0, MlpBuffers::bytes)
+            + self.balance.bytes()
+            + self.transposed.bytes()
+            + self.kernels.bytes()
+    }
+}
+
+/// Values of the largest matrix, or of all experts' where those are more.
+fn largest_matrix(config: &Config) -> usize {
+    let width = config.query_width();
+    let outputs = [
+        4 * width,
+        width + 2 * config.kv_width(),
+        config.num_experts * 2 * config.intermediate_size,
+        2 * config.shared_intermediate_size,
+        config.vocab_size,
+    ];
+    outputs.into_iter().max().unwrap_or(1) * config.hidden_size
+}
+
+impl Kernels {
+    fn new(model: &CudaModel, plan: TrainingPlan, head_rows: usize) -> Result<Self, CudaError> {
+        let (config, cuda, element) = (&model.config, &model.cuda, model.element());
+        let (tokens, hidden, width) = (plan.max_tokens.max(1), config.hidden_size, config.query_width());
+        let (experts, choices) = match config.has_router() {
+            true => (config.num_experts, config.experts_per_token),
+            false => (1, 1),
+        };
+        let kind = |kind| config.attention.contains(&kind);
+        let mut of_experts = ProductGradients::new(cuda, experts)?;
+        let mut products = ProductGradients::new(cuda, 1)?;
+        if element == Element::Bf16 {
+            of_experts.reserve(hidden + 2 * config.intermediate_size, tokens * choices, experts)?;
+            let projections = (4 * width).max(2 * config.shared_intermediate_size);
+            products.reserve(hidden + projections, tokens, 1)?;
+            products.reserve(hidden + config.vocab_size, head_rows, 1)?;
+        }
+        Ok(Self {
+            experts: of_experts,
+            products,
+            stream: StreamGradients::new(cuda, element, tokens, hidden.max(width))?,
+            mixture: MixtureGradients::new(cuda, element, experts, choices)?,
+            loss: LossCuda::new(cuda, element, config.vocab_size)?,
+            lightning: kind(AttentionKind::Lightning)
+                .then(|| LightningBackwardCuda::new(cuda, lightning_shape(config), element))
+                .transpose()?,
+            softmax: kind(AttentionKind::Softmax)
+                .then(|| SoftmaxBackwardCuda::new(cuda, softmax_shape(config), element, tokens))
+                .transpose()?,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        self.experts.bytes()
+            + self.products.bytes()
+            + self.stream.bytes()
+            + self.softmax.as_ref().map_or(0, SoftmaxBackwardCuda::bytes)
+    }
+}

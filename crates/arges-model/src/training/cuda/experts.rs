@@ -1,0 +1,194 @@
+//! The block of experts: its activations once more, and the gradients through it. A shared MLP is an expert of every
+//! token, with its own weight.
+
+use arges_kernels::device::cuda::{Activations, Buffer, CudaError};
+use arges_kernels::matmul::cuda::{
+    Columns, DeviceMatrix, DeviceRows, GradientPlace, Output, ProductGradients, Products, Rows,
+};
+use arges_kernels::moe::cuda::{MixtureGradients, RowWeights, Swiglu};
+use arges_kernels::norm::cuda::{Norm, NormedGradient};
+
+use super::CudaTrainer;
+use super::backward::past;
+use super::buffers::{MlpBuffers, RouterBuffers};
+use crate::params::{LayerParam, Param};
+
+/// Matrices that rows go through, and where the gradients of the first one's are.
+struct Mlps<'a> {
+    gate_up: &'a DeviceMatrix,
+    down: &'a DeviceMatrix,
+    /// Inner width.
+    inner: usize,
+    gate_at: usize,
+    down_at: usize,
+    /// From one expert's gradients to the next's.
+    stride: usize,
+    inputs: &'a DeviceRows,
+    /// Gradient by the outputs, a row for each of the inputs.
+    dout: &'a DeviceRows,
+    rows: Rows<'a>,
+    weights: RowWeights<'a>,
+}
+
+impl Mlps<'_> {
+    /// Puts the derivative by each row's weight into `dots` and the gradient by each row's input into `dinputs`.
+    fn backward(
+        &self,
+        products: &Products,
+        mixture: &MixtureGradients,
+        gradient_products: &mut ProductGradients,
+        transposed: &mut DeviceMatrix,
+        gradients: &mut Buffer<f32>,
+        buffers: &mut MlpBuffers,
+    ) -> Result<(), CudaError> {
+        let hidden = self.inputs.k();
+        let (end, most) = match self.rows {
+            Rows::All(rows) => (None, rows),
+            Rows::Grouped { offsets, most } => (Some((offsets, offsets.len() - 1)), most),
+        };
+        products.run(self.gate_up, self.inputs, self.rows, Output::Rounded(&mut buffers.pre))?;
+        gradient_products.transpose(self.down, transposed)?;
+        products.run(transposed, self.dout, self.rows, Output::F32(&mut buffers.dinner))?;
+        mixture.swiglu_backward(Swiglu {
+            pre: &buffers.pre,
+            dinner: &buffers.dinner,
+            weights: self.weights,
+            end,
+            rows: most,
+            width: self.inner,
+            inner: &mut buffers.inner,
+            dpre: buffers.dpre.data_mut(),
+            dots: &mut buffers.dots,
+        })?;
+        gradient_products.transpose(self.gate_up, transposed)?;
+        products.run(transposed, &buffers.dpre, self.rows, Output::F32(&mut buffers.dinputs))?;
+        let dout = Columns::all(self.dout.data(), hidden);
+        let place = GradientPlace { at: self.down_at, stride: self.stride, gradients: &mut *gradients };
+        gradient_products.weights(dout, Columns::all(&buffers.inner, self.inner), self.rows, false, place)?;
+        let dpre = Columns::all(buffers.dpre.data(), 2 * self.inner);
+        let place = GradientPlace { at: self.gate_at, stride: self.stride, gradients };
+        // Gates and ups of an expert lie one behind the other.
+        gradient_products.weights(dpre, Columns::all(self.inputs.data(), hidden), self.rows, true, place)
+    }
+}
+
+impl CudaTrainer {
+    /// From the gradient by the block's output to that by its input, both in `dx`.
+    pub(super) fn experts(&mut self, index: usize, rows: usize, balanced: bool) -> Result<(), CudaError> {
+        let Self { model, workspace: ws, buffers, parameters, gradients, .. } = self;
+        let (layer, config) = (&model.layers[index], &model.config);
+        let (hidden, scale, all) = (config.hidden_size, config.mlp, Rows::All(rows));
+        let (kernels, products) = (&mut buffers.kernels, &model.kernels.products);
+        let place = |param| parameters.place(Param::Layer(index, param));
+        let norm = Norm { weight: &layer.post_attention_norm, epsilon: config.rms_norm_eps as f32 };
+        if let Some(middles) = &buffers.middles {
+            let (normed, rounded) = (&mut ws.stream.normed, &mut ws.stream.rounded);
+            kernels.stream.norm_rows(&middles[index], rows, norm, Some(normed), rounded)?;
+        }
+        kernels.stream.scaled(&buffers.dx, rows * hidden, scale.beta, buffers.dbranch.data_mut())?;
+
+        // The shared MLP's coefficients are needed for the experts' weights.
+        let coefficients = match (&layer.shared, &mut ws.experts.shared, &model.kernels.coefficient) {
+            (Some(mlp), Some(shared), Some(kernel)) => {
+                let out = &mut shared.coefficients;
+                kernel.logits(&ws.stream.normed, rows, &mlp.coefficient, out)?;
+                Some((mlp, &shared.coefficients))
+            }
+            _ => None,
+        };
+        let coefficient_rows = coefficients.map(|(_, coefficients)| coefficients);
+        let routing = match (&layer.experts.router, &model.kernels.router) {
+            (Some(weights), Some(router)) => {
+                let (routing, active) = (&mut ws.experts.routing, &ws.inputs.active.device);
+                router.route(&ws.stream.normed, rows, active, weights, routing)?;
+                router.gather(&ws.stream.rounded, rows, routing, &mut ws.experts.inputs)?;
+                router.gather(&buffers.dbranch, rows, routing, &mut buffers.router.dout)?;
+                let out = &mut buffers.router.weights;
+                kernels.mixture.row_weights(routing, rows, coefficient_rows, out)?;
+                Some((weights, &ws.experts.routing))
+            }
+            _ => None,
+        };
+        let stride = match config.num_experts {
+            1 => 0,
+            _ => place(LayerParam::ExpertGate(1)) - place(LayerParam::ExpertGate(0)),
+        };
+        let mut mlps = Mlps {
+            gate_up: &layer.experts.gate_up,
+            down: &layer.experts.down,
+            inner: config.intermediate_size,
+            gate_at: place(LayerParam::ExpertGate(0)),
+            down_at: place(LayerParam::ExpertDown(0)),
+            stride,
+            inputs: &ws.stream.rounded,
+            dout: &buffers.dbranch,
+            rows: all,
+            weights: RowWeights::Equal,
+        };
+        if let Some((_, routing)) = routing {
+            mlps.inputs = &ws.experts.inputs;
+            mlps.dout = &buffers.router.dout;
+            mlps.weights = RowWeights::Each(&buffers.router.weights);
+            mlps.rows = Rows::Grouped { offsets: &routing.offsets, most: rows * config.experts_per_token };
+        }
+        let transposed = &mut buffers.transposed;
+        let of_experts = if routing.is_some() { &mut kernels.experts } else { &mut kernels.products };
+        let memory = &mut buffers.routed;
+        mlps.backward(products, &kernels.mixture, of_experts, transposed, gradients, memory)?;
+
+        if let (Some((mlp, coefficients)), Some(shared)) = (coefficients, &mut buffers.shared) {
+            let mlps = Mlps {
+                gate_up: &mlp.gate_up,
+                down: &mlp.down,
+                inner: config.shared_intermediate_size,
+                gate_at: place(LayerParam::SharedGate),
+                down_at: place(LayerParam::SharedDown),
+                stride: 0,
+                inputs: &ws.stream.rounded,
+                dout: &buffers.dbranch,
+                rows: all,
+                weights: RowWeights::Sigmoid(coefficients),
+            };
+            let of_products = &mut kernels.products;
+            mlps.backward(products, &kernels.mixture, of_products, transposed, gradients, shared)?;
+            if let Some((_, routing)) = routing {
+                let (dots, shared_dots) = (&buffers.routed.dots, &shared.dots);
+                let out = &mut buffers.router.dcoefficients;
+                kernels.mixture.shared_backward(routing, rows, dots, shared_dots, coefficients, out)?;
+            }
+            let dcoefficients = &buffers.router.dcoefficients;
+            let at = GradientPlace { at: place(LayerParam::SharedCoefficient), stride: 0, gradients };
+            let x = Columns::all(&ws.stream.normed, hidden);
+            kernels.products.weights(Columns::all(dcoefficients, 1), x, all, false, at)?;
+        }
+        let mut choices = None;
+        if let Some((weights, routing)) = routing {
+            let RouterBuffers { dlogits, transposed, dinput, .. } = &mut buffers.router;
+            let (dots, balance) = (&buffers.routed.dots, balanced.then_some(&buffers.balance));
+            let out = dlogits.data_mut();
+            kernels.mixture.router_backward(routing, rows, dots, coefficient_rows, balance, out)?;
+            let at = GradientPlace { at: place(LayerParam::Router), stride: 0, gradients };
+            let dy = Columns::all(dlogits.data(), config.num_experts);
+            kernels.products.weights(dy, Columns::all(&ws.stream.normed, hidden), all, false, at)?;
+            kernels.products.transpose_small(weights, config.num_experts, hidden, transposed)?;
+            products.run(transposed, dlogits, all, Output::F32(dinput))?;
+            choices = Some((&buffers.routed.dinputs, &routing.places, config.experts_per_token));
+        }
+        let coefficient = coefficients.map(|(mlp, _)| match &mlp.coefficient {
+            Activations::F32(weight) => (&buffers.router.dcoefficients, weight),
+            Activations::Bf16(_) => {
+                unreachable!("a weight that learns is f32 where the model may not round it")
+            }
+        });
+        let routed = if choices.is_some() { &buffers.router.dinput } else { &buffers.routed.dinputs };
+        let gradient = NormedGradient {
+            products: [Some(routed), buffers.shared.as_ref().map(|shared| &shared.dinputs), None],
+            choices,
+            outer: coefficient,
+        };
+        let middle = buffers.middles.as_ref().map_or(&ws.stream.x, |middles| &middles[index]);
+        let at = (gradients, place(LayerParam::PostAttentionNorm));
+        let dx = &mut buffers.dx;
+        kernels.stream.norm_backward(middle, rows, norm, past(config, scale), gradient, dx, at)
+    }
+}

@@ -1,0 +1,85 @@
+//! Final norm, head and loss, a block of targets at a time.
+
+use arges_kernels::device::cuda::CudaError;
+use arges_kernels::matmul::cuda::{Columns, GradientPlace, Output, Rows};
+use arges_kernels::norm::cuda::{Norm, NormedGradient, Past};
+
+use super::CudaTrainer;
+use crate::params::Param;
+use crate::training::Target;
+
+/// Derivative of the loss by the log-probability of a target, from its number and that log-probability.
+pub(super) type Weight<'a> = &'a (dyn Fn(usize, f32) -> f32 + Sync);
+
+impl CudaTrainer {
+    /// Log-probabilities and entropies of the targets, from the stream that the forward pass left. With `weight` the
+    /// gradients too: that by the stream is put into `dx`.
+    pub(super) fn head(&mut self, targets: &[Target], weight: Option<Weight<'_>>) -> Result<(), CudaError> {
+        let block = self.workspace.plan.max_logit_rows;
+        if weight.is_some() {
+            self.buffers.dx.clear()?;
+        }
+        if targets.is_empty() {
+            return self.model.cuda.synchronize();
+        }
+        if weight.is_some() {
+            self.buffers.kernels.products.transpose(&self.model.head, &mut self.buffers.transposed)?;
+        }
+        for (i, targets) in targets.chunks(block).enumerate() {
+            self.score(i * block, targets)?;
+            if let Some(weight) = weight {
+                self.score_backward(i * block, targets.len(), weight)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Logits of a block of targets, and their scores, brought to the host.
+    fn score(&mut self, first: usize, targets: &[Target]) -> Result<(), CudaError> {
+        let Self { model, workspace: ws, buffers, .. } = self;
+        let (kernels, head, count) = (&model.kernels, &mut buffers.head, targets.len());
+        let rows: Vec<i32> = targets.iter().map(|target| target.row as i32).collect();
+        let tokens: Vec<i32> = targets.iter().map(|target| target.token as i32).collect();
+        head.rows.write(0, &rows)?;
+        head.tokens.write(0, &tokens)?;
+        let norm = Norm { weight: &model.final_norm, epsilon: model.config.rms_norm_eps as f32 };
+        let parts = ws.head_parts.as_mut();
+        kernels.norms.head_rows(&ws.stream, &head.rows, count, norm, &mut ws.head_rows, parts)?;
+        match &ws.head_parts {
+            Some(parts) => kernels.products.run_parts(&model.head, parts, count, &mut ws.logits)?,
+            None => {
+                let output = Output::F32(&mut ws.logits);
+                kernels.products.run(&model.head, &ws.head_rows, Rows::All(count), output)?;
+            }
+        }
+        buffers.kernels.loss.score(&ws.logits, count, &head.tokens, &mut head.scores)?;
+        head.scores.logprobs.read(0, &mut head.logprobs[first..first + count])?;
+        head.scores.entropies.read(0, &mut head.entropies[first..first + count])
+    }
+
+    /// Gradients of the block that was scored last.
+    fn score_backward(&mut self, first: usize, count: usize, weight: Weight<'_>) -> Result<(), CudaError> {
+        let Self { model, workspace: ws, buffers, parameters, gradients, .. } = self;
+        let (head, kernels) = (&mut buffers.head, &mut buffers.kernels);
+        let (hidden, vocab) = (model.config.hidden_size, model.config.vocab_size);
+        let weights: Vec<f32> = (first..first + count).map(|i| weight(i, head.logprobs[i])).collect();
+        head.weights.write(0, &weights)?;
+        let dlogits = head.dlogits.data_mut();
+        kernels.loss.score_backward(&ws.logits, count, &head.tokens, &head.scores, &head.weights, dlogits)?;
+        kernels.stream.gather_rows(&ws.stream.x, &head.rows, count, hidden, &mut head.x)?;
+        let norm = Norm { weight: &model.final_norm, epsilon: model.config.rms_norm_eps as f32 };
+        kernels.stream.norm_rows(&head.x, count, norm, None, &mut head.normed)?;
+        let rows = Rows::All(count);
+        let output = Output::F32(&mut head.dnormed);
+        model.kernels.products.run(&buffers.transposed, &head.dlogits, rows, output)?;
+        let (dlogits, normed) = (head.dlogits.data(), head.normed.data());
+        let place = GradientPlace { at: parameters.place(Param::Head), stride: 0, gradients };
+        let (dy, x) = (Columns::all(dlogits, vocab), Columns::all(normed, hidden));
+        kernels.products.weights(dy, x, rows, false, place)?;
+        let gradient = NormedGradient { products: [Some(&head.dnormed), None, None], ..Default::default() };
+        let place = (&mut *gradients, parameters.place(Param::FinalNorm));
+        let (x, drows) = (&head.x, &mut head.drows);
+        kernels.stream.norm_backward(x, count, norm, Past::Nothing, gradient, drows, place)?;
+        kernels.stream.scatter_rows(&head.drows, &head.rows, count, hidden, &mut buffers.dx)
+    }
+}

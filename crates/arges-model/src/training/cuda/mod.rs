@@ -1,0 +1,359 @@
+//! Training on a GPU: the forward pass is [`CudaModel`]'s in exact mode, gradients and masters stay in the memory of the
+//! device.
+//!
+//! Of each layer its input is kept, and the residual stream after attention unless [`Recompute::Layers`] says otherwise;
+//! the backward pass computes attention and experts once more. A batch gives the same bits every time.
+
+mod attention;
+mod backward;
+mod buffers;
+mod experts;
+mod head;
+mod publish;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use arges_kernels::adamw::AdamW;
+use arges_kernels::adamw::cuda::{AdamWCuda, Learned};
+use arges_kernels::device::cuda::{Buffer, Cuda, CudaError, Fill};
+use arges_kernels::matmul::Compute;
+
+use super::{Parameters, StepOutput, TrainingBatch, TrainingError, TrainingPlan};
+use crate::batch::{Batch, LogitRows};
+use crate::cache::{CachePlan, PAGE_TOKENS};
+use crate::config::Config;
+use crate::dtype::DType;
+use crate::model::WorkspacePlan;
+use crate::model::cuda::forward::Shape;
+use crate::model::cuda::{CudaCache, CudaModel, CudaWorkspace};
+use crate::model::step::check;
+use buffers::Buffers;
+
+/// A model that learns on a GPU: its weights, what learns of it, and the memory for one batch at a time.
+pub struct CudaTrainer {
+    model: Arc<CudaModel>,
+    parameters: Parameters,
+    values: Buffer<f32>,
+    gradients: Buffer<f32>,
+    adamw: AdamWCuda,
+    cache: CudaCache,
+    workspace: CudaWorkspace,
+    buffers: Buffers,
+}
+
+/// AdamW's moments on a device, of every value that learns.
+pub struct CudaMoments {
+    m: Buffer<f32>,
+    v: Buffer<f32>,
+}
+
+impl CudaTrainer {
+    /// Copies the parameters to a model that computes in `compute`.
+    ///
+    /// # Errors
+    /// When the plan is empty, the parameters are adapters, the memory of the device is too small, or it has no kernel
+    /// for the model's shape.
+    pub fn new(
+        parameters: Parameters,
+        compute: Compute,
+        cuda: &Arc<Cuda>,
+        plan: TrainingPlan,
+    ) -> Result<Self, TrainingError> {
+        Self::with_values(parameters, compute, cuda, plan, |parameters| {
+            Buffer::from_slice(cuda, parameters.values())
+        })
+    }
+
+    /// Random parameters, made on the device: for measurements.
+    ///
+    /// # Errors
+    /// As for [`CudaTrainer::new`].
+    pub fn random(
+        config: &Config,
+        compute: Compute,
+        cuda: &Arc<Cuda>,
+        plan: TrainingPlan,
+        seed: u64,
+    ) -> Result<Self, TrainingError> {
+        Self::with_values(Parameters::zeroed(config.clone()), compute, cuda, plan, |parameters| {
+            let len = parameters.values().len();
+            let mut values = Buffer::zeroed(cuda, len)?;
+            Fill::new(cuda)?.normal_f32(&mut values, seed, config.initializer_range as f32)?;
+            for norm in parameters.tensors().iter().filter(|tensor| !tensor.decay) {
+                values.write(norm.range.start, &vec![1.0; norm.range.len()])?;
+            }
+            Ok(values)
+        })
+    }
+
+    fn with_values(
+        parameters: Parameters,
+        compute: Compute,
+        cuda: &Arc<Cuda>,
+        plan: TrainingPlan,
+        values: impl FnOnce(&Parameters) -> Result<Buffer<f32>, CudaError>,
+    ) -> Result<Self, TrainingError> {
+        if parameters.is_lora() {
+            return Err(TrainingError::Lora { reason: "adapters are trained on the CPU only".to_owned() });
+        }
+        let config = parameters.config();
+        if config.has_shared_mlp() && !config.has_router() {
+            let reason = "a shared MLP beside a single expert is trained on the CPU only".to_owned();
+            return Err(CudaError::Unsupported(reason).into());
+        }
+        let mut model = CudaModel::zeroed(config, compute, &|_| Ok(DType::F32), cuda)?;
+        let values = values(&parameters)?;
+        let max_tokens = plan.max_tokens + plan.max_sequences * PAGE_TOKENS;
+        let cache = CachePlan { max_sequences: plan.max_sequences, max_tokens };
+        let cache = CudaCache::for_whole_sequences(&model, cache)?;
+        let max_logit_rows = buffers::head_rows(config.vocab_size, plan.max_tokens);
+        let workspace = WorkspacePlan { max_tokens: plan.max_tokens, max_logit_rows };
+        let mut workspace = CudaWorkspace::new(&model, workspace, true)?;
+        workspace.stream.keep = true;
+        let buffers = Buffers::new(&model, plan, max_logit_rows)?;
+        publish::pack(&mut model, &parameters, &values, &buffers.kernels.products)?;
+        Ok(Self {
+            gradients: Buffer::zeroed(cuda, values.len())?,
+            adamw: AdamWCuda::new(cuda, values.len())?,
+            model: Arc::new(model),
+            parameters,
+            values,
+            cache,
+            workspace,
+            buffers,
+        })
+    }
+
+    /// Adds the gradients of a batch, as [`Trainer::accumulate`](super::Trainer::accumulate) does.
+    ///
+    /// # Errors
+    /// When the batch is malformed or over the plan; then no gradient has changed. When the device fails.
+    pub fn accumulate(
+        &mut self,
+        batch: &TrainingBatch,
+        weight: &(dyn Fn(usize, f32) -> f32 + Sync),
+        balance: f32,
+    ) -> Result<StepOutput<'_>, TrainingError> {
+        let shape = self.forward(batch)?;
+        self.backward(batch, &shape, weight, balance)?;
+        self.output(batch.targets.len())
+    }
+
+    /// Log-probabilities of a batch, without gradients.
+    ///
+    /// # Errors
+    /// When the batch is malformed or over the plan, or the device fails.
+    pub fn evaluate(&mut self, batch: &TrainingBatch) -> Result<StepOutput<'_>, TrainingError> {
+        self.forward(batch)?;
+        self.head(&batch.targets, None)?;
+        self.output(batch.targets.len())
+    }
+
+    fn output(&self, targets: usize) -> Result<StepOutput<'_>, TrainingError> {
+        let balance_loss = match self.model.config.has_router() {
+            true => self.buffers.balance.loss()?,
+            false => 0.0,
+        };
+        let head = &self.buffers.head;
+        Ok(StepOutput {
+            logprobs: &head.logprobs[..targets],
+            entropies: &head.entropies[..targets],
+            balance_loss,
+        })
+    }
+
+    /// Runs the batch, keeping what the backward pass begins with. Leaves the residual stream after the last layer in the
+    /// workspace.
+    fn forward(&mut self, batch: &TrainingBatch) -> Result<Shape, TrainingError> {
+        let config = &self.model.config;
+        batch.check(self.buffers.plan, config)?;
+        let mut step = Batch::new();
+        let mut first = 0;
+        for &length in &batch.lengths {
+            let sequence = self.cache.open().expect("the cache has a slot for each sequence of the plan");
+            self.cache.reserve(sequence, length).expect("the cache has pages for every batch of the plan");
+            step.push(sequence, &batch.tokens[first..first + length], LogitRows::None);
+            first += length;
+        }
+        let checked = check(&step, &self.cache, self.workspace.plan, config.vocab_size);
+        let result = match checked {
+            Ok(()) => self.layers(&step).map_err(TrainingError::from),
+            Err(error) => Err(error.into()),
+        };
+        for span in &step.spans {
+            self.cache.close(span.sequence);
+        }
+        result
+    }
+
+    fn layers(&mut self, step: &Batch) -> Result<Shape, CudaError> {
+        use arges_kernels::norm::cuda::Norm;
+        let Self { model, cache, workspace: ws, buffers, .. } = self;
+        for span in &step.spans {
+            cache.tell_pages(span.sequence)?;
+        }
+        let rows = step.len();
+        let shape = model.send(step, cache, &mut ws.inputs, rows)?.exact();
+        let (kernels, len) = (&model.kernels, rows * model.config.hidden_size);
+        buffers.balance.clear()?;
+        if rows == 0 {
+            return Ok(shape);
+        }
+        if !cache.pages.is_empty() {
+            ws.angles.fill(&ws.inputs.spans.device, 0, shape.prefilling.end, rows)?;
+        }
+        let norm = |weight| Norm { weight, epsilon: model.config.rms_norm_eps as f32 };
+        let first = norm(&model.layers[0].input_norm);
+        kernels.norms.embed(&ws.inputs.tokens.device, rows, &model.embedding, first, &mut ws.stream)?;
+        for (index, layer) in model.layers.iter().enumerate() {
+            buffers.inputs[index].copy_from(0, &ws.stream.x, 0, len)?;
+            model.attention_block(layer, &shape, cache, ws)?;
+            if let Some(middles) = &mut buffers.middles {
+                middles[index].copy_from(0, &ws.stream.x, 0, len)?;
+            }
+            let next = model.layers.get(index + 1).map(|next| norm(&next.input_norm));
+            model.expert_block(layer, &shape, next, ws)?;
+            if layer.experts.router.is_some() {
+                buffers.kernels.mixture.balance_add(&ws.experts.routing, rows, &mut buffers.balance)?;
+            }
+        }
+        Ok(shape)
+    }
+
+    /// Forgets the gradients.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn zero_gradients(&mut self) -> Result<(), TrainingError> {
+        Ok(self.gradients.clear()?)
+    }
+
+    /// The gradients accumulated so far, on the host, in the order of [`Parameters::tensors`].
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn gradients(&self) -> Result<Vec<f32>, TrainingError> {
+        Ok(self.gradients.to_vec()?)
+    }
+
+    /// The Euclidean norm of all gradients. Waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn gradient_norm(&mut self) -> Result<f64, TrainingError> {
+        Ok(self.adamw.sum_of_squares(&self.gradients)?.sqrt())
+    }
+
+    /// Moments as they are on the host, on the device.
+    ///
+    /// # Errors
+    /// When they do not fit.
+    pub fn moments(&self, m: &[f32], v: &[f32]) -> Result<CudaMoments, TrainingError> {
+        let cuda = &self.model.cuda;
+        Ok(CudaMoments { m: Buffer::from_slice(cuda, m)?, v: Buffer::from_slice(cuda, v)? })
+    }
+
+    /// One step of AdamW for a range of values, whose gradients are multiplied by `gradient_scale` first.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// When the moments are of another number of values.
+    pub fn adamw(
+        &mut self,
+        settings: AdamW,
+        gradient_scale: f32,
+        range: Range<usize>,
+        moments: &mut CudaMoments,
+    ) -> Result<(), TrainingError> {
+        let mut learned = Learned {
+            values: &mut self.values,
+            gradients: &self.gradients,
+            m: &mut moments.m,
+            v: &mut moments.v,
+        };
+        Ok(self.adamw.step(settings, gradient_scale, range, &mut learned)?)
+    }
+
+    /// What learns, with values as they were when last fetched.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Brings the values to the host and gives them. Waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn fetch(&mut self) -> Result<&Parameters, TrainingError> {
+        self.values.read(0, self.parameters.values_mut())?;
+        Ok(&self.parameters)
+    }
+
+    /// Brings values from the host to the device. [`CudaTrainer::publish`] brings them into the model.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// When there are not as many as learn.
+    pub fn set_values(&mut self, values: &[f32]) -> Result<(), TrainingError> {
+        assert_eq!(values.len(), self.values.len(), "values");
+        Ok(self.values.write(0, values)?)
+    }
+
+    /// Brings changed values into the model. Where others hold [`CudaTrainer::shared_model`], they keep the model as it
+    /// was, and the trainer goes on with a new one.
+    ///
+    /// # Errors
+    /// When the device fails, or has no room for a new model.
+    pub fn publish(&mut self) -> Result<(), TrainingError> {
+        if Arc::get_mut(&mut self.model).is_none() {
+            let CudaModel { config, compute, cuda, .. } = &*self.model;
+            let new = CudaModel::zeroed(config, *compute, &|_| Ok(DType::F32), cuda)?;
+            self.model = Arc::new(new);
+        }
+        let model = Arc::get_mut(&mut self.model).expect("nobody else holds it");
+        Ok(publish::pack(model, &self.parameters, &self.values, &self.buffers.kernels.products)?)
+    }
+
+    /// The model as it computes now, to be shared with an engine.
+    pub fn shared_model(&self) -> Arc<CudaModel> {
+        Arc::clone(&self.model)
+    }
+
+    /// The model as it computes now.
+    pub fn model(&self) -> &CudaModel {
+        &self.model
+    }
+
+    /// Bytes on the device: the model, the values with their gradients, caches and buffers.
+    pub fn bytes(&self) -> usize {
+        self.model.weight_bytes()
+            + self.values.bytes()
+            + self.gradients.bytes()
+            + self.cache.bytes()
+            + self.workspace.bytes()
+            + self.buffers.bytes()
+    }
+}
+
+impl CudaMoments {
+    /// Brings the moments to the host. Waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// When there are not as many.
+    pub fn fetch(&self, m: &mut [f32], v: &mut [f32]) -> Result<(), TrainingError> {
+        self.m.read(0, m)?;
+        Ok(self.v.read(0, v)?)
+    }
+
+    /// Bytes on the device.
+    pub fn bytes(&self) -> usize {
+        self.m.bytes() + self.v.bytes()
+    }
+}

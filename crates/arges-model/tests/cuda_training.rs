@@ -1,0 +1,280 @@
+//! Training on a GPU against what the official code's loss gives, and against the CPU. Each test needs one, and says so
+//! where there is none.
+
+mod support;
+
+use std::sync::Arc;
+
+use arges_kernels::adamw::{AdamW, adamw};
+use arges_kernels::device::cpu::{Cpu, CpuOptions};
+use arges_kernels::device::cuda::{Cuda, CudaError};
+use arges_kernels::matmul::Compute;
+use arges_model::synth::SynthShape;
+use arges_model::training::cuda::CudaTrainer;
+use arges_model::training::{
+    DeviceTrainer, LoraOptions, LoraTarget, Parameters, Recompute, Trainer, TrainingBatch, TrainingDevice,
+    TrainingPlan,
+};
+use arges_model::{Checkpoint, Config};
+use support::{Golden, data};
+
+const MODELS: [&str; 3] = ["tiny-m1", "tiny-text01", "tiny-minimax-hf"];
+const PLAN: TrainingPlan = TrainingPlan::new(512, 8);
+
+fn gpu() -> Option<Arc<Cuda>> {
+    match Cuda::open(0) {
+        Ok(cuda) => Some(cuda),
+        Err(error) if std::env::var_os("ARGES_REQUIRE_GPU").is_some() => panic!("{error}"),
+        Err(error @ (CudaError::NoDriver | CudaError::NoCompiler | CudaError::NoSuchDevice { .. })) => {
+            println!("skipped: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn cpu() -> Arc<Cpu> {
+    Arc::new(Cpu::new(CpuOptions { threads: Some(2), isa: None }).unwrap())
+}
+
+fn golden_parameters(name: &str) -> Parameters {
+    Parameters::full(&Checkpoint::open(&data(name).join("fp32")).unwrap()).unwrap()
+}
+
+fn golden_batch(name: &str) -> TrainingBatch {
+    let tokens = Golden::open(name, "inputs").tokens("train_batch");
+    let mut batch = TrainingBatch::default();
+    tokens.chunks_exact(96).for_each(|sequence| batch.push(sequence));
+    batch
+}
+
+fn golden_loss(name: &str, key: &str) -> f64 {
+    let text = std::fs::read_to_string(data(name).join("loss_2x96.json")).unwrap();
+    serde_json::from_str::<serde_json::Value>(&text).unwrap()[key].as_f64().unwrap()
+}
+
+fn mean_loss(logprobs: &[f32]) -> f64 {
+    -logprobs.iter().map(|p| f64::from(*p)).sum::<f64>() / logprobs.len() as f64
+}
+
+/// Weights that differ from target to target, so that none can be mistaken for another.
+fn weight(targets: usize) -> impl Fn(usize, f32) -> f32 + Sync {
+    move |i, logprob| (-1.0 - 0.5 * (i % 3) as f32 + 0.1 * logprob) / targets as f32
+}
+
+fn gradients(trainer: &mut CudaTrainer, batch: &TrainingBatch, balance: f32) -> Vec<f32> {
+    trainer.zero_gradients().unwrap();
+    trainer.accumulate(batch, &weight(batch.targets.len()), balance).unwrap();
+    trainer.gradients().unwrap()
+}
+
+fn relative_distance(got: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let square = |x: f64| x * x;
+    let distance: f64 = got.iter().zip(expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    let norm: f64 = expected.iter().map(|x| square(f64::from(*x))).sum();
+    (distance / norm).sqrt()
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+#[test]
+fn gradients_of_every_parameter_equal_the_f64_ones() {
+    let Some(cuda) = gpu() else { return };
+    for name in MODELS {
+        let (batch, golden) = (golden_batch(name), Golden::open(name, "grads_2x96_ref64"));
+        let mut trainer = CudaTrainer::new(golden_parameters(name), Compute::F32, &cuda, PLAN).unwrap();
+        let uniform = -1.0 / batch.targets.len() as f32;
+        let output = trainer.accumulate(&batch, &|_, _| uniform, 0.0).unwrap();
+        let (loss, balance) = (mean_loss(output.logprobs), output.balance_loss);
+        assert!((loss - golden_loss(name, "loss")).abs() < 1e-5, "{name}: {loss}");
+        assert!((balance - golden_loss(name, "aux_loss")).abs() < 1e-5, "{name}: balance {balance}");
+        let got = trainer.gradients().unwrap();
+        let (mut largest, mut wrong) = (0.0f64, Vec::new());
+        for tensor in trainer.parameters().tensors() {
+            let difference = relative_distance(&got[tensor.range.clone()], &golden.f32(&tensor.name));
+            largest = largest.max(difference);
+            if difference.is_nan() || difference >= 5e-5 {
+                wrong.push(format!("{} {difference:e}", tensor.name));
+            }
+        }
+        assert!(wrong.is_empty(), "{name}: {wrong:#?}");
+        println!("{name}: gradients differ by up to {largest:.1e} (relative L2)");
+    }
+}
+
+/// Every structure that the golden models lack: a shared MLP, pre-norm, tied embeddings, one expert, and widths that
+/// tensor cores take.
+fn odd_configs() -> Vec<(&'static str, Config)> {
+    let shape = SynthShape {
+        hidden: 72,
+        layers: 3,
+        heads: 3,
+        kv_heads: 1,
+        head_dim: 16,
+        rotary_dim: 8,
+        softmax_every: 3,
+        experts: 2,
+        experts_per_token: 2,
+        intermediate: 24,
+        vocab: 56,
+        ..SynthShape::default()
+    };
+    let config = |shape: &SynthShape| {
+        let mut config = shape.config().unwrap();
+        config.initializer_range = 0.2;
+        config
+    };
+    let shared = config(&SynthShape { shared_intermediate: 32, ..shape.clone() });
+    let mut pre_norm = config(&shape);
+    pre_norm.postnorm = false;
+    pre_norm.mlp.beta = 0.7;
+    pre_norm.softmax.alpha = 0.9;
+    let tied = config(&SynthShape { tie_embeddings: true, ..shape.clone() });
+    let plain = config(&SynthShape { experts: 1, experts_per_token: 1, ..shape.clone() });
+    let mut wide = config(&SynthShape {
+        hidden: 256,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 64,
+        rotary_dim: 32,
+        intermediate: 128,
+        ..shape
+    });
+    // So that wider sums do not drive attention to a choice of one key, which every rounding changes.
+    wide.initializer_range = 0.06;
+    vec![
+        ("shared MLP", shared),
+        ("pre-norm", pre_norm),
+        ("tied", tied),
+        ("one expert", plain),
+        ("wide", wide),
+    ]
+}
+
+fn odd_batch() -> TrainingBatch {
+    let mut batch = TrainingBatch::default();
+    let token = |i: usize| (i * 7 + i * i * 3) as u32 % 50;
+    batch.push(&(0..170).map(token).collect::<Vec<_>>());
+    batch.push(&[3]);
+    batch.push_masked(&(9..140).map(token).collect::<Vec<_>>(), |place| place % 3 != 0);
+    batch
+}
+
+#[test]
+fn gradients_are_those_of_the_cpu_in_every_structure() {
+    let Some(cuda) = gpu() else { return };
+    let batch = odd_batch();
+    for (name, config) in odd_configs() {
+        let parameters = || Parameters::initialized(&config, 7);
+        let mut host = Trainer::new(parameters(), Compute::F32, cpu(), PLAN).unwrap();
+        let mut device = CudaTrainer::new(parameters(), Compute::F32, &cuda, PLAN).unwrap();
+        host.accumulate(&batch, &weight(batch.targets.len()), 0.02).unwrap();
+        let exact = host.parameters().gradients().to_vec();
+        let got = gradients(&mut device, &batch, 0.02);
+        let mut wrong = Vec::new();
+        for tensor in host.parameters().tensors() {
+            let range = tensor.range.clone();
+            let difference = relative_distance(&got[range.clone()], &exact[range]);
+            if difference.is_nan() || difference >= 1e-4 {
+                wrong.push(format!("{} {difference:e}", tensor.name));
+            }
+        }
+        assert!(wrong.is_empty(), "{name}: {wrong:#?}");
+        let mut rounded = CudaTrainer::new(parameters(), Compute::Bf16, &cuda, PLAN).unwrap();
+        let cosine = cosine(&exact, &gradients(&mut rounded, &batch, 0.02));
+        println!("{name}: cosine of bf16 gradients with the f32 ones {cosine:.5}");
+        assert!(cosine > 0.995, "{name}: {cosine}");
+    }
+}
+
+#[test]
+fn gradients_have_the_same_bits_every_time_and_add_up() {
+    let Some(cuda) = gpu() else { return };
+    let (batch, config) = (odd_batch(), odd_configs().remove(4).1);
+    for compute in [Compute::F32, Compute::Bf16] {
+        let new = |recompute| {
+            let plan = TrainingPlan { recompute, ..PLAN };
+            CudaTrainer::new(Parameters::initialized(&config, 7), compute, &cuda, plan).unwrap()
+        };
+        let mut trainer = new(Recompute::Insides);
+        let once = gradients(&mut trainer, &batch, 0.01);
+        assert!(once.iter().all(|x| x.is_finite()));
+        assert!(once == gradients(&mut trainer, &batch, 0.01), "{compute}: other bits the second time");
+        assert!(once == gradients(&mut new(Recompute::Insides), &batch, 0.01), "{compute}: another trainer");
+        if compute == Compute::F32 {
+            let layers = gradients(&mut new(Recompute::Layers), &batch, 0.01);
+            assert!(relative_distance(&layers, &once) < 1e-5, "what is kept changes gradients");
+        }
+        trainer.accumulate(&batch, &weight(batch.targets.len()), 0.01).unwrap();
+        let twice: Vec<f32> = once.iter().map(|x| 2.0 * x).collect();
+        assert!(relative_distance(&trainer.gradients().unwrap(), &twice) < 1e-5, "{compute}");
+    }
+}
+
+#[test]
+fn a_model_learns_as_on_the_cpu() {
+    let Some(cuda) = gpu() else { return };
+    let name = "tiny-m1";
+    let batch = golden_batch(name);
+    let uniform = -1.0 / batch.targets.len() as f32;
+    let mut host = Trainer::new(golden_parameters(name), Compute::F32, cpu(), PLAN).unwrap();
+    let mut device = CudaTrainer::new(golden_parameters(name), Compute::F32, &cuda, PLAN).unwrap();
+    let len = host.parameters().values().len();
+    let (mut m, mut v) = (vec![0.0; len], vec![0.0; len]);
+    let mut moments = device.moments(&m, &v).unwrap();
+    let (mut first, mut last) = (0.0, 0.0);
+    for step in 1..=20 {
+        let settings = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step };
+        host.parameters_mut().zero_gradients();
+        let on_host = mean_loss(host.accumulate(&batch, &|_, _| uniform, 0.01).unwrap().logprobs);
+        let cpu = host.shared_cpu();
+        let (values, gradients) = host.parameters_mut().values_and_gradients_mut();
+        let norm = gradients.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        adamw(&cpu, settings, 0.5, values, gradients, &mut m, &mut v);
+        host.publish().unwrap();
+        device.zero_gradients().unwrap();
+        let on_device = mean_loss(device.accumulate(&batch, &|_, _| uniform, 0.01).unwrap().logprobs);
+        let ratio = device.gradient_norm().unwrap() / norm;
+        assert!((ratio - 1.0).abs() < 3e-2, "step {step}: norms differ by a factor of {ratio}");
+        device.adamw(settings, 0.5, 0..len, &mut moments).unwrap();
+        device.publish().unwrap();
+        // AdamW makes whole steps of gradients that are hardly more than rounding.
+        assert!((on_host - on_device).abs() < 2e-2, "step {step}: {on_host} and {on_device}");
+        if step == 1 {
+            first = on_device;
+        }
+        last = on_device;
+    }
+    assert!(last < first - 0.5, "{first} to {last}");
+    let values = host.parameters().values();
+    let distance = relative_distance(device.fetch().unwrap().values(), values);
+    println!(
+        "after 20 steps losses are {first:.4} and {last:.4}, values differ by {distance:.1e} (relative L2)"
+    );
+    assert!(distance < 5e-2, "{distance}");
+}
+
+#[test]
+fn what_cannot_be_trained_is_refused() {
+    let Some(cuda) = gpu() else { return };
+    let checkpoint = Arc::new(Checkpoint::open(&data("tiny-m1").join("fp32")).unwrap());
+    let options =
+        LoraOptions { rank: 2, alpha: 2.0, targets: vec![LoraTarget::Query], layers: None, experts: None };
+    let device = TrainingDevice { cpu: cpu(), cuda: Some(cuda) };
+    let parameters = Parameters::lora(checkpoint, &options, 1).unwrap();
+    let refused = DeviceTrainer::new(parameters, Compute::F32, device.clone(), PLAN);
+    assert!(refused.err().unwrap().to_string().contains("adapters are trained on the CPU only"));
+    let mut trainer = DeviceTrainer::new(golden_parameters("tiny-m1"), Compute::F32, device, PLAN).unwrap();
+    let mut batch = TrainingBatch::default();
+    batch.push(&[1, 2, 512]);
+    let error = trainer.accumulate(&batch, &|_, _| -1.0, 0.0).err().unwrap().to_string();
+    assert!(error.contains("token 512"), "{error}");
+    let mut batch = TrainingBatch::default();
+    batch.push(&[1; 600]);
+    let error = trainer.accumulate(&batch, &|_, _| -1.0, 0.0).err().unwrap().to_string();
+    assert!(error.contains("600 tokens"), "{error}");
+}
