@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use arges_kernels::adamw::{AdamW, adamw, sum_of_squares};
 use arges_kernels::device::cpu::Cpu;
-use arges_model::training::TrainableTensor;
+use arges_model::training::cuda::CudaMoments;
+use arges_model::training::{DeviceTrainer, TrainableTensor, TrainingError};
 
 use crate::config::OptimizerConfig;
 
@@ -16,6 +17,19 @@ pub struct Optimizer {
     step: u64,
     m: Vec<f32>,
     v: Vec<f32>,
+    /// The moments of a trainer on a GPU; those above are then as they were when last fetched.
+    on_device: Option<CudaMoments>,
+}
+
+/// Why a step was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError {
+    /// The gradient is not finite.
+    #[error(transparent)]
+    NotFinite(#[from] NotFinite),
+    /// The device failed.
+    #[error(transparent)]
+    Training(#[from] TrainingError),
 }
 
 /// A gradient that is not finite: nothing was changed.
@@ -38,7 +52,7 @@ impl Optimizer {
             }
         }
         let len = tensors.iter().map(|tensor| tensor.range.end).max().unwrap_or(0);
-        Self { config, groups, step: 0, m: vec![0.0; len], v: vec![0.0; len] }
+        Self { config, groups, step: 0, m: vec![0.0; len], v: vec![0.0; len], on_device: None }
     }
 
     /// Steps taken.
@@ -46,7 +60,8 @@ impl Optimizer {
         self.step
     }
 
-    /// The first and the second moments; the latter in the form of [`adamw`].
+    /// The first and the second moments; the latter in the form of [`adamw`]. Those of a GPU are as they were when last
+    /// fetched.
     pub fn moments(&self) -> [&[f32]; 2] {
         [&self.m, &self.v]
     }
@@ -54,7 +69,72 @@ impl Optimizer {
     /// The moments, to be restored together with the number of steps taken.
     pub fn restore(&mut self, step: u64) -> [&mut [f32]; 2] {
         self.step = step;
+        self.on_device = None;
         [&mut self.m, &mut self.v]
+    }
+
+    /// Brings moments from a GPU, where they are on one.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn fetch(&mut self) -> Result<(), TrainingError> {
+        match &self.on_device {
+            Some(moments) => moments.fetch(&mut self.m, &mut self.v),
+            None => Ok(()),
+        }
+    }
+
+    /// Bytes of the moments, where they are in use.
+    pub fn bytes(&self) -> usize {
+        let host = size_of_val(&*self.m) + size_of_val(&*self.v);
+        self.on_device.as_ref().map_or(host, CudaMoments::bytes)
+    }
+
+    /// Takes a step of a trainer, on its device, with that learning rate, and gives the norm that the gradient had.
+    ///
+    /// # Errors
+    /// A gradient that is not finite, which changes nothing; a device that fails.
+    pub fn update_trainer(
+        &mut self,
+        learning_rate: f64,
+        trainer: &mut DeviceTrainer,
+    ) -> Result<f64, UpdateError> {
+        let trainer = match trainer {
+            DeviceTrainer::Cpu(trainer) => {
+                let cpu = trainer.shared_cpu();
+                let (values, gradients) = trainer.parameters_mut().values_and_gradients_mut();
+                return Ok(self.update(&cpu, learning_rate, values, gradients)?);
+            }
+            DeviceTrainer::Cuda(trainer, _) => trainer,
+        };
+        let norm = trainer.gradient_norm()?;
+        let scale = self.begin_step(norm)?;
+        if self.on_device.is_none() {
+            self.on_device = Some(trainer.moments(&self.m, &self.v)?);
+        }
+        for (range, decay) in &self.groups {
+            let settings = self.settings(learning_rate, *decay);
+            if let Some(moments) = &mut self.on_device {
+                trainer.adamw(settings, scale, range.clone(), moments)?;
+            }
+        }
+        Ok(norm)
+    }
+
+    /// Counts a step whose gradient has that norm, and says what the gradient is to be multiplied by.
+    fn begin_step(&mut self, norm: f64) -> Result<f32, NotFinite> {
+        if !norm.is_finite() {
+            return Err(NotFinite { norm });
+        }
+        let clip = self.config.clip;
+        self.step += 1;
+        Ok(if clip > 0.0 && norm > clip { clip / norm } else { 1.0 } as f32)
+    }
+
+    fn settings(&self, lr: f64, decay: bool) -> AdamW {
+        let OptimizerConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
+        let weight_decay = if decay { weight_decay } else { 0.0 };
+        AdamW { lr, beta1, beta2, eps, weight_decay, step: self.step }
     }
 
     /// Takes a step with that learning rate and gives the norm that the gradient had.
@@ -69,18 +149,12 @@ impl Optimizer {
         gradients: &[f32],
     ) -> Result<f64, NotFinite> {
         let norm = sum_of_squares(cpu, gradients).sqrt();
-        if !norm.is_finite() {
-            return Err(NotFinite { norm });
-        }
-        let OptimizerConfig { beta1, beta2, eps, weight_decay, clip, .. } = self.config;
-        let scale = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
-        self.step += 1;
+        let scale = self.begin_step(norm)?;
         for (range, decay) in &self.groups {
-            let weight_decay = if *decay { weight_decay } else { 0.0 };
-            let settings = AdamW { lr: learning_rate, beta1, beta2, eps, weight_decay, step: self.step };
+            let settings = self.settings(learning_rate, *decay);
             let range = range.clone();
             let (m, v) = (&mut self.m[range.clone()], &mut self.v[range.clone()]);
-            adamw(cpu, settings, scale as f32, &mut values[range.clone()], &gradients[range], m, v);
+            adamw(cpu, settings, scale, &mut values[range.clone()], &gradients[range], m, v);
         }
         Ok(norm)
     }

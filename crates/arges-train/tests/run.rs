@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arges_kernels::device::cpu::{Cpu, CpuOptions};
+use arges_kernels::device::cuda::{Cuda, CudaError};
 use arges_kernels::matmul::Compute;
 use arges_model::Checkpoint;
-use arges_model::training::{Parameters, Trainer, TrainingBatch, TrainingPlan};
+use arges_model::training::{Parameters, Trainer, TrainingBatch, TrainingDevice, TrainingPlan};
 use arges_train::run::{Event, Outcome, StepReport};
 use arges_train::{Learn, Run, TrainConfig, TrainError, metrics};
 
@@ -85,7 +86,11 @@ fn train(run: &mut Run, on: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Outcom
 }
 
 fn whole(config: TrainConfig, threads: usize) -> (Run, Vec<StepReport>) {
-    let mut run = Run::open(config, Learn::Answers, cpu(threads), false).unwrap();
+    whole_on(config, cpu(threads).into())
+}
+
+fn whole_on(config: TrainConfig, device: TrainingDevice) -> (Run, Vec<StepReport>) {
+    let mut run = Run::open(config, Learn::Answers, device, false).unwrap();
     let mut reports = Vec::new();
     let outcome = train(&mut run, &mut |event| {
         if let Event::Step(report) = event {
@@ -255,4 +260,70 @@ fn adapters_are_all_that_learns_and_merge_to_the_same_log_probabilities() {
     let base = Checkpoint::open(&base).unwrap();
     let mut base = Trainer::new(Parameters::full(&base).unwrap(), Compute::F32, cpu(1), plan).unwrap();
     assert_ne!(base.evaluate(&batch).unwrap().logprobs, trained, "the adapters do something");
+}
+
+/// The first GPU, or `None` with a line that says so. Where `ARGES_REQUIRE_GPU` is set there must be one.
+fn gpu() -> Option<TrainingDevice> {
+    match Cuda::open(0) {
+        Ok(cuda) => Some(TrainingDevice { cpu: cpu(2), cuda: Some(cuda) }),
+        Err(error) if std::env::var_os("ARGES_REQUIRE_GPU").is_some() => panic!("{error}"),
+        Err(error @ (CudaError::NoDriver | CudaError::NoCompiler | CudaError::NoSuchDevice { .. })) => {
+            println!("skipped: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn a_run_moves_from_the_cpu_to_a_gpu_and_back() {
+    let Some(gpu) = gpu() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let config = description(directory.path(), "whole", MODEL);
+    whole(config.clone(), 2);
+    let parts = TrainConfig { run: directory.path().join("parts"), ..config.clone() };
+    for (last, device) in [(4, cpu(1).into()), (8, gpu.clone()), (10, gpu), (12, cpu(2).into())] {
+        let mut run = Run::open(parts.clone(), Learn::Answers, device, true).unwrap();
+        train(&mut run, &mut |event| match event {
+            Event::Step(report) if report.step == last => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        });
+        assert_eq!(run.step(), last);
+    }
+    let (whole, parts) = (losses(&config), losses(&parts));
+    assert_eq!(whole.len(), parts.len());
+    for ((step, whole), (_, parts)) in whole.iter().zip(&parts) {
+        for ((name, on_cpu), (_, moved)) in whole.iter().zip(parts) {
+            let far = (on_cpu - moved).abs() > 2e-3 * on_cpu.abs().max(1.0);
+            assert!(!far, "step {step}: {name} is {on_cpu} on the CPU and {moved} on both");
+        }
+    }
+}
+
+#[test]
+fn the_loss_on_a_gpu_lies_on_that_of_the_cpu_for_200_steps() {
+    let Some(gpu) = gpu() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let of = |name: &str, compute: &str, device: TrainingDevice| -> Vec<f64> {
+        let model = format!("[model]\ncompute = \"{compute}\"\n{MODEL}");
+        let mut config = TrainConfig { steps: 200, ..description(directory.path(), name, &model) };
+        config.optimizer.learning_rate = 3e-3;
+        whole_on(config, device).1.iter().map(|report| report.loss).collect()
+    };
+    let (exact, f32, bf16) =
+        (of("cpu", "f32", cpu(2).into()), of("f32", "f32", gpu.clone()), of("bf16", "bf16", gpu));
+    let differences =
+        |other: &[f64]| -> Vec<f64> { exact.iter().zip(other).map(|(a, b)| (a - b).abs()).collect() };
+    let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
+    let (of_f32, of_bf16) = (differences(&f32), differences(&bf16));
+    let largest = of_f32.iter().copied().fold(0.0, f64::max);
+    println!(
+        "loss from {:.4} to {:.4}; f32 differs by {:.1e} on average and {largest:.1e} at most, bf16 by {:.1e}",
+        exact[0],
+        exact[199],
+        mean(&of_f32),
+        mean(&of_bf16)
+    );
+    assert!(mean(&of_f32[..50]) < 1e-3 && mean(&of_f32) < 1e-2, "{of_f32:?}");
+    assert!(mean(&of_bf16) < 5e-2, "{of_bf16:?}");
 }

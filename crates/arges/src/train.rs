@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use arges_kernels::device::cpu::{Cpu, CpuOptions, Isa};
+use arges_kernels::device::cuda::Cuda;
+use arges_model::training::TrainingDevice;
 use arges_train::run::{Event, Outcome, StepReport};
 use arges_train::{Learn, Run, TrainConfig};
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 
-use crate::args::{at_least_1, instruction_set};
+use crate::args::{DeviceChoice, at_least_1, instruction_set};
 use crate::plan::gib;
 use crate::progress::steps_bar;
 use crate::signals::Signals;
@@ -34,6 +36,9 @@ pub struct TrainArgs {
     /// Go on from the run's newest checkpoint, if there is one
     #[arg(long)]
     resume: bool,
+    /// What to train on: cpu, cuda or cuda:N (the GPU of that number), or auto, which is the CPU
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = str::parse::<DeviceChoice>)]
+    device: DeviceChoice,
     /// Threads to compute with; the result does not depend on it [default: one a core]
     #[arg(long, value_name = "N", value_parser = at_least_1)]
     threads: Option<usize>,
@@ -53,7 +58,13 @@ pub fn run(command: &TrainCommand) -> Result<()> {
     };
     let config = TrainConfig::from_file(&args.config)?;
     let cpu = Arc::new(Cpu::new(CpuOptions { threads: args.threads, isa: args.isa })?);
-    let mut run = Run::open(config, learn, cpu, args.resume)?;
+    let cuda = match args.device {
+        DeviceChoice::Cuda(ordinal) => {
+            Some(Cuda::open(ordinal).with_context(|| format!("--device cuda:{ordinal}"))?)
+        }
+        DeviceChoice::Cpu | DeviceChoice::Auto => None,
+    };
+    let mut run = Run::open(config, learn, TrainingDevice { cpu, cuda }, args.resume)?;
     introduce(&run);
     let stop = stop_on_interrupt()?;
     let mut display = Display::new(&run);
@@ -68,14 +79,16 @@ pub fn run(command: &TrainCommand) -> Result<()> {
 fn introduce(run: &Run) {
     let (trainer, config) = (run.trainer(), run.config());
     let learning = trainer.parameters().values().len();
+    let device = match trainer.cuda() {
+        Some(cuda) => cuda.facts().name.clone(),
+        None => format!("{} with {} threads", trainer.cpu().isa(), trainer.cpu().pool().threads()),
+    };
     eprintln!(
-        "{}: {:.1} M values learn, {:.2} GiB with gradients and moments; computes in {} on {} with {} threads",
+        "{}: {:.1} M values learn, {:.2} GiB with gradients and moments; computes in {} on {device}",
         config.run.display(),
         learning as f64 / 1e6,
         gib(run.bytes() as u64),
         arges_kernels::matmul::Compute::from(config.model.compute),
-        trainer.cpu().isa(),
-        trainer.cpu().pool().threads(),
     );
     if run.step() > 0 {
         eprintln!("goes on after step {}", run.step());

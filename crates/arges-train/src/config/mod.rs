@@ -135,7 +135,7 @@ pub struct BatchConfig {
     /// Batches of `max_tokens` whose gradients make up one step.
     #[serde(default = "one")]
     pub accumulation: usize,
-    /// What the backward pass computes once more instead of having kept it. The same bits come out.
+    /// What the backward pass computes once more instead of having kept it. On the CPU the same bits come out.
     #[serde(default)]
     pub recompute: RecomputeType,
 }

@@ -1,6 +1,6 @@
 //! The loss on data that is not trained on.
 
-use arges_model::training::{Trainer, TrainingPlan};
+use arges_model::training::{DeviceTrainer, TrainingPlan};
 
 use super::{SourceSums, TrainError};
 use crate::config::EvaluationConfig;
@@ -31,7 +31,7 @@ impl Evaluation {
         self.every
     }
 
-    pub fn run(&self, trainer: &mut Trainer) -> Result<SourceSums, TrainError> {
+    pub fn run(&self, trainer: &mut DeviceTrainer) -> Result<SourceSums, TrainError> {
         let mut sums = SourceSums::of(self.names.clone());
         for packed in &self.batches {
             sums.add(&packed.parts, trainer.evaluate(&packed.batch)?.logprobs);

@@ -5,19 +5,17 @@ mod start;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use arges_kernels::device::cpu::Cpu;
-use arges_model::training::{Trainer, TrainingError};
+use arges_model::training::{DeviceTrainer, TrainingDevice, TrainingError};
 use arges_text::TextError;
 
 use crate::checkpoint::{CheckpointError, Checkpoints, Form, State};
 use crate::config::{ConfigError, TrainConfig};
 use crate::data::{DataError, Learn, PackedBatch, Stream};
 use crate::metrics::{Metrics, MetricsError, MetricsWriter};
-use crate::optimizer::{NotFinite, Optimizer};
+use crate::optimizer::{NotFinite, Optimizer, UpdateError};
 use crate::schedule;
 use evaluation::Evaluation;
 
@@ -119,7 +117,7 @@ pub enum Outcome {
 pub struct Run {
     config: TrainConfig,
     learn: Learn,
-    trainer: Trainer,
+    trainer: DeviceTrainer,
     optimizer: Optimizer,
     stream: Stream,
     evaluation: Option<Evaluation>,
@@ -142,8 +140,13 @@ impl Run {
     ///
     /// # Errors
     /// Whatever cannot be used, by name.
-    pub fn open(config: TrainConfig, learn: Learn, cpu: Arc<Cpu>, resume: bool) -> Result<Self, TrainError> {
-        start::open(config, learn, cpu, resume)
+    pub fn open(
+        config: TrainConfig,
+        learn: Learn,
+        device: impl Into<TrainingDevice>,
+        resume: bool,
+    ) -> Result<Self, TrainError> {
+        start::open(config, learn, device.into(), resume)
     }
 
     /// Steps taken.
@@ -156,20 +159,19 @@ impl Run {
         &self.config
     }
 
-    /// The model and what learns of it.
-    pub fn trainer(&self) -> &Trainer {
+    /// The model and what learns of it; values on a GPU are as they were at the last checkpoint.
+    pub fn trainer(&self) -> &DeviceTrainer {
         &self.trainer
     }
 
     /// Ends the run and gives its model.
-    pub fn into_trainer(self) -> Trainer {
+    pub fn into_trainer(self) -> DeviceTrainer {
         self.trainer
     }
 
     /// Bytes of weights, activations, gradients and the optimizer's state.
     pub fn bytes(&self) -> usize {
-        let [m, v] = self.optimizer.moments();
-        self.trainer.bytes() + size_of_val(m) + size_of_val(v)
+        self.trainer.bytes() + self.optimizer.bytes()
     }
 
     /// Takes the steps that are left, telling what happens. After `stop` was set it saves its state and ends.
@@ -203,7 +205,7 @@ impl Run {
         let weight = -1.0 / targets as f32;
         let balance = self.balance / batches.len() as f32;
         let (mut sums, mut entropy, mut balance_loss) = (SourceSums::new(&self.config), 0.0, 0.0);
-        self.trainer.parameters_mut().zero_gradients();
+        self.trainer.zero_gradients()?;
         for packed in &batches {
             let output = self.trainer.accumulate(&packed.batch, &|_, _| weight, balance)?;
             sums.add(&packed.parts, output.logprobs);
@@ -213,10 +215,11 @@ impl Run {
         let step = self.step() + 1;
         let share = schedule::share(&self.config.schedule, self.config.steps, step);
         let learning_rate = self.config.optimizer.learning_rate * share;
-        let cpu = self.trainer.shared_cpu();
-        let (values, gradients) = self.trainer.parameters_mut().values_and_gradients_mut();
-        let norm = self.optimizer.update(&cpu, learning_rate, values, gradients);
-        let gradient_norm = norm.map_err(|source| TrainError::NotFinite { step, source })?;
+        let norm = self.optimizer.update_trainer(learning_rate, &mut self.trainer);
+        let gradient_norm = norm.map_err(|error| match error {
+            UpdateError::NotFinite(source) => TrainError::NotFinite { step, source },
+            UpdateError::Training(error) => error.into(),
+        })?;
         self.trainer.publish()?;
         self.tokens += tokens as u64;
         self.targets += targets as u64;
@@ -244,7 +247,7 @@ impl Run {
             ("train/targets".to_owned(), self.targets as f64),
             ("train/tokens_per_second".to_owned(), report.tokens as f64 / report.seconds),
         ];
-        if self.trainer.model().config().is_moe() {
+        if self.trainer.config().is_moe() {
             values.push(("train/balance_loss".to_owned(), report.balance_loss));
         }
         if self.config.data.len() > 1 {
@@ -281,6 +284,8 @@ impl Run {
         let checkpoint = self.config.checkpoint;
         let dtype = self.config.model.save_dtype.into();
         let form = Form { dtype, shard_bytes: checkpoint.shard_bytes, keep: checkpoint.keep };
+        self.optimizer.fetch()?;
+        self.trainer.fetch()?;
         let (parameters, cpu) = (self.trainer.parameters(), self.trainer.cpu());
         let path = self.checkpoints.save(&state, parameters, &self.optimizer, &self.tokenizer, form, cpu)?;
         // A tokenizer that came from an older checkpoint of this run may have gone with it.

@@ -4,8 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arges_kernels::device::cpu::Cpu;
-use arges_model::training::{Parameters, Trainer, TrainingPlan};
+use arges_model::training::{DeviceTrainer, Parameters, TrainingDevice, TrainingPlan};
 use arges_model::{Checkpoint, Config};
 use arges_text::{ChatTemplate, Tokenizer};
 use serde_json::Value;
@@ -18,7 +17,12 @@ use crate::data::{Encoder, Learn, Mixture, Stream};
 use crate::metrics::MetricsWriter;
 use crate::optimizer::Optimizer;
 
-pub fn open(config: TrainConfig, learn: Learn, cpu: Arc<Cpu>, resume: bool) -> Result<Run, TrainError> {
+pub fn open(
+    config: TrainConfig,
+    learn: Learn,
+    device: TrainingDevice,
+    resume: bool,
+) -> Result<Run, TrainError> {
     let checkpoints = Checkpoints::of(&config.run);
     let taken = config.run.exists().then(|| lock(&config.run)).transpose()?;
     let left = left_state(&config, learn, &checkpoints, resume)?;
@@ -45,7 +49,7 @@ pub fn open(config: TrainConfig, learn: Learn, cpu: Arc<Cpu>, resume: bool) -> R
     }
     stream.look_ahead()?;
     let balance = config.balance_loss.unwrap_or(parameters.config().router_aux_loss_coef) as f32;
-    let trainer = Trainer::new(parameters, config.model.compute.into(), cpu, plan)?;
+    let trainer = DeviceTrainer::new(parameters, config.model.compute.into(), device, plan)?;
     // The directory is made only when all else is known to be right.
     let lock = taken.map_or_else(|| lock(&config.run), Ok)?;
     let metrics = MetricsWriter::open(&config.run, optimizer.step())?;

@@ -20,8 +20,8 @@ use crate::loading::Opened;
 use crate::output;
 
 /// Bytes copied to measure the memory, and the size of the product to measure the multiplication.
-const COPY_BYTES: usize = 2 << 30;
-const PRODUCT: usize = 8192;
+pub(super) const COPY_BYTES: usize = 2 << 30;
+pub(super) const PRODUCT: usize = 8192;
 
 /// Runs the cases and prints the report.
 pub fn inference(args: &InferenceArgs, ordinal: usize) -> Result<()> {

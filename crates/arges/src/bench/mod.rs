@@ -5,6 +5,7 @@ mod cuda;
 mod op;
 mod serve;
 mod train;
+mod train_cuda;
 
 use std::time::Instant;
 
@@ -91,6 +92,7 @@ Examples:
   arges bench --device cuda --dummy 1 --model config.json --prefill 8192 --decode 1,128 --context 1024
   arges bench op lightning --device cuda
   arges bench train --model random-model --sequences 2 --tokens 2048
+  arges bench train --device cuda --dummy 1 --model config.json --sequences 8 --tokens 2048
   arges bench serve --model random-model --clients 16 --requests 200";
 
 /// Runs the cases and prints the report.

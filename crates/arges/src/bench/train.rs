@@ -12,8 +12,9 @@ use arges_model::{Accounting, Config, DType};
 use clap::Args;
 use serde_json::json;
 
-use super::{Limits, RandomTokens, device_report};
-use crate::args::{ModelArgs, at_least_1};
+use super::{Limits, RandomTokens, device_report, train_cuda};
+use crate::args::{DeviceChoice, ModelArgs, at_least_1};
+use crate::failure::usage;
 use crate::loading::Opened;
 use crate::memory::peak_resident;
 use crate::output;
@@ -21,19 +22,25 @@ use crate::output;
 #[derive(Debug, Args)]
 pub struct TrainBenchArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
     /// Packed sequences of a step
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = at_least_1)]
-    sequences: usize,
+    pub(super) sequences: usize,
     /// Tokens of each sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 2048, value_parser = at_least_1)]
-    tokens: usize,
+    pub(super) tokens: usize,
     /// Steps, of which the median is reported; one more goes first and does not count
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_1)]
-    runs: usize,
+    pub(super) runs: usize,
     /// Keep only the input of each layer, and compute whole layers once more
     #[arg(long)]
-    recompute_layers: bool,
+    pub(super) recompute_layers: bool,
+    /// On a GPU, random weights from this seed, made there: the model is then a directory or file with a configuration
+    #[arg(long, value_name = "SEED")]
+    pub(super) dummy: Option<u64>,
+    /// On a GPU, also tell how long each kernel takes, in a step of its own in which kernels do not overlap
+    #[arg(long)]
+    pub(super) profile: bool,
 }
 
 /// Trains on random tokens and prints the report. Nothing is written.
@@ -44,23 +51,24 @@ pub fn run(args: &TrainBenchArgs) -> Result<()> {
     if args.tokens < 2 {
         bail!("a sequence of 1 token has nothing to predict: give --tokens of at least 2");
     }
+    if let DeviceChoice::Cuda(ordinal) = args.model.device {
+        return train_cuda::run(args, ordinal);
+    }
+    if args.dummy.is_some() || args.profile {
+        return Err(usage("--dummy and --profile are for --device cuda"));
+    }
     let opened = Opened::open(&args.model)?;
     let compute = args.model.dtype.asked().unwrap_or(Compute::F32);
     let limits = Limits::measure(&args.model, compute)?;
     let cpu = Arc::new(Cpu::new(CpuOptions { threads: args.model.threads, isa: args.model.isa })?);
-    let recompute = if args.recompute_layers { Recompute::Layers } else { Recompute::Insides };
-    let plan =
-        TrainingPlan { max_tokens: args.sequences * args.tokens, max_sequences: args.sequences, recompute };
+    let plan = args.plan();
     let parameters = Parameters::full(&opened.checkpoint)?;
     let mut trainer = Trainer::new(parameters, compute, cpu, plan)?;
     let mut optimizer = Optimizer::new(trainer.parameters().values().len());
     let mut random = RandomTokens::new(trainer.model().config().vocab_size);
     let (mut seconds, mut losses) = (Vec::new(), Vec::new());
     for _ in 0..=args.runs {
-        let mut batch = TrainingBatch::default();
-        for _ in 0..args.sequences {
-            batch.push(&random.take(args.tokens));
-        }
+        let batch = args.batch(&mut random);
         let start = Instant::now();
         losses.push(optimizer.step(&mut trainer, &batch)?);
         seconds.push(start.elapsed().as_secs_f64());
@@ -91,8 +99,23 @@ pub fn run(args: &TrainBenchArgs) -> Result<()> {
     }))?)
 }
 
+impl TrainBenchArgs {
+    pub(super) fn plan(&self) -> TrainingPlan {
+        let recompute = if self.recompute_layers { Recompute::Layers } else { Recompute::Insides };
+        TrainingPlan { max_tokens: self.sequences * self.tokens, max_sequences: self.sequences, recompute }
+    }
+
+    pub(super) fn batch(&self, random: &mut RandomTokens) -> TrainingBatch {
+        let mut batch = TrainingBatch::default();
+        for _ in 0..self.sequences {
+            batch.push(&random.take(self.tokens));
+        }
+        batch
+    }
+}
+
 /// Operations of a step: three times those of the forward pass, that is without what is computed again.
-fn step_flops(config: &Config, args: &TrainBenchArgs) -> f64 {
+pub(super) fn step_flops(config: &Config, args: &TrainBenchArgs) -> f64 {
     let flops = Accounting::of(config, args.tokens as u64, 1, DType::F32, DType::F32).flops;
     let targets = (args.sequences * (args.tokens - 1)) as f64;
     let tokens = (args.sequences * args.tokens) as f64;
