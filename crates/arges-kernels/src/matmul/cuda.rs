@@ -1,8 +1,8 @@
 //! Products on a GPU: of f32 or bf16 rows with weights in the memory of the device.
 //!
-//! On Hopper bf16 products run on its tensor cores (`hopper.cu`), everything else on the ordinary ones
-//! (`portable.cu`). In both, an element is one accumulator over ascending `K`, so that a row's bits do not depend on
-//! the rows around it.
+//! bf16 products run on tensor cores: on Hopper through its wide instructions (`hopper.cu`), on other cards warp by warp
+//! (`mma.cu`). Everything else runs on the ordinary cores (`portable.cu`). In all of them an element is one accumulator
+//! over ascending `K`, so that a row's bits do not depend on the rows around it.
 
 mod backward;
 
@@ -20,7 +20,9 @@ pub use backward::{Columns, GRADIENTS, GradientPlace, ProductGradients, Values};
 /// Kernels for Hopper's tensor cores.
 pub const HOPPER: Source =
     Source { name: "matmul/hopper.cu", text: concat!(include_str!("wgmma.cuh"), include_str!("hopper.cu")) };
-/// Kernels for all others, and for f32.
+/// Kernels for the tensor cores of other cards.
+pub const MMA: Source = Source { name: "matmul/mma.cu", text: include_str!("mma.cu") };
+/// Kernels for f32, and for shapes that no tensor core takes.
 pub const PORTABLE: Source = Source { name: "matmul/portable.cu", text: include_str!("portable.cu") };
 
 /// Gates and up projections of a gated matrix stand in turn in groups of so many outputs.
@@ -93,6 +95,50 @@ const TILINGS: [Tiling; 7] = [
 const LARGE: usize = TILINGS.len() - 1;
 /// Average rows of an expert from which on it is taken.
 const LARGE_ROWS: usize = 256;
+
+/// A tile of `mma.cu`.
+#[derive(Debug, Clone, Copy)]
+struct WarpTiling {
+    rows: usize,
+    outputs: usize,
+    /// Warps along either side.
+    warps: [usize; 2],
+    stages: usize,
+}
+
+impl WarpTiling {
+    const fn new(rows: usize, outputs: usize, warps: [usize; 2], stages: usize) -> Self {
+        Self { rows, outputs, warps, stages }
+    }
+
+    /// Bytes of shared memory: stages of 64 values along `K`. All stay below the 99 KiB of the smallest cards.
+    const fn shared(self) -> usize {
+        self.stages * (self.rows + self.outputs) * 128
+    }
+
+    fn defines(self) -> [(&'static str, i64); 5] {
+        [
+            ("ROWS", self.rows as i64),
+            ("OUTPUTS", self.outputs as i64),
+            ("ROW_WARPS", self.warps[0] as i64),
+            ("OUTPUT_WARPS", self.warps[1] as i64),
+            ("STAGES", self.stages as i64),
+        ]
+    }
+}
+
+/// Tiles for ever more rows. With few, many small blocks keep weights on their way.
+const WARP_TILINGS: [WarpTiling; 3] = [
+    WarpTiling::new(16, 64, [1, 4], 6),
+    WarpTiling::new(64, 128, [2, 4], 3),
+    WarpTiling::new(128, 128, [2, 4], 3),
+];
+
+/// What `mma.cu` is compiled for.
+#[cfg(test)]
+pub(super) fn warp_tiling_defines() -> impl Iterator<Item = [(&'static str, i64); 5]> {
+    WARP_TILINGS.iter().map(|tiling| tiling.defines())
+}
 
 /// What `hopper.cu` is compiled for.
 #[cfg(test)]
@@ -304,6 +350,8 @@ pub struct Products {
     cuda: Arc<Cuda>,
     /// For each of [`TILINGS`], for one matrix and for experts, which profiles tell apart; none before and after Hopper.
     hopper: Vec<[Kernel; 2]>,
+    /// For each of [`WARP_TILINGS`]; none on Hopper.
+    mma: Vec<Kernel>,
     /// For f32 rows and bf16 rows, f32 weights and bf16 weights.
     portable: [[Option<Kernel>; 2]; 2],
 }
@@ -321,13 +369,28 @@ impl Products {
     /// # Errors
     /// When that fails.
     pub fn new(cuda: &Arc<Cuda>) -> Result<Self, CudaError> {
-        let mut hopper = Vec::new();
-        if cuda.facts().architecture.has_wgmma() {
+        Self::compiled(cuda, cuda.facts().architecture.has_wgmma())
+    }
+
+    /// As on a card without Hopper's tensor cores.
+    #[cfg(test)]
+    pub(super) fn narrow(cuda: &Arc<Cuda>) -> Result<Self, CudaError> {
+        Self::compiled(cuda, false)
+    }
+
+    fn compiled(cuda: &Arc<Cuda>, wide: bool) -> Result<Self, CudaError> {
+        let (mut hopper, mut mma) = (Vec::new(), Vec::new());
+        if wide {
             for tiling in &TILINGS {
                 let kernel = cuda.module(HOPPER, &tiling.defines())?.kernel("product")?;
                 let (outputs, rows) = (tiling.outputs(), tiling.rows);
                 let named = |what| kernel.called(&format!("of {what}, tiles of {outputs} by {rows}"));
                 hopper.push([named("one matrix"), named("experts")]);
+            }
+        } else {
+            for tiling in &WARP_TILINGS {
+                let kernel = cuda.module(MMA, &tiling.defines())?.kernel("product")?;
+                mma.push(kernel.called(&format!("tiles of {} by {}", tiling.outputs, tiling.rows)));
             }
         }
         let compile = |rows: i64, weights: i64| {
@@ -335,7 +398,7 @@ impl Products {
             cuda.module(PORTABLE, &defines)?.kernel("product").map(Some)
         };
         let portable = [[compile(0, 0)?, compile(0, 1)?], [None, compile(1, 1)?]];
-        Ok(Self { cuda: Arc::clone(cuda), hopper, portable })
+        Ok(Self { cuda: Arc::clone(cuda), hopper, mma, portable })
     }
 
     /// Multiplies rows with their matrices.
@@ -384,13 +447,20 @@ impl Products {
         assert!(element.is_none_or(|element| element == x.data.element()), "element of the output");
         let call = Call { matrix, x, offsets, rows: most, epilogue, address, stride, silu, row_limit: most };
         match (&x.maps, &matrix.maps) {
-            (Some(maps), Some(_)) => {
+            (Some(maps), Some(_)) if !self.hopper.is_empty() => {
                 let choice = match offsets {
                     Some(_) if most / matrix.experts >= LARGE_ROWS => LARGE,
                     Some(_) => fitting(expected_rows(most, matrix.experts)),
                     None => self.tiling_of_one(most, matrix.outputs),
                 };
                 self.run_hopper(&call, choice, &maps[choice])
+            }
+            _ if x.data.element() == Element::Bf16
+                && matrix.element() == Element::Bf16
+                && matrix.k.is_multiple_of(8)
+                && !self.mma.is_empty() =>
+            {
+                self.run_mma(&call)
             }
             _ => self.run_portable(&call),
         }
@@ -417,7 +487,7 @@ impl Products {
         if rows == 0 {
             return Ok(());
         }
-        let (Some(maps), Some(_)) = (&x.maps, &matrix.maps) else {
+        let (Some(maps), Some(_), false) = (&x.maps, &matrix.maps, self.hopper.is_empty()) else {
             return Err(CudaError::Unsupported("products in parts need Hopper's tensor cores".to_owned()));
         };
         let choice = self.tiling_of_one(parts, matrix.outputs).max(1);
@@ -475,29 +545,25 @@ impl Products {
         unsafe { self.cuda.launch(kernel, shape, &arguments) }
     }
 
+    fn run_mma(&self, call: &Call<'_>) -> Result<(), CudaError> {
+        let rows = expected_rows(call.rows, call.matrix.experts);
+        let last = WARP_TILINGS.len() - 1;
+        let choice = WARP_TILINGS.iter().position(|tiling| tiling.rows >= rows).unwrap_or(last);
+        let WarpTiling { rows, outputs, warps, .. } = WARP_TILINGS[choice];
+        let threads = 32 * warps[0] * warps[1];
+        let shape = call.grid(rows, outputs, threads).shared(WARP_TILINGS[choice].shared());
+        // SAFETY: the arguments of such kernels, whose rows and weights are bf16 in rows of multiples of 16 bytes.
+        unsafe { self.cuda.launch(&self.mma[choice], shape.overlap(), &call.arguments()) }
+    }
+
     fn run_portable(&self, call: &Call<'_>) -> Result<(), CudaError> {
-        let Call { matrix, x, offsets, .. } = call;
+        let Call { matrix, x, .. } = call;
         let kernel =
             self.portable[index(x.data.element())][index(matrix.element())].as_ref().ok_or_else(|| {
                 CudaError::Unsupported("there is no product of bf16 rows with f32 weights".to_owned())
             })?;
-        let grid =
-            LaunchShape::grid(matrix.outputs.div_ceil(64), call.rows.div_ceil(64), matrix.experts, 256);
-        let arguments = [
-            Argument::Pointer(matrix.data.address(0)),
-            Argument::Pointer(x.data.address(0)),
-            Argument::Pointer(call.address),
-            Argument::Pointer(offsets.map_or(0, |offsets| offsets.address(0))),
-            Argument::I32(call.rows as i32),
-            Argument::I32(matrix.outputs as i32),
-            Argument::I32(matrix.k as i32),
-            Argument::I32(call.stride as i32),
-            Argument::I32(call.epilogue as i32),
-            Argument::I32(call.silu as i32),
-        ];
-        // SAFETY: the kernel's arguments, in order, for the elements that it was compiled for. It reads `rows` rows and
-        // the matrices, and writes `rows * stride` elements, for which the callers have checked that there is room.
-        unsafe { self.cuda.launch(kernel, grid.overlap(), &arguments) }
+        // SAFETY: the arguments of such kernels, for the elements that this one was compiled for.
+        unsafe { self.cuda.launch(kernel, call.grid(64, 64, 256).overlap(), &call.arguments()) }
     }
 }
 
@@ -512,6 +578,31 @@ struct Call<'a> {
     stride: usize,
     silu: usize,
     row_limit: usize,
+}
+
+impl Call<'_> {
+    /// A block for every tile that there may be.
+    fn grid(&self, rows: usize, outputs: usize, threads: usize) -> LaunchShape {
+        let (across, down) = (self.matrix.outputs.div_ceil(outputs), self.rows.div_ceil(rows));
+        LaunchShape::grid(across, down, self.matrix.experts, threads)
+    }
+
+    /// What kernels without maps take. They read `rows` rows and the matrices, and write `rows * stride` elements, for
+    /// which the callers have checked that there is room.
+    fn arguments(&self) -> [Argument<'_>; 10] {
+        [
+            Argument::Pointer(self.matrix.data.address(0)),
+            Argument::Pointer(self.x.data.address(0)),
+            Argument::Pointer(self.address),
+            Argument::Pointer(self.offsets.map_or(0, |offsets| offsets.address(0))),
+            Argument::I32(self.rows as i32),
+            Argument::I32(self.matrix.outputs as i32),
+            Argument::I32(self.matrix.k as i32),
+            Argument::I32(self.stride as i32),
+            Argument::I32(self.epilogue as i32),
+            Argument::I32(self.silu as i32),
+        ]
+    }
 }
 
 /// The smallest tiling that holds so many rows in one tile, or the one of most rows.

@@ -18,6 +18,12 @@ impl Case {
         Some(Self { cuda, products, random: Random::new(7) })
     }
 
+    /// With the products of this card, and with those of cards without Hopper's tensor cores.
+    fn both() -> impl Iterator<Item = Self> {
+        let narrow = Self::new().map(|case| Self { products: Products::narrow(&case.cuda).unwrap(), ..case });
+        Self::new().into_iter().chain(narrow)
+    }
+
     /// Values as the device keeps them in `element`.
     fn values(&mut self, len: usize, element: Element) -> Vec<f32> {
         let values = self.random.normal(len);
@@ -75,114 +81,120 @@ const SHAPES: [(usize, usize, usize); 11] = [
 
 #[test]
 fn products_agree_with_the_reference_over_odd_shapes() {
-    let Some(mut case) = Case::new() else { return };
-    for (rows, outputs, k) in SHAPES {
-        for (x_element, w_element) in
-            [(Element::F32, Element::F32), (Element::F32, Element::Bf16), (Element::Bf16, Element::Bf16)]
-        {
-            let (x, w) = (case.values(rows * k, x_element), case.values(outputs * k, w_element));
-            let matrix = case.matrix(1, outputs, k, &w, w_element);
-            let operand = case.rows(rows, k, &x, x_element);
-            let mut out = Buffer::from_slice(&case.cuda, &vec![f32::NAN; rows * outputs]).unwrap();
-            case.products.run(&matrix, &operand, Rows::All(rows), Output::F32(&mut out)).unwrap();
-            let expected = reference::matmul(&widen(&x), &widen(&w), k);
-            let what = format!("{rows} {outputs} {k} {x_element:?} {w_element:?}");
-            assert_close(&out.to_vec().unwrap(), &expected, 1e-6 * (k as f64).sqrt(), &what);
+    for mut case in Case::both() {
+        for (rows, outputs, k) in SHAPES {
+            for (x_element, w_element) in
+                [(Element::F32, Element::F32), (Element::F32, Element::Bf16), (Element::Bf16, Element::Bf16)]
+            {
+                let (x, w) = (case.values(rows * k, x_element), case.values(outputs * k, w_element));
+                let matrix = case.matrix(1, outputs, k, &w, w_element);
+                let operand = case.rows(rows, k, &x, x_element);
+                let mut out = Buffer::from_slice(&case.cuda, &vec![f32::NAN; rows * outputs]).unwrap();
+                case.products.run(&matrix, &operand, Rows::All(rows), Output::F32(&mut out)).unwrap();
+                let expected = reference::matmul(&widen(&x), &widen(&w), k);
+                let what = format!("{rows} {outputs} {k} {x_element:?} {w_element:?}");
+                assert_close(&out.to_vec().unwrap(), &expected, 1e-6 * (k as f64).sqrt(), &what);
+            }
         }
     }
 }
 
 #[test]
 fn epilogues_agree_with_the_reference() {
-    let Some(mut case) = Case::new() else { return };
-    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-    for element in [Element::F32, Element::Bf16] {
-        for (rows, outputs, k) in [(1, 48, 64), (13, 160, 72), (70, 96, 128), (300, 272, 64)] {
-            let (x, w) = (case.values(rows * k, element), case.values(outputs * k, element));
-            let w: Vec<f32> = w.iter().map(|w| w * 0.25).collect();
-            let matrix = case.matrix(1, outputs, k, &w, element);
-            let operand = case.rows(rows, k, &x, element);
-            let plain = reference::matmul(&widen(&x), &widen(&w), k);
-            let tolerance = if element == Element::F32 { 1e-5 } else { 4e-3 };
-            let zeroed = |len| Activations::zeroed(&case.cuda, element, len).unwrap();
+    for mut case in Case::both() {
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        for element in [Element::F32, Element::Bf16] {
+            for (rows, outputs, k) in [(1, 48, 64), (13, 160, 72), (70, 96, 128), (300, 272, 64)] {
+                let (x, w) = (case.values(rows * k, element), case.values(outputs * k, element));
+                let w: Vec<f32> = w.iter().map(|w| w * 0.25).collect();
+                let matrix = case.matrix(1, outputs, k, &w, element);
+                let operand = case.rows(rows, k, &x, element);
+                let plain = reference::matmul(&widen(&x), &widen(&w), k);
+                let tolerance = if element == Element::F32 { 1e-5 } else { 4e-3 };
+                let zeroed = |len| Activations::zeroed(&case.cuda, element, len).unwrap();
 
-            let mut out = zeroed(rows * outputs);
-            case.products.run(&matrix, &operand, Rows::All(rows), Output::Rounded(&mut out)).unwrap();
-            assert_close(&out.to_f32().unwrap(), &plain, tolerance, "rounded");
+                let mut out = zeroed(rows * outputs);
+                case.products.run(&matrix, &operand, Rows::All(rows), Output::Rounded(&mut out)).unwrap();
+                assert_close(&out.to_f32().unwrap(), &plain, tolerance, "rounded");
 
-            let silu = outputs / 2;
-            let activated: Vec<f64> = (0..rows * outputs)
-                .map(|i| if i % outputs < silu { plain[i] * sigmoid(plain[i]) } else { sigmoid(plain[i]) })
-                .collect();
-            let mut out = zeroed(rows * outputs);
-            let output = Output::Activated { out: &mut out, silu };
-            case.products.run(&matrix, &operand, Rows::All(rows), output).unwrap();
-            assert_close(&out.to_f32().unwrap(), &activated, tolerance, "activated");
+                let silu = outputs / 2;
+                let activated: Vec<f64> = (0..rows * outputs)
+                    .map(
+                        |i| if i % outputs < silu { plain[i] * sigmoid(plain[i]) } else { sigmoid(plain[i]) },
+                    )
+                    .collect();
+                let mut out = zeroed(rows * outputs);
+                let output = Output::Activated { out: &mut out, silu };
+                case.products.run(&matrix, &operand, Rows::All(rows), output).unwrap();
+                assert_close(&out.to_f32().unwrap(), &activated, tolerance, "activated");
 
-            let gated: Vec<f64> = (0..rows * outputs / 2)
-                .map(|i| {
-                    let (row, inner) = (i / (outputs / 2), i % (outputs / 2));
-                    let gate = row * outputs + inner / GATE_GROUP * 2 * GATE_GROUP + inner % GATE_GROUP;
-                    plain[gate] * sigmoid(plain[gate]) * plain[gate + GATE_GROUP]
-                })
-                .collect();
-            let mut out = zeroed(rows * outputs / 2);
-            case.products.run(&matrix, &operand, Rows::All(rows), Output::Gated(&mut out)).unwrap();
-            assert_close(&out.to_f32().unwrap(), &gated, tolerance, "gated");
+                let gated: Vec<f64> = (0..rows * outputs / 2)
+                    .map(|i| {
+                        let (row, inner) = (i / (outputs / 2), i % (outputs / 2));
+                        let gate = row * outputs + inner / GATE_GROUP * 2 * GATE_GROUP + inner % GATE_GROUP;
+                        plain[gate] * sigmoid(plain[gate]) * plain[gate + GATE_GROUP]
+                    })
+                    .collect();
+                let mut out = zeroed(rows * outputs / 2);
+                case.products.run(&matrix, &operand, Rows::All(rows), Output::Gated(&mut out)).unwrap();
+                assert_close(&out.to_f32().unwrap(), &gated, tolerance, "gated");
+            }
         }
     }
 }
 
 #[test]
 fn every_expert_multiplies_its_own_rows_and_no_others() {
-    let Some(mut case) = Case::new() else { return };
-    for element in [Element::F32, Element::Bf16] {
-        for counts in [
-            vec![0, 1, 0, 2, 0],
-            vec![9, 0, 130, 33, 1],
-            vec![0, 0, 0, 0, 0, 400, 700, 3],
-            vec![0, 300, 1, 731],
-        ] {
-            let (experts, outputs, k) = (counts.len(), 200, 72);
-            let rows: usize = counts.iter().sum();
-            let (x, w) = (case.values(rows * k, element), case.values(experts * outputs * k, element));
-            let matrix = case.matrix(experts, outputs, k, &w, element);
-            let operand = case.rows(rows, k, &x, element);
-            let mut offsets = vec![0i32];
-            counts.iter().for_each(|count| offsets.push(offsets[offsets.len() - 1] + *count as i32));
-            let device_offsets = Buffer::from_slice(&case.cuda, &offsets).unwrap();
-            let mut out = Buffer::from_slice(&case.cuda, &vec![f32::NAN; rows * outputs]).unwrap();
-            let grouped = Rows::Grouped { offsets: &device_offsets, most: rows };
-            case.products.run(&matrix, &operand, grouped, Output::F32(&mut out)).unwrap();
-            let expected: Vec<f64> = (0..experts)
-                .flat_map(|e| {
-                    let (begin, end) = (offsets[e] as usize, offsets[e + 1] as usize);
-                    let w = &w[e * outputs * k..(e + 1) * outputs * k];
-                    reference::matmul(&widen(&x[begin * k..end * k]), &widen(w), k)
-                })
-                .collect();
-            assert_close(&out.to_vec().unwrap(), &expected, 1e-5, &format!("{counts:?} {element:?}"));
+    for mut case in Case::both() {
+        for element in [Element::F32, Element::Bf16] {
+            for counts in [
+                vec![0, 1, 0, 2, 0],
+                vec![9, 0, 130, 33, 1],
+                vec![0, 0, 0, 0, 0, 400, 700, 3],
+                vec![0, 300, 1, 731],
+            ] {
+                let (experts, outputs, k) = (counts.len(), 200, 72);
+                let rows: usize = counts.iter().sum();
+                let (x, w) = (case.values(rows * k, element), case.values(experts * outputs * k, element));
+                let matrix = case.matrix(experts, outputs, k, &w, element);
+                let operand = case.rows(rows, k, &x, element);
+                let mut offsets = vec![0i32];
+                counts.iter().for_each(|count| offsets.push(offsets[offsets.len() - 1] + *count as i32));
+                let device_offsets = Buffer::from_slice(&case.cuda, &offsets).unwrap();
+                let mut out = Buffer::from_slice(&case.cuda, &vec![f32::NAN; rows * outputs]).unwrap();
+                let grouped = Rows::Grouped { offsets: &device_offsets, most: rows };
+                case.products.run(&matrix, &operand, grouped, Output::F32(&mut out)).unwrap();
+                let expected: Vec<f64> = (0..experts)
+                    .flat_map(|e| {
+                        let (begin, end) = (offsets[e] as usize, offsets[e + 1] as usize);
+                        let w = &w[e * outputs * k..(e + 1) * outputs * k];
+                        reference::matmul(&widen(&x[begin * k..end * k]), &widen(w), k)
+                    })
+                    .collect();
+                assert_close(&out.to_vec().unwrap(), &expected, 1e-5, &format!("{counts:?} {element:?}"));
+            }
         }
     }
 }
 
 #[test]
 fn a_row_of_a_product_has_the_same_bits_alone_and_among_others() {
-    let Some(mut case) = Case::new() else { return };
-    let (outputs, k, rows) = (320, 1544, 400);
-    for (x_element, w_element) in [(Element::F32, Element::Bf16), (Element::Bf16, Element::Bf16)] {
-        let (x, w) = (case.values(rows * k, x_element), case.values(outputs * k, w_element));
-        let matrix = case.matrix(1, outputs, k, &w, w_element);
-        let product = |first: usize, count: usize| {
-            let operand = case.rows(count, k, &x[first * k..(first + count) * k], x_element);
-            let mut out = Buffer::zeroed(&case.cuda, count * outputs).unwrap();
-            case.products.run(&matrix, &operand, Rows::All(count), Output::F32(&mut out)).unwrap();
-            out.to_vec().unwrap()
-        };
-        let together = product(0, rows);
-        for (first, count) in [(0, 1), (5, 8), (7, 15), (399, 1), (100, 30), (13, 60), (200, 128)] {
-            let expected = &together[first * outputs..(first + count) * outputs];
-            assert!(product(first, count) == expected, "rows {first} to {} {x_element:?}", first + count);
+    for mut case in Case::both() {
+        let (outputs, k, rows) = (320, 1544, 400);
+        for (x_element, w_element) in [(Element::F32, Element::Bf16), (Element::Bf16, Element::Bf16)] {
+            let (x, w) = (case.values(rows * k, x_element), case.values(outputs * k, w_element));
+            let matrix = case.matrix(1, outputs, k, &w, w_element);
+            let product = |first: usize, count: usize| {
+                let operand = case.rows(count, k, &x[first * k..(first + count) * k], x_element);
+                let mut out = Buffer::zeroed(&case.cuda, count * outputs).unwrap();
+                case.products.run(&matrix, &operand, Rows::All(count), Output::F32(&mut out)).unwrap();
+                out.to_vec().unwrap()
+            };
+            let together = product(0, rows);
+            for (first, count) in [(0, 1), (5, 8), (7, 15), (399, 1), (100, 30), (13, 60), (200, 128)] {
+                let expected = &together[first * outputs..(first + count) * outputs];
+                assert!(product(first, count) == expected, "rows {first} to {} {x_element:?}", first + count);
+            }
         }
     }
 }
@@ -223,6 +235,9 @@ fn rows_in_parts_give_the_product_of_f32_rows() {
 fn kernels_compile_for_every_architecture() {
     assert_compiles(PORTABLE, &[("ROWS_BF16", 0), ("WEIGHTS_BF16", 1)], &CARDS);
     assert_compiles(PORTABLE, &[("ROWS_BF16", 1), ("WEIGHTS_BF16", 1)], &CARDS);
+    for defines in warp_tiling_defines() {
+        assert_compiles(MMA, &defines, &CARDS);
+    }
     for defines in tiling_defines() {
         assert_compiles(HOPPER, &defines, &CARDS);
     }
