@@ -9,20 +9,21 @@ enum Gradient { QUERY, KEY, VALUE };
 
 template <bool REVERSED>
 __device__ __forceinline__ void gradients(
-    u32 shared, const Operands& operands, Span span, float* table, float chunk_decay, bf16* out, i64 stride
+    u32 shared, const Operands& operands, Span span, const float* table, float chunk_decay, const Target& target
 ) {
     if (threadIdx.x < 128) {
-        fetch_and_score<REVERSED>(shared, operands, span, nullptr, nullptr, table);
+        fetch_and_score<REVERSED, true>(shared, operands, span, nullptr, nullptr, table, target);
     } else {
-        attend<REVERSED, false>(shared, span, 0, nullptr, table, chunk_decay, out, stride);
+        attend<REVERSED, false>(shared, span, 0, nullptr, table, chunk_decay, nullptr, 0);
     }
 }
 
-// Rows of `projected` and `dprojected` are `stride` apart and begin with [heads, 3, HEAD_DIM]. Grid: blocks of 64
+// Rows of `projected`, `before_silu` and `dprojected` are `stride` apart and begin with [heads, 3, HEAD_DIM]. Where
+// `before_silu` is not null, the gradients are those by it. Grid: blocks of 64
 // channels, heads times the three gradients, spans. The gradients of a head run together, as they read the same rows.
 extern "C" __global__ void __launch_bounds__(256, 1) TOGETHER lightning_backward(
-    const bf16* projected, i64 stride, const bf16* dout, const int4* spans, int rows, const float* powers,
-    bf16* dprojected
+    const bf16* projected, const bf16* before_silu, i64 stride, const bf16* dout, const int4* spans, int rows,
+    const float* powers, bf16* dprojected
 #if WGMMA
     ,
     const __grid_constant__ TensorMap projected_map, const __grid_constant__ TensorMap dout_map
@@ -56,14 +57,15 @@ extern "C" __global__ void __launch_bounds__(256, 1) TOGETHER lightning_backward
         const int at = head * HEAD_DIM + channel;
         return Rows{dout_address, at, dout + at, i64(heads) * HEAD_DIM};
     };
-    bf16* out = dprojected + first + gradient * HEAD_DIM + block * 64;
+    const int own = first + gradient * HEAD_DIM + block * 64;
+    const Target target = {dprojected + own, before_silu == nullptr ? nullptr : before_silu + own, stride};
     if (gradient == QUERY) {
         const Operands operands = {output_gradients(0), input(VALUE, 0), input(KEY, block * 64)};
-        gradients<false>(shared, operands, span, table, chunk_decay, out, stride);
+        gradients<false>(shared, operands, span, table, chunk_decay, target);
     } else {
         const bool key = gradient == KEY;
         const Operands operands = {key ? input(VALUE, 0) : input(KEY, 0), key ? output_gradients(0) : input(QUERY, 0),
                                    key ? input(QUERY, block * 64) : output_gradients(block * 64)};
-        gradients<true>(shared, operands, span, table, chunk_decay, out, stride);
+        gradients<true>(shared, operands, span, table, chunk_decay, target);
     }
 }

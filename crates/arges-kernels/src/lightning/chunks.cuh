@@ -6,11 +6,12 @@
 // Its second warpgroup computes everything transposed: the state S^T [value channel, key channel] is an accumulator
 // whose registers are, as they lie, also the left operand of O^T = S^T Q^T. So the state stays in f32 in registers
 // from the first chunk to the last. It enters that product as the sum of two bf16 values, of 16 bits together, and so
-// do the decayed values of the update; the scores and the output are rounded to bf16 once.
+// do the decayed values of the update; the scores and the output are rounded to bf16 once. For gradients, which are as
+// good as their own rounding, both enter rounded to one bf16 value.
 //
 // Its first warpgroup fetches chunks ahead of their use and computes their scores one ahead of the second. A chunk that
 // lies whole in the span comes through the copy engine; one that begins in the tail or ends before its grid point, and
-// without WGMMA every one, comes row by row.
+// without WGMMA every one, comes row by row. Of gradients it also stores what the second computed.
 
 constexpr int KEY_PANELS = HEAD_DIM / 64;
 constexpr int KEYS = KEY_PANELS * PANEL;
@@ -151,11 +152,74 @@ __device__ __forceinline__ void fetch_rows(u32 shared, const Rows& rows, Part pa
     }
 }
 
+// Where the gradients of a block's channels go, in rows of a batch, and those channels before SiLU, unless null.
+struct Target {
+    bf16* out;
+    const bf16* before_silu;
+    i64 stride;
+};
+
+__device__ __forceinline__ float silu_derivative(float x) {
+    const float gate = 1.0f / (1.0f + __expf(-x));
+    return gate + x * gate * (1.0f - gate);
+}
+
+// Moves the gradients of a chunk from shared memory to where they go; a thread has 16 bytes of each 16th row.
+struct Store {
+    const Target& target;
+    int4 before[4], x[4];
+
+    // The parts may come long before they are used.
+    __device__ __forceinline__ void load_before(Part part) {
+        if (target.before_silu == nullptr) return;
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            const int place = threadIdx.x / 8 + 16 * r;
+            const bf16* from = target.before_silu + (i64(part.row) + place) * target.stride + threadIdx.x % 8 * 8;
+            if (place < part.end) before[r] = *reinterpret_cast<const int4*>(from);
+        }
+    }
+
+    __device__ __forceinline__ void load(u32 outputs) {
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            const u32 address = panel_piece(outputs, threadIdx.x / 8 + 16 * r, threadIdx.x % 8);
+            asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+                         : "=r"(x[r].x), "=r"(x[r].y), "=r"(x[r].z), "=r"(x[r].w)
+                         : "r"(address));
+        }
+    }
+
+    static __device__ __forceinline__ int through_silu(int gradients, int before) {
+        return pack_bf16(low_float(gradients) * silu_derivative(low_float(before)),
+                         high_float(gradients) * silu_derivative(high_float(before)));
+    }
+
+    __device__ __forceinline__ void store(Part part) {
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            const int place = threadIdx.x / 8 + 16 * r;
+            if (place >= part.end) continue;
+            int4 y = x[r];
+            if (target.before_silu != nullptr) {
+                y.x = through_silu(y.x, before[r].x);
+                y.y = through_silu(y.y, before[r].y);
+                y.z = through_silu(y.z, before[r].z);
+                y.w = through_silu(y.w, before[r].w);
+            }
+            bf16* to = target.out + (i64(part.row) + place) * target.stride + threadIdx.x % 8 * 8;
+            *reinterpret_cast<int4*>(to) = y;
+        }
+    }
+};
+
 // Fetches chunks and computes their scores P = (Q K^T) weighted by the decay between the two tokens. `tail_keys` and
-// `tail_values` have the rows of the first chunk that the span does not; null where it begins with a chunk.
-template <bool REVERSED>
+// `tail_values` have the rows of the first chunk that the span does not; null where it begins with a chunk. With
+// `STORES` it also stores the outputs, two chunks later.
+template <bool REVERSED, bool STORES>
 __device__ __forceinline__ void fetch_and_score(
-    u32 shared, const Operands& x, Span span, const bf16* tail_keys, const bf16* tail_values, const float* table
+    u32 shared, const Operands& x, Span span, const bf16* tail_keys, const bf16* tail_values, const float* table,
+    const Target& target
 ) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const Walk<REVERSED> walk = walk_over<REVERSED>(span);
@@ -187,7 +251,10 @@ __device__ __forceinline__ void fetch_and_score(
         weights[x] = Walk<REVERSED>::weight(table, i, j);
     }
 
+    Store store = {target};
     for (int n = 0; n < count; n++) {
+        const bool stores = STORES && n >= LEAD;
+        if (stores) store.load_before(part_of(span, walk.chunk(n - LEAD)));
         // The second warpgroup is done with the stage to be fetched into, and with these scores' place.
         if (n >= LEAD) meet(DONE + n % 2, 256);
         fetch_chunk(n + AHEAD);
@@ -215,10 +282,10 @@ __device__ __forceinline__ void fetch_and_score(
         commit_products();
         await_products<0>();
 
-        const u32 target = shared + SCORES + (n % 2) * PANEL + (warp * 16 + lane / 4) * 128 + lane % 4 * 4;
+        const u32 own = shared + SCORES + (n % 2) * PANEL + (warp * 16 + lane / 4) * 128 + lane % 4 * 4;
 #pragma unroll
         for (int t = 0; t < 8; t++) {
-            const u32 address = target + ((t ^ (lane / 4)) * 16);
+            const u32 address = own + ((t ^ (lane / 4)) * 16);
             const float* s = scores + 4 * t;
             const float* w = weights + 4 * t;
             asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(pack_bf16(s[0] * w[0], s[1] * w[1])) : "memory");
@@ -226,7 +293,17 @@ __device__ __forceinline__ void fetch_and_score(
                          : "memory");
         }
         publish();
+        // Before the second warpgroup writes to the same place again.
+        if (stores) store.load(shared + OUTPUTS + n % 2 * PANEL);
         arrive(SCORED + n % 2, 256);
+        if (stores) store.store(part_of(span, walk.chunk(n - LEAD)));
+    }
+    for (int n = max(count - LEAD, 0); STORES && n < count; n++) {
+        const Part part = part_of(span, walk.chunk(n));
+        store.load_before(part);
+        meet(DONE + n % 2, 256);
+        store.load(shared + OUTPUTS + n % 2 * PANEL);
+        store.store(part);
     }
 }
 
@@ -238,7 +315,8 @@ template <typename Body> __device__ __forceinline__ void for_state(float* state,
     for (int x = 0; x < HEAD_DIM / 2; x++) body(x, state[(x / 4 * 8 + x % 2) * HEAD_DIM + x % 4 / 2 * 8]);
 }
 
-// Carries the state over the chunks and computes the outputs. Where `CARRIED`, the state goes on from, and to, `saved`.
+// Carries the state over the chunks and computes the outputs. Where `CARRIED`, the state goes on from, and to, `saved`, and
+// the outputs to `out`; where not, they are gradients, which the first warpgroup stores.
 template <bool REVERSED, bool CARRIED>
 __device__ __forceinline__ void attend(
     u32 shared, Span span, int block, float* saved, const float* powers, float chunk_decay, bf16* out, i64 out_stride
@@ -266,9 +344,13 @@ __device__ __forceinline__ void attend(
         u32 high[HEAD_DIM / 16][4], low[HEAD_DIM / 16][4];
 #pragma unroll
         for (int x = 0; x < HEAD_DIM / 4; x++) {
-            split(state[2 * x], state[2 * x + 1], high[x / 4][x % 4], low[x / 4][x % 4]);
+            if (CARRIED) {
+                split(state[2 * x], state[2 * x + 1], high[x / 4][x % 4], low[x / 4][x % 4]);
+                compute_here(low[x / 4][x % 4]);
+            } else {
+                high[x / 4][x % 4] = pack_bf16(state[2 * x], state[2 * x + 1]);
+            }
             compute_here(high[x / 4][x % 4]);
-            compute_here(low[x / 4][x % 4]);
         }
 #pragma unroll
         for (int x = 0; x < HEAD_DIM / 2; x++) {
@@ -283,8 +365,10 @@ __device__ __forceinline__ void attend(
         begin_products();
 #pragma unroll
         for (int k = 0; k < HEAD_DIM / 16; k++) multiply(sums, high[k], channels(queries, k), k);
+        if (CARRIED) {
 #pragma unroll
-        for (int k = 0; k < HEAD_DIM / 16; k++) multiply(sums, low[k], channels(queries, k), 1);
+            for (int k = 0; k < HEAD_DIM / 16; k++) multiply(sums, low[k], channels(queries, k), 1);
+        }
         commit_products();
 
         // Values [token, channel] as left operands [channel, token], plain and decayed to the chunk's end.
@@ -296,10 +380,14 @@ __device__ __forceinline__ void attend(
 #pragma unroll
             for (int x = 0; x < 4; x++) {
                 const float* decay = powers + CHUNK - 1 - (k * 16 + x / 2 * 8 + lane % 4 * 2);
-                split(low_float(plain[k][x]) * decay[0], high_float(plain[k][x]) * decay[-1], decayed_high[k][x],
-                      decayed_low[k][x]);
+                const float a = low_float(plain[k][x]) * decay[0], b = high_float(plain[k][x]) * decay[-1];
+                if (CARRIED) {
+                    split(a, b, decayed_high[k][x], decayed_low[k][x]);
+                    compute_here(decayed_low[k][x]);
+                } else {
+                    decayed_high[k][x] = pack_bf16(a, b);
+                }
                 compute_here(decayed_high[k][x]);
-                compute_here(decayed_low[k][x]);
             }
         }
         begin_products();
@@ -315,11 +403,14 @@ __device__ __forceinline__ void attend(
 #pragma unroll
         for (int k = 0; k < 4; k++) multiply(sums, plain[k], channels(scores, k), 1);
         commit_products();
+        if (CARRIED) {
 #pragma unroll
-        for (int k = 0; k < 4; k++) multiply_rows(state, decayed_low[k], tokens(keys, k));
-        commit_products();
-
-        await_products<1>();
+            for (int k = 0; k < 4; k++) multiply_rows(state, decayed_low[k], tokens(keys, k));
+            commit_products();
+            await_products<1>();
+        } else {
+            await_products<0>();
+        }
         // Through shared memory, so that rows are written whole.
         const Part part = part_of(span, walk.chunk(n));
         const u32 outputs = shared + OUTPUTS + (n % 2) * PANEL;
@@ -330,22 +421,24 @@ __device__ __forceinline__ void attend(
             store_tiles_transposed(outputs + token * 128 + ((piece ^ (lane % 8)) * 16), pack_bf16(s[0], s[1]),
                                    pack_bf16(s[2], s[3]), pack_bf16(s[4], s[5]), pack_bf16(s[6], s[7]));
         }
-        meet(WITHIN_SECOND, 128);
+        if (CARRIED) {
+            meet(WITHIN_SECOND, 128);
 #pragma unroll
-        for (int r = 0; r < 4; r++) {
-            const int token = thread / 8 + 16 * r, piece = thread % 8;
-            int4 x;
-            asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
-                         : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                         : "r"(outputs + token * 128 + ((piece ^ (token % 8)) * 16)));
-            // Without a branch, across which the compiler would not leave products in flight.
-            asm volatile("{.reg .pred p; setp.ne.b32 p, %5, 0; @p st.global.v4.b32 [%0], {%1,%2,%3,%4};}"
-                         ::"l"(out + (i64(part.row) + token) * out_stride + piece * 8), "r"(x.x), "r"(x.y), "r"(x.z),
-                         "r"(x.w), "r"(int(token >= part.begin && token < part.end))
-                         : "memory");
+            for (int r = 0; r < 4; r++) {
+                const int token = thread / 8 + 16 * r, piece = thread % 8;
+                int4 x;
+                asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+                             : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                             : "r"(outputs + token * 128 + ((piece ^ (token % 8)) * 16)));
+                // Without a branch, across which the compiler would not leave products in flight.
+                asm volatile("{.reg .pred p; setp.ne.b32 p, %5, 0; @p st.global.v4.b32 [%0], {%1,%2,%3,%4};}"
+                             ::"l"(out + (i64(part.row) + token) * out_stride + piece * 8), "r"(x.x), "r"(x.y), "r"(x.z),
+                             "r"(x.w), "r"(int(token >= part.begin && token < part.end))
+                             : "memory");
+            }
+            await_products<0>();
         }
-        await_products<0>();
-        if (n + LEAD < count) arrive(DONE + n % 2, 256);
+        if (!CARRIED || n + LEAD < count) arrive(DONE + n % 2, 256);
     }
     if (CARRIED && end % CHUNK == 0) for_state(saved, block, [&](int x, float& value) { value = state[x]; });
 }

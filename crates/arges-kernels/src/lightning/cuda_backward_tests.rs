@@ -138,7 +138,7 @@ impl Case {
                     assert_size(
                         &got,
                         expected,
-                        if bf16 { 5e-3 } else { 5e-6 } * if few { 10.0 } else { 1.0 },
+                        if bf16 { 6e-3 } else { 5e-6 } * if few { 10.0 } else { 1.0 },
                         &what,
                     );
                     let before = widen(&self.head(&self.before, span, head, part));

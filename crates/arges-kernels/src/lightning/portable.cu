@@ -32,6 +32,11 @@ struct Shared {
 
 __device__ __forceinline__ float4 vector_at(const float* x) { return *reinterpret_cast<const float4*>(x); }
 
+__device__ __forceinline__ float silu_derivative(float x) {
+    const float gate = sigmoid(x);
+    return gate + x * gate * (1.0f - gate);
+}
+
 // The channels of a head in rows of a batch.
 template <typename T> struct Rows {
     T* at;
@@ -39,11 +44,13 @@ template <typename T> struct Rows {
 };
 
 // With REVERSED time runs backwards, over whole sequences: key j weighs for queries i <= j. Where `saved` is not null, the
-// state goes on from and to it, and the tail has the rows of the first chunk that the span does not.
+// state goes on from and to it, and the tail has the rows of the first chunk that the span does not. Where `before_silu`,
+// laid out as the output, is not null, outputs are gradients, which go through SiLU.
 template <bool REVERSED>
 __device__ __forceinline__ void attend(
     Shared& s, Span span, Rows<const element> queries, Rows<const element> keys, Rows<const element> values,
-    const element* tail_keys, const element* tail_values, float* saved, Rows<element> out
+    const element* tail_keys, const element* tail_values, float* saved, Rows<element> out,
+    const element* before_silu = nullptr
 ) {
     const int thread = threadIdx.x, column = thread % COLUMNS, group = thread / COLUMNS;
     const int channel = blockIdx.x * COLUMNS + column;
@@ -139,7 +146,10 @@ __device__ __forceinline__ void attend(
 #pragma unroll
                 for (int x = 0; x < OUTPUT_ROWS; x++) {
                     const int i = first + r + x;
-                    if (i < end && inside) out.at[(row + i) * out.stride + channel] = from_float<element>(sums[x]);
+                    if (i >= end || !inside) continue;
+                    const i64 at = (row + i) * out.stride + channel;
+                    if (before_silu != nullptr) sums[x] *= silu_derivative(to_float(before_silu[at]));
+                    out.at[at] = from_float<element>(sums[x]);
                 }
             }
         }
@@ -199,8 +209,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) lightning_portable(
 
 // The gradients, as backward.cu says. Grid: blocks of channels, heads times the three gradients, spans.
 extern "C" __global__ void __launch_bounds__(THREADS) lightning_portable_backward(
-    const element* projected, i64 stride, const element* dout, const int4* spans, int rows, const float* powers,
-    element* dprojected
+    const element* projected, const element* before_silu, i64 stride, const element* dout, const int4* spans, int rows,
+    const float* powers, element* dprojected
 ) {
     extern __shared__ __align__(16) unsigned char dynamic_shared[];
     Shared& s = *reinterpret_cast<Shared*>(dynamic_shared);
@@ -212,13 +222,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) lightning_portable_backwar
     if (span.rows == 0) return;
     const auto input = [&](int part) { return Rows<const element>{projected + (head * 3 + part) * HEAD_DIM, stride}; };
     const Rows<const element> gradients = {dout + head * HEAD_DIM, i64(heads) * HEAD_DIM};
-    const Rows<element> out = {dprojected + (head * 3 + gradient) * HEAD_DIM, stride};
+    const int own = (head * 3 + gradient) * HEAD_DIM;
+    const Rows<element> out = {dprojected + own, stride};
+    if (before_silu != nullptr) before_silu += own;
     if (gradient == 0) {
-        attend<false>(s, span, gradients, input(2), input(1), nullptr, nullptr, nullptr, out);
+        attend<false>(s, span, gradients, input(2), input(1), nullptr, nullptr, nullptr, out, before_silu);
     } else if (gradient == 1) {
-        attend<true>(s, span, input(2), gradients, input(0), nullptr, nullptr, nullptr, out);
+        attend<true>(s, span, input(2), gradients, input(0), nullptr, nullptr, nullptr, out, before_silu);
     } else {
-        attend<true>(s, span, input(1), input(0), gradients, nullptr, nullptr, nullptr, out);
+        attend<true>(s, span, input(1), input(0), gradients, nullptr, nullptr, nullptr, out, before_silu);
     }
 }
 
@@ -227,49 +239,25 @@ struct __align__(16) Vector {
     element at[16 / sizeof(element)];
 };
 
-// `to` gets `body(x, to)` in the first `width` values of each row. Grid: rows.
-template <typename Body>
-__device__ __forceinline__ void for_each(
-    const element* x, i64 stride, int width, element* to, i64 to_stride, Body body
+// SiLU of the first `width` values of each row. Grid: rows.
+extern "C" __global__ void __launch_bounds__(THREADS) lightning_activate(
+    const element* x, i64 stride, int width, element* activated
 ) {
+    constexpr int TOGETHER = sizeof(Vector) / sizeof(element);
     wait_for_previous();
     let_next_start();
     x += blockIdx.x * stride;
-    to += blockIdx.x * to_stride;
-    constexpr int TOGETHER = sizeof(Vector) / sizeof(element);
-    if (width % TOGETHER == 0 && stride % TOGETHER == 0 && to_stride % TOGETHER == 0) {
+    activated += blockIdx.x * stride;
+    if (width % TOGETHER == 0 && stride % TOGETHER == 0) {
         for (int c = threadIdx.x * TOGETHER; c < width; c += THREADS * TOGETHER) {
-            const Vector from = *reinterpret_cast<const Vector*>(x + c);
-            Vector& target = *reinterpret_cast<Vector*>(to + c);
-            Vector y = target;
+            Vector y = *reinterpret_cast<const Vector*>(x + c);
 #pragma unroll
-            for (int i = 0; i < TOGETHER; i++) {
-                y.at[i] = from_float<element>(body(to_float(from.at[i]), to_float(y.at[i])));
-            }
-            target = y;
+            for (int i = 0; i < TOGETHER; i++) y.at[i] = from_float<element>(silu(to_float(y.at[i])));
+            *reinterpret_cast<Vector*>(activated + c) = y;
         }
     } else {
-        for (int c = threadIdx.x; c < width; c += THREADS) {
-            to[c] = from_float<element>(body(to_float(x[c]), to_float(to[c])));
-        }
+        for (int c = threadIdx.x; c < width; c += THREADS) activated[c] = from_float<element>(silu(to_float(x[c])));
     }
-}
-
-// SiLU of queries, keys and values.
-extern "C" __global__ void __launch_bounds__(THREADS) lightning_activate(
-    const element* x, i64 stride, int width, element* activated, i64 activated_stride
-) {
-    for_each(x, stride, width, activated, activated_stride, [](float x, float) { return silu(x); });
-}
-
-// Multiplies gradients by the derivative of SiLU at `x`.
-extern "C" __global__ void __launch_bounds__(THREADS) lightning_activate_backward(
-    const element* x, i64 stride, int width, element* gradients, i64 gradient_stride
-) {
-    for_each(x, stride, width, gradients, gradient_stride, [](float x, float gradient) {
-        const float gate = sigmoid(x);
-        return gradient * (gate + x * gate * (1.0f - gate));
-    });
 }
 
 // Keeps the keys and values of the chunk that a span leaves unfinished. Grid: heads, spans.

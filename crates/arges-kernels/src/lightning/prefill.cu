@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) TOGETHER lightning_prefill(
         };
         const Operands operands = {rows(0), rows(HEAD_DIM), rows(2 * HEAD_DIM + block * 64)};
         const bf16* tail = tails + cache * 2 * CHUNK * HEAD_DIM;
-        fetch_and_score<false>(shared, operands, span, tail, tail + CHUNK * HEAD_DIM + block * 64, table);
+        fetch_and_score<false, false>(shared, operands, span, tail, tail + CHUNK * HEAD_DIM + block * 64, table, Target{});
     } else {
         attend<false, true>(shared, span, block, states + cache * HEAD_DIM * HEAD_DIM, table, table[CHUNK],
                             out + head * HEAD_DIM + block * 64, i64(heads) * HEAD_DIM);

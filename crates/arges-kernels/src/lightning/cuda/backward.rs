@@ -40,7 +40,6 @@ pub struct LightningBackwardCuda {
     element: Element,
     gradients: Launch,
     activate: Kernel,
-    activate_backward: Kernel,
 }
 
 impl LightningBackwardCuda {
@@ -78,7 +77,6 @@ impl LightningBackwardCuda {
             element,
             gradients,
             activate: portable.kernel("lightning_activate")?,
-            activate_backward: portable.kernel("lightning_activate_backward")?,
         })
     }
 
@@ -97,13 +95,24 @@ impl LightningBackwardCuda {
         rows: usize,
         projected: &mut Activations,
     ) -> Result<(), CudaError> {
-        self.by_rows(&self.activate, before_silu, stride, rows, projected)
+        let width = self.shape.heads * 3 * self.shape.head_dim;
+        assert_eq!([before_silu.element(), projected.element()], [self.element; 2]);
+        assert!(stride >= width, "rows of {stride} values");
+        assert!(rows * stride <= before_silu.len().min(projected.len()), "{rows} rows of {stride} values");
+        let arguments = [
+            Argument::Pointer(before_silu.address(0)),
+            Argument::I64(stride as i64),
+            Argument::I32(width as i32),
+            Argument::Pointer(projected.address(0)),
+        ];
+        // SAFETY: the kernel's four arguments; of each of `rows` rows, which both buffers hold, it reads and writes
+        // `width` values.
+        unsafe { self.cuda.launch(&self.activate, LaunchShape::new(rows, 256).overlap(), &arguments) }
     }
 
     /// Writes the gradients of queries, keys and values, `[heads, 3, head_dim]`, at the front of the spans' rows of
-    /// `dprojected`, which are `stride` values apart too. Nothing else is written, but for rows of no span when
-    /// `before_silu` is given: their values are scaled. A span's gradients have the same bits whatever it is packed
-    /// with.
+    /// `dprojected`, which are `stride` values apart too. Nothing else is written. A span's gradients have the same bits
+    /// whatever it is packed with.
     ///
     /// # Errors
     /// When the driver refuses a launch.
@@ -119,6 +128,8 @@ impl LightningBackwardCuda {
         let &BackwardInputs { projected, stride, dout, .. } = inputs;
         assert_eq!(inputs.decays.heads, heads);
         assert_eq!([projected.element(), dout.element(), dprojected.element()], [self.element; 3]);
+        let before_silu = inputs.before_silu.unwrap_or(projected);
+        assert_eq!(before_silu.element(), self.element);
         assert!(stride >= heads * 3 * head_dim, "rows of {stride} values");
         assert!(
             (stride * element_bytes(self.element)).is_multiple_of(16) || head_dim % 8 != 0,
@@ -126,13 +137,15 @@ impl LightningBackwardCuda {
         );
         assert!(inputs.first_span + inputs.span_count <= inputs.spans.len(), "spans beyond the end");
         let width = heads * head_dim;
-        let rows = (projected.len().min(dprojected.len()) / stride).min(dout.len() / width);
+        let len = projected.len().min(before_silu.len()).min(dprojected.len());
+        let rows = (len / stride).min(dout.len() / width);
         let launch = &self.gradients;
         let shape = LaunchShape::grid(head_dim.div_ceil(launch.columns), heads * 3, inputs.span_count, 256)
             .shared(launch.shared)
             .overlap();
         let arguments = [
             Argument::Pointer(projected.address(0)),
+            Argument::Pointer(inputs.before_silu.map_or(0, |x| x.address(0))),
             Argument::I64(stride as i64),
             Argument::Pointer(dout.address(0)),
             Argument::Pointer(inputs.spans.address(inputs.first_span)),
@@ -144,44 +157,16 @@ impl LightningBackwardCuda {
             (Activations::Bf16(projected), Activations::Bf16(dout), true) => {
                 let inputs = TensorMap::bf16(projected, rows, stride, CHUNK)?;
                 let gradients = TensorMap::bf16(dout, rows, width, CHUNK)?;
-                let [a, b, c, d, e, f, g] = arguments;
+                let [a, b, c, d, e, f, g, h] = arguments;
                 let maps = [Argument::Map(&inputs), Argument::Map(&gradients)];
                 // SAFETY: as below; the maps describe `projected` and `dout`, outside of which nothing is copied.
-                unsafe { self.cuda.launch(&launch.kernel, shape, &[a, b, c, d, e, f, g, maps[0], maps[1]]) }
+                unsafe {
+                    self.cuda.launch(&launch.kernel, shape, &[a, b, c, d, e, f, g, h, maps[0], maps[1]])
+                }
             }
-            // SAFETY: the kernel's seven arguments. What it reads and writes are rows that the spans name, within
-            // `rows`, which all three buffers hold; of each row `heads * 3 * head_dim` or `heads * head_dim` values.
+            // SAFETY: the kernel's eight arguments. What it reads and writes are rows that the spans name, within
+            // `rows`, which all four buffers hold; of each row `heads * 3 * head_dim` or `heads * head_dim` values.
             _ => unsafe { self.cuda.launch(&launch.kernel, shape, &arguments) },
-        }?;
-        match inputs.before_silu {
-            None => Ok(()),
-            Some(before_silu) => self.by_rows(&self.activate_backward, before_silu, stride, rows, dprojected),
         }
-    }
-
-    /// One of the kernels over rows of `x` and of `to`.
-    fn by_rows(
-        &self,
-        kernel: &Kernel,
-        x: &Activations,
-        stride: usize,
-        rows: usize,
-        to: &mut Activations,
-    ) -> Result<(), CudaError> {
-        let width = self.shape.heads * 3 * self.shape.head_dim;
-        assert_eq!([x.element(), to.element()], [self.element; 2]);
-        assert!(stride >= width, "rows of {stride} values");
-        assert!(rows * stride <= x.len().min(to.len()), "{rows} rows of {stride} values");
-        let stride = Argument::I64(stride as i64);
-        let arguments = [
-            Argument::Pointer(x.address(0)),
-            stride,
-            Argument::I32(width as i32),
-            Argument::Pointer(to.address(0)),
-            stride,
-        ];
-        // SAFETY: the kernel's five arguments; of each of `rows` rows, which both buffers hold, it reads and writes
-        // `width` values.
-        unsafe { self.cuda.launch(kernel, LaunchShape::new(rows, 256).overlap(), &arguments) }
     }
 }
