@@ -160,8 +160,9 @@ struct Target {
 };
 
 __device__ __forceinline__ float silu_derivative(float x) {
-    const float gate = 1.0f / (1.0f + __expf(-x));
-    return gate + x * gate * (1.0f - gate);
+    float gate = 1.0f + __expf(-x);
+    asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(gate));
+    return fmaf(x * gate, 1.0f - gate, gate);
 }
 
 // Moves the gradients of a chunk from shared memory to where they go; a thread has 16 bytes of each 16th row.
@@ -174,9 +175,11 @@ struct Store {
         if (target.before_silu == nullptr) return;
 #pragma unroll
         for (int r = 0; r < 4; r++) {
-            const int place = threadIdx.x / 8 + 16 * r;
+            const int place = min(int(threadIdx.x) / 8 + 16 * r, part.end - 1);
             const bf16* from = target.before_silu + (i64(part.row) + place) * target.stride + threadIdx.x % 8 * 8;
-            if (place < part.end) before[r] = *reinterpret_cast<const int4*>(from);
+            asm volatile("ld.global.nc.v4.b32 {%0,%1,%2,%3}, [%4];"
+                         : "=r"(before[r].x), "=r"(before[r].y), "=r"(before[r].z), "=r"(before[r].w)
+                         : "l"(from));
         }
     }
 
@@ -199,7 +202,6 @@ struct Store {
 #pragma unroll
         for (int r = 0; r < 4; r++) {
             const int place = threadIdx.x / 8 + 16 * r;
-            if (place >= part.end) continue;
             int4 y = x[r];
             if (target.before_silu != nullptr) {
                 y.x = through_silu(y.x, before[r].x);
@@ -208,7 +210,7 @@ struct Store {
                 y.w = through_silu(y.w, before[r].w);
             }
             bf16* to = target.out + (i64(part.row) + place) * target.stride + threadIdx.x % 8 * 8;
-            *reinterpret_cast<int4*>(to) = y;
+            if (place < part.end) *reinterpret_cast<int4*>(to) = y;
         }
     }
 };
