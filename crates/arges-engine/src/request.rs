@@ -71,7 +71,8 @@ pub struct Thinking {
     /// The end of the prompt's text, at least as far back as a tag is long: where it opens a block of thinking, the
     /// generation begins in one.
     pub prompt_end: String,
-    /// Tokens after which thinking is closed with a few words; what follows is the answer.
+    /// Tokens after which thinking is closed with a few words; what follows is the answer. It is closed earlier where
+    /// less than a quarter of `max_tokens` (1,024 at most) would be left for the answer.
     pub budget: Option<usize>,
 }
 

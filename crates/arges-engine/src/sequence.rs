@@ -18,6 +18,9 @@ use crate::request::{
 };
 use crate::text::{Piece, TextStream};
 
+/// Most tokens that are kept for the answer when thinking has a budget.
+const ANSWER_ROOM: usize = 1024;
+
 /// What a sequence takes from the model it runs on.
 pub(crate) struct ModelFacts {
     pub tokenizer: Option<Tokenizer>,
@@ -72,7 +75,8 @@ pub(crate) struct Sequence {
     stops: Stops,
     repetition: Option<Repetition>,
     text: Option<TextStream>,
-    thinking_budget: Option<usize>,
+    /// Tokens after which thinking is closed.
+    thinking_limit: Option<usize>,
     /// Tokens generated up to the end of the thinking, or so far within it.
     reasoning_tokens: usize,
     /// Tokens to write before any is chosen.
@@ -121,6 +125,12 @@ impl Sequence {
         let prompt_len = request.prompt.len();
         let strings = request.stop.strings;
         let thinking = request.thinking.as_ref().map(|thinking| ThinkingParser::after(&thinking.prompt_end));
+        let budget = request.thinking.and_then(|thinking| thinking.budget);
+        let thinking_limit = budget.zip(model.tokenizer.as_ref()).map(|(budget, tokenizer)| {
+            // Tokens that close thinking; a budget is no use if they do not leave room for an answer.
+            let closing = tokenizer.encode(&thinking_end()).map_or(0, |ids| ids.len());
+            budget.min(last_chance_to_answer(max_tokens, closing).unwrap_or(budget))
+        });
         let text = model.tokenizer.clone().map(|tokenizer| TextStream::new(tokenizer, thinking, strings));
         let constraint = grammar.zip(text.as_ref()).map(|(grammar, text)| Constraint::new(grammar, text));
         Ok(Self {
@@ -132,7 +142,7 @@ impl Sequence {
             stops: Stops { ids, of_model },
             repetition: request.stop.repetition.map(|stop| Repetition { stop, run: 0 }),
             text,
-            thinking_budget: request.thinking.and_then(|thinking| thinking.budget),
+            thinking_limit,
             reasoning_tokens: 0,
             forced: VecDeque::new(),
             constraint: constraint.map(Mutex::new),
@@ -368,10 +378,9 @@ impl Sequence {
         if text.is_thinking() || (text.is_answering() && !was_answering && self.reasoning_tokens > 0) {
             self.reasoning_tokens = generated;
         }
-        let over_budget = self.thinking_budget.is_some_and(|budget| generated >= budget);
-        if over_budget && text.is_thinking() && self.forced.is_empty() {
-            let end = format!("\n\n{END_OF_THINKING}");
-            self.forced.extend(text.tokenizer().encode(&end).unwrap_or_default());
+        let is_over = self.thinking_limit.is_some_and(|limit| generated >= limit);
+        if is_over && text.is_thinking() && self.forced.is_empty() {
+            self.forced.extend(text.tokenizer().encode(&thinking_end()).unwrap_or_default());
         }
         if let Some(constraint) = &self.constraint {
             let mut constraint = lock(constraint);
@@ -430,6 +439,18 @@ impl Repetition {
         self.run = if certain { self.run + 1 } else { 0 };
         self.run >= self.stop.tokens
     }
+}
+
+/// What is written where thinking has to end.
+fn thinking_end() -> String {
+    format!("\n\n{END_OF_THINKING}")
+}
+
+/// Tokens of thinking after which it has to be closed, in `closing` tokens, for an answer to fit into `max_tokens`. The
+/// answer keeps a quarter of them, [`ANSWER_ROOM`] at most. `None` where the closing alone does not fit.
+fn last_chance_to_answer(max_tokens: usize, closing: usize) -> Option<usize> {
+    let left = max_tokens.checked_sub(closing).filter(|&left| left > 0)?;
+    Some(left.saturating_sub((max_tokens / 4).clamp(1, ANSWER_ROOM)))
 }
 
 fn lock(constraint: &Mutex<Constraint>) -> MutexGuard<'_, Constraint> {

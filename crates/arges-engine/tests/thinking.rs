@@ -58,6 +58,28 @@ fn at_its_budget_thinking_is_closed_and_the_answer_follows_within_the_limit() {
 }
 
 #[test]
+fn a_budget_that_leaves_no_room_for_the_answer_is_cut_so_that_it_does() {
+    let wrap_up = TOKENIZER.encode(WRAP_UP).unwrap().len();
+    let run = |budget, max_tokens| {
+        let stop = StopConditions { ignore_eos: true, ..StopConditions::default() };
+        let thinking = thinking("<think>\n", Some(budget));
+        alone(GenerateRequest { thinking, stop, ..greedy(prompt(20, 1), max_tokens) })
+    };
+    let answered = |answer: &Answer| answer.tokens.len() - answer.finished.usage.reasoning_tokens - 1;
+    for (budget, max_tokens, room) in [(1000, 120, 30), (100, 100, 25), (20, 120, 120 - 20 - wrap_up)] {
+        let answer = run(budget, max_tokens);
+        assert!(reasoning(&answer).ends_with("now the answer."), "{}", reasoning(&answer));
+        assert_eq!((answer.tokens.len(), answered(&answer)), (max_tokens, room), "{budget} of {max_tokens}");
+    }
+    // The least with which there is an answer: thinking is closed after its first token.
+    let short = run(50, wrap_up + 3);
+    assert_eq!(answered(&short), 2);
+    // Not even the closing fits: the budget is kept as it is, and all is thinking.
+    let none = run(10, wrap_up);
+    assert_eq!((none.text(), none.finished.usage.reasoning_tokens), (String::new(), wrap_up));
+}
+
+#[test]
 fn thinking_that_does_not_end_is_all_reasoning() {
     let request = GenerateRequest { thinking: thinking("<think>\n", None), ..greedy(prompt(20, 1), 30) };
     let answer = alone(request);
