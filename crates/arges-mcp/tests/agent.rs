@@ -268,6 +268,30 @@ async fn a_client_of_a_server_with_tools_gets_one_answer() {
 }
 
 #[tokio::test]
+async fn a_client_that_asks_for_the_calls_gets_them_and_their_results() {
+    let script = Script::new([calling(&[calculation("6 * 7"), calculation("1 / 0")]), saying("42!")]);
+    let mut request = question(true);
+    request["show_tool_calls"] = json!(true);
+    let (_, body) = served(&script, None, request).await;
+    let deltas: Vec<Value> = body
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: ").filter(|data| *data != "[DONE]"))
+        .map(|data| serde_json::from_str::<Value>(data).unwrap()["choices"][0]["delta"].take())
+        .collect();
+    let calls: Vec<&str> = deltas.iter().filter_map(|delta| delta["tool_calls"][0]["id"].as_str()).collect();
+    assert_eq!(calls.len(), 2, "{body}");
+    let results: Vec<&Value> = deltas.iter().filter(|delta| delta["role"] == "tool").collect();
+    for call in calls {
+        assert!(results.iter().any(|result| result["tool_call_id"] == call), "{body}");
+    }
+    assert_eq!(results.iter().filter(|result| result["content"] == "42").count(), 1, "{body}");
+    assert_eq!(results.iter().filter(|result| result["is_error"] == true).count(), 1, "{body}");
+    // Results come between the turns, each of which begins as the model's own.
+    let roles: Vec<&str> = deltas.iter().filter_map(|delta| delta["role"].as_str()).collect();
+    assert_eq!(roles, ["assistant", "tool", "tool", "assistant"]);
+}
+
+#[tokio::test]
 async fn a_client_that_brings_tools_runs_its_calls_itself() {
     for (field, value) in
         [("tools", json!([{ "type": "function" }])), ("tool_choice", json!("none")), ("n", json!(2))]

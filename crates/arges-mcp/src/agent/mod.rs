@@ -209,6 +209,7 @@ enum Report {
 struct Usage {
     prompt: u64,
     completion: u64,
+    reasoning: u64,
     is_known: bool,
 }
 
@@ -218,6 +219,7 @@ impl Usage {
         self.is_known = true;
         self.prompt += usage["prompt_tokens"].as_u64().unwrap_or(0);
         self.completion += usage["completion_tokens"].as_u64().unwrap_or(0);
+        self.reasoning += usage["completion_tokens_details"]["reasoning_tokens"].as_u64().unwrap_or(0);
     }
 
     fn total(&self) -> Option<Value> {
@@ -227,6 +229,7 @@ impl Usage {
                 "prompt_tokens": prompt,
                 "completion_tokens": completion,
                 "total_tokens": prompt + completion,
+                "completion_tokens_details": { "reasoning_tokens": self.reasoning },
             })
         })
     }

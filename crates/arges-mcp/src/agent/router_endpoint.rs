@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::http::{HeaderMap, Request, header};
+use axum::http::{HeaderMap, HeaderName, Request, header};
 use axum::response::Response;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -18,19 +18,24 @@ const ANSWER: usize = 256 << 20;
 #[derive(Debug, Clone)]
 pub struct RouterEndpoint {
     router: Router,
-    authorization: Option<axum::http::HeaderValue>,
+    /// What shows that the client may ask.
+    credentials: HeaderMap,
 }
+
+/// Headers that carry a key.
+const CREDENTIALS: [HeaderName; 2] = [header::AUTHORIZATION, HeaderName::from_static("x-api-key")];
 
 impl RouterEndpoint {
     /// The server of these routes.
     pub fn new(router: Router) -> RouterEndpoint {
-        RouterEndpoint { router, authorization: None }
+        RouterEndpoint { router, credentials: HeaderMap::new() }
     }
 
     /// The same for a client that showed these headers.
     pub(super) fn on_behalf(&self, headers: &HeaderMap) -> RouterEndpoint {
-        let authorization = headers.get(header::AUTHORIZATION).cloned();
-        RouterEndpoint { router: self.router.clone(), authorization }
+        let shown =
+            CREDENTIALS.into_iter().filter_map(|name| Some((name.clone(), headers.get(name)?.clone())));
+        RouterEndpoint { router: self.router.clone(), credentials: shown.collect() }
     }
 
     /// The server's own answer to a request.
@@ -44,8 +49,8 @@ impl RouterEndpoint {
     async fn send(&self, request: &Value) -> Result<Response, EndpointError> {
         let mut builder =
             Request::post(format!("/v1{PATH}")).header(header::CONTENT_TYPE, "application/json");
-        if let Some(authorization) = &self.authorization {
-            builder = builder.header(header::AUTHORIZATION, authorization);
+        for (name, value) in &self.credentials {
+            builder = builder.header(name, value);
         }
         let request = builder
             .body(Body::from(request.to_string()))

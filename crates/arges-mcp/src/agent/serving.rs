@@ -1,5 +1,6 @@
 //! The loop in front of a server: clients ask as ever, and the model has tools.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +39,10 @@ struct Serving {
 /// The routes of a server, with the toolbox offered to its model in `/v1/chat/completions`. All tools of the toolbox run
 /// without anyone being asked. Requests that bring `tools` of their own, or ask for several answers, go through as
 /// they are: such a client runs its calls itself.
+///
+/// A stream whose request has `show_tool_calls` tells of the calls: the deltas of every turn as the model's own, and
+/// after each call its result as a delta of role `tool`, in the form of a message. So a client can keep the whole
+/// conversation. Others get the text of all turns as one answer.
 pub fn with_tools(router: Router, toolbox: Arc<Toolbox>) -> Router {
     let endpoint = RouterEndpoint::new(router);
     let serving = Serving { endpoint, toolbox, bodies: Semaphore::new(BODIES) };
@@ -99,7 +104,9 @@ async fn streamed(endpoint: RouterEndpoint, toolbox: Arc<Toolbox>, request: Valu
     let (chunks, mut received) = mpsc::channel(CHUNKS);
     let counts_tokens = request["stream_options"]["include_usage"] == true;
     tokio::spawn(async move {
-        let mut observer = Forwarding { chunks: chunks.clone(), head: None };
+        let shows_calls = request["show_tool_calls"] == true;
+        let mut observer =
+            Forwarding { chunks: chunks.clone(), head: None, shows_calls, results: VecDeque::new() };
         let agent = Agent::new(&endpoint, &toolbox);
         let result = tokio::select! {
             result = agent.run(request, &mut observer) => result,
@@ -155,11 +162,14 @@ impl Observer for Silent {
     }
 }
 
-/// Sends on what the model writes, without its calls, as parts of one answer.
+/// Sends on what the model writes as parts of one answer, with its calls only if they are asked for.
 struct Forwarding {
     chunks: mpsc::Sender<Result<Value, AgentError>>,
     /// The fields of the first chunk that all have in common.
     head: Option<Value>,
+    shows_calls: bool,
+    /// Results that a slow client has had no room for.
+    results: VecDeque<Value>,
 }
 
 impl Forwarding {
@@ -178,6 +188,10 @@ impl Forwarding {
         for field in ["id", "created"] {
             chunk[field] = head[field].clone();
         }
+        if self.shows_calls {
+            let says_something = chunk["choices"].as_array().is_some_and(|choices| !choices.is_empty());
+            return says_something.then_some(chunk);
+        }
         let choice = chunk["choices"].as_array_mut()?.first_mut().filter(|choice| choice.is_object())?;
         let calls = choice["delta"].as_object_mut().and_then(|delta| delta.remove("tool_calls"));
         if let (false, Some(delta)) = (is_first, choice["delta"].as_object_mut()) {
@@ -194,11 +208,40 @@ impl Forwarding {
         Some(chunk)
     }
 
-    fn usage_chunk(&self, usage: Value) -> Value {
+    /// A chunk without choices.
+    fn empty_chunk(&self) -> Value {
         let mut chunk = self.head.clone().unwrap_or_else(|| json!({ "object": "chat.completion.chunk" }));
         chunk["choices"] = json!([]);
+        chunk
+    }
+
+    fn usage_chunk(&self, usage: Value) -> Value {
+        let mut chunk = self.empty_chunk();
         chunk["usage"] = usage;
         chunk
+    }
+
+    fn result_chunk(&self, call: &ToolCall, result: &CallResult) -> Value {
+        let mut delta = json!({
+            "role": "tool",
+            "tool_call_id": call.id,
+            "name": call.name,
+            "content": result.text,
+        });
+        if result.is_error {
+            delta["is_error"] = true.into();
+        }
+        let mut chunk = self.empty_chunk();
+        chunk["choices"] = json!([{ "index": 0, "delta": delta, "finish_reason": null }]);
+        chunk
+    }
+
+    /// Sends what waits, as far as there is room.
+    fn send_results(&mut self) {
+        while let Ok(place) = self.chunks.try_reserve() {
+            let Some(result) = self.results.pop_front() else { return };
+            place.send(Ok(result));
+        }
     }
 }
 
@@ -206,6 +249,11 @@ impl Observer for Forwarding {
     fn chunk(&mut self, chunk: Value) -> BoxFuture<'_, bool> {
         let chunk = self.forwarded(chunk);
         async move {
+            while let Some(result) = self.results.pop_front() {
+                if self.chunks.send(Ok(result)).await.is_err() {
+                    return false;
+                }
+            }
             match chunk {
                 Some(chunk) => self.chunks.send(Ok(chunk)).await.is_ok(),
                 None => !self.chunks.is_closed(),
@@ -213,6 +261,7 @@ impl Observer for Forwarding {
         }
         .boxed()
     }
+
     fn may_run(&mut self, call: &ToolCall, tool: &OfferedTool) -> bool {
         Silent.may_run(call, tool)
     }
@@ -227,6 +276,10 @@ impl Observer for Forwarding {
 
     fn finished(&mut self, call: &ToolCall, result: &CallResult) {
         Silent.finished(call, result);
+        if self.shows_calls {
+            self.results.push_back(self.result_chunk(call, result));
+            self.send_results();
+        }
     }
 }
 
