@@ -3,7 +3,7 @@
 //! A request's body is read under limits, parsed, checked and tokenised on a blocking thread, and submitted to the
 //! [`Engine`](arges_engine::Engine). Every API's request becomes one typed request (`request`) and then a `job`; every
 //! answer is one stream of events (`answer`): thinking, content, calls of tools, the end. `openai` and `anthropic` are
-//! thin translations at both ends. Wrong input is a 4xx in the API's own shape; a client that goes away cancels its
+//! thin translations at both ends. `page` is a chat in the browser over the same routes. Wrong input is a 4xx in the API's own shape; a client that goes away cancels its
 //! request.
 //!
 //! The crate may use `arges-engine` and `arges-text`. It loads nothing from disk and knows nothing of the
@@ -22,6 +22,7 @@ mod metrics;
 mod openai;
 mod openapi;
 mod options;
+mod page;
 mod request;
 mod router;
 mod serve;

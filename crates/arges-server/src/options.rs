@@ -9,8 +9,8 @@ use arges_engine::RepetitionStop;
 pub struct ServerOptions {
     /// The id under which the model is served (`GET /v1/models`, `model` of a request).
     pub model_name: String,
-    /// Where there are any, every path but `/health` and `/ready` wants one of them, as `Authorization: Bearer <key>` or
-    /// `x-api-key: <key>`.
+    /// Where there are any, every path but `/health`, `/ready` and the chat page's files wants one of them, as
+    /// `Authorization: Bearer <key>` or `x-api-key: <key>`.
     pub api_keys: Vec<String>,
     /// Sampling parameters of a request that does not name them.
     pub defaults: GenerationDefaults,

@@ -10,13 +10,13 @@ use axum::routing::{MethodRouter, get, post};
 use crate::error::ApiError;
 use crate::openai::{chat, completions, models, responses};
 use crate::state::AppState;
-use crate::{anthropic, auth, health, metrics, openapi, tokens, trace};
+use crate::{anthropic, auth, health, metrics, openapi, page, tokens, trace};
 
 type Routes = Vec<(&'static str, MethodRouter<Arc<AppState>>)>;
 
-/// For load balancers; no key is needed.
+/// For load balancers, and the page, which asks for the key itself; none is needed.
 fn open_routes() -> Routes {
-    vec![("/health", get(health::health)), ("/ready", get(health::ready))]
+    vec![("/", page::index()), ("/health", get(health::health)), ("/ready", get(health::ready))]
 }
 
 fn routes() -> Routes {
@@ -29,6 +29,7 @@ fn routes() -> Routes {
         ("/tokenize", post(tokens::tokenize)),
         ("/detokenize", post(tokens::detokenize)),
         ("/tokenizer_info", get(tokens::tokenizer_info)),
+        ("/render", post(page::render)),
         ("/metrics", get(metrics::metrics)),
         ("/openapi.json", get(openapi::document)),
     ]
@@ -47,7 +48,7 @@ fn all(routes: Routes) -> Router<Arc<AppState>> {
     router.method_not_allowed_fallback(wrong_method)
 }
 
-/// All routes of the server. Everything but `/health` and `/ready` is behind the API key.
+/// All routes of the server. Everything but `/health`, `/ready` and the page's files is behind the API key.
 pub fn router(state: Arc<AppState>) -> Router {
     let key = from_fn_with_state(Arc::clone(&state), auth::require_key);
     let anthropic = all(anthropic_routes()).layer(key.clone()).layer(map_response(anthropic::in_own_shape));
@@ -56,6 +57,7 @@ pub fn router(state: Arc<AppState>) -> Router {
         .layer(key)
         .merge(anthropic)
         .merge(all(open_routes()))
+        .merge(all(page::assets()))
         .layer(from_fn_with_state(Arc::clone(&state), trace::follow))
         .with_state(state)
 }

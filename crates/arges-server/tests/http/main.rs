@@ -5,6 +5,7 @@ mod anthropic;
 mod errors;
 mod lifecycle;
 mod operators;
+mod page;
 mod responses;
 mod scoring;
 mod support;
