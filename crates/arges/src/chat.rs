@@ -1,27 +1,27 @@
 //! `arges chat`: a conversation, or one answer.
 
+mod converse;
 mod with_tools;
 
 use std::io::{self, IsTerminal};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use arges_engine::{Engine, FinishReason, GenerateRequest, SamplingParams, StopConditions, Thinking};
 use arges_text::{ChatTemplate, GuardedChat, Tokenizer, without_thinking};
 use clap::Args;
-use rustyline::DefaultEditor;
-use rustyline::error::ReadlineError;
 use tokio::runtime::Runtime;
 
 use crate::answer::Answer;
 use crate::args::{EngineArgs, ModelArgs, SamplingArgs, StopArgs, at_least_1};
-use crate::conversation::{Conversation, HELP, Line};
+use crate::conversation::Conversation;
 use crate::failure::{OutputClosed, usage};
 use crate::loading::Opened;
 use crate::output;
 use crate::plan::{Context, Needs};
 use crate::prompt::stdin_text;
-use crate::shown::Shown;
+use crate::shown::{Folding, Shown};
 use crate::tools::AgentArgs;
+use converse::{Talk, converse};
 
 /// Longest conversation where neither a flag nor the model says less.
 const CONTEXT: usize = 32_768;
@@ -41,6 +41,9 @@ pub struct ChatArgs {
     /// Tokens of thinking at most; then it is closed and the answer follows. 0 is no thinking
     #[arg(long, value_name = "N")]
     thinking_budget: Option<usize>,
+    /// Show the thinking as it comes; else a terminal shows how long it is, and /thinking all of it
+    #[arg(long)]
+    show_thinking: bool,
     /// Divides the logits before a token is drawn; 0 always takes the most likely token (greedy)
     #[arg(short, long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true)]
     temperature: f32,
@@ -58,8 +61,8 @@ pub struct ChatArgs {
 
 const EXAMPLES: &str = "\
 Messages go through the checkpoint's chat template, or one in M1's format where it has none. Sampling \
-follows M1's model card: temperature 1, top-p 0.95. In a conversation, /help lists the commands, Ctrl-C \
-stops an answer and Ctrl-D leaves.
+follows M1's model card: temperature 1, top-p 0.95. On a terminal thinking is folded into one line. \
+In a conversation, /help lists the commands, Ctrl-C stops an answer and Ctrl-D leaves.
 
 Examples:
   arges chat \"What is 17 + 25?\"
@@ -94,49 +97,12 @@ pub fn run(args: ChatArgs) -> Result<()> {
         stop: args.stop.conditions(),
         max_tokens: args.max_tokens,
         thinking_budget: args.thinking_budget,
+        show_thinking: args.show_thinking,
         conversation: Conversation::new(args.system),
     };
     match prompt {
         Some(prompt) => chat.answer_once(&prompt),
         None => converse(&mut chat),
-    }
-}
-
-/// A conversation that a user has at a terminal.
-trait Talk {
-    /// What was said.
-    fn conversation(&mut self) -> &mut Conversation;
-
-    /// One question and its answer.
-    fn turn(&mut self, runtime: &Runtime, text: &str) -> Result<()>;
-}
-
-/// Takes what the user types, until there is no more.
-fn converse(talk: &mut impl Talk) -> Result<()> {
-    let mut editor = DefaultEditor::new().context("cannot read from the terminal")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot listen for Ctrl-C")?;
-    eprintln!("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.");
-    loop {
-        let line = match editor.readline("> ") {
-            Ok(line) => line,
-            Err(ReadlineError::Interrupted) => continue,
-            Err(ReadlineError::Eof) => return Ok(()),
-            Err(error) => return Err(error).context("cannot read from the terminal"),
-        };
-        // What fails is only that the line cannot be called up again.
-        let _ = editor.add_history_entry(line.trim());
-        match Line::parse(&line) {
-            Line::Empty => {}
-            Line::Message(text) => talk.turn(&runtime, text)?,
-            Line::Reset => talk.conversation().reset(),
-            Line::System(text) => talk.conversation().set_system(text.map(str::to_owned)),
-            Line::Help => eprintln!("{HELP}"),
-            Line::Unknown(line) => eprintln!("{line} is no command; /help lists them"),
-            Line::Quit => return Ok(()),
-        }
     }
 }
 
@@ -148,6 +114,7 @@ struct Chat {
     stop: StopConditions,
     max_tokens: usize,
     thinking_budget: Option<usize>,
+    show_thinking: bool,
     conversation: Conversation,
 }
 
@@ -155,7 +122,7 @@ impl Chat {
     fn answer_once(&mut self, prompt: &str) -> Result<()> {
         self.conversation.push_user(prompt);
         let request = self.request()?;
-        let mut shown = Shown::new();
+        let mut shown = Shown::new(self.folding());
         let answer = Answer::of(&self.engine, request, &mut |piece| shown.add(&piece))?;
         shown.finish()?;
         output::line("")?;
@@ -179,6 +146,10 @@ impl Chat {
         })
     }
 
+    fn folding(&self) -> Folding {
+        Folding::new(self.show_thinking, self.thinking_budget)
+    }
+
     /// Says so when an answer was cut off.
     fn tell_limit(&self, answer: &Answer) {
         let Some(end) = &answer.end else { return };
@@ -195,10 +166,18 @@ impl Talk for Chat {
         &mut self.conversation
     }
 
+    fn thinking_budget(&mut self) -> &mut Option<usize> {
+        &mut self.thinking_budget
+    }
+
+    fn show_thinking(&mut self) -> &mut bool {
+        &mut self.show_thinking
+    }
+
     /// One question and its answer. What goes wrong with it is told and the question forgotten.
     fn turn(&mut self, runtime: &Runtime, text: &str) -> Result<()> {
         self.conversation.push_user(text);
-        let mut shown = Shown::new();
+        let mut shown = Shown::new(self.folding());
         let answer = self.request().and_then(|request| {
             Answer::interruptible(runtime, &self.engine, request, &mut |piece| shown.add(&piece))
         });
@@ -213,7 +192,8 @@ impl Talk for Chat {
             Err(error) if error.is::<OutputClosed>() => Err(error),
             Err(error) => {
                 self.conversation.pop();
-                eprintln!("error: {error:#} (/reset begins a new conversation)");
+                shown.unfold()?;
+                eprintln!("error: {error:#} (/clear begins a new conversation)");
                 Ok(())
             }
         }

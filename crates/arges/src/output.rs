@@ -23,6 +23,11 @@ pub fn thinking(text: &str) -> Result<()> {
     if io::stdout().is_terminal() { write(&dimmed(&printable(text))) } else { write(text) }
 }
 
+/// Writes a line over the one before it, dimmed. For a terminal alone.
+pub fn status(text: &str) -> Result<()> {
+    write(&format!("\r\x1b[2K{}", dimmed(text)))
+}
+
 /// The text in faint letters, and after it again in normal ones.
 fn dimmed(text: &str) -> String {
     format!("\x1b[2m{text}\x1b[22m")

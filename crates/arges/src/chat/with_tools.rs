@@ -15,14 +15,15 @@ use rustyline::DefaultEditor;
 use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;
 
-use super::{CONTEXT, ChatArgs, Talk, converse};
+use super::converse::{Talk, converse};
+use super::{CONTEXT, ChatArgs};
 use crate::answer::Piece;
 use crate::conversation::Conversation;
 use crate::failure::OutputClosed;
 use crate::loading::Opened;
 use crate::output;
 use crate::plan::{Context, Needs};
-use crate::shown::Shown;
+use crate::shown::{Folding, Shown};
 
 /// Characters of arguments and results that are shown.
 const SHOWN: usize = 300;
@@ -52,6 +53,8 @@ pub fn run(args: ChatArgs, prompt: Option<String>) -> Result<()> {
         toolbox,
         request,
         asking: Asking { all: args.agent.yes, always: Vec::new() },
+        thinking_budget: args.thinking_budget,
+        show_thinking: args.show_thinking,
         conversation: Conversation::new(args.system),
     };
     let result = match prompt {
@@ -93,7 +96,6 @@ fn request(args: &ChatArgs) -> Result<Value> {
         ("stop", json!(args.stop.stop), !args.stop.stop.is_empty()),
         ("stop_token_ids", json!(args.stop.stop_token), !args.stop.stop_token.is_empty()),
         ("ignore_eos", json!(true), args.stop.ignore_eos),
-        ("thinking_budget", json!(args.thinking_budget), args.thinking_budget.is_some()),
         ("min_tokens", json!(args.stop.min_tokens), args.stop.min_tokens != 0),
     ];
     for (name, value, is_needed) in optional {
@@ -113,20 +115,32 @@ struct ToolChat {
     toolbox: Toolbox,
     request: Value,
     asking: Asking,
+    thinking_budget: Option<usize>,
+    show_thinking: bool,
     conversation: Conversation,
 }
 
 impl ToolChat {
+    /// The request for the conversation as it stands.
+    fn request(&self) -> Value {
+        let mut request = self.request.clone();
+        request["messages"] = self.conversation.messages().into();
+        if let Some(budget) = self.thinking_budget {
+            request["thinking_budget"] = budget.into();
+        }
+        request
+    }
+
+    fn folding(&self) -> Folding {
+        Folding::new(self.show_thinking, self.thinking_budget)
+    }
+
     fn answer_once(&mut self, runtime: &Runtime, prompt: &str) -> Result<()> {
         self.conversation.push_user(prompt);
-        let mut watching = Watching::new(&mut self.asking);
-        let finished = runtime.block_on(answered(
-            &*self.endpoint,
-            &self.toolbox,
-            &self.request,
-            &self.conversation,
-            &mut watching,
-        ))?;
+        let (request, folding) = (self.request(), self.folding());
+        let mut watching = Watching::new(&mut self.asking, folding);
+        let turn = answered(&*self.endpoint, &self.toolbox, request, &mut watching);
+        let finished = runtime.block_on(turn)?;
         match finished {
             Some(finished) => {
                 output::line("")?;
@@ -142,12 +156,9 @@ impl ToolChat {
 async fn answered(
     endpoint: &dyn ChatEndpoint,
     toolbox: &Toolbox,
-    request: &Value,
-    conversation: &Conversation,
+    request: Value,
     watching: &mut Watching<'_>,
 ) -> Result<Option<Finished>> {
-    let mut request = request.clone();
-    request["messages"] = conversation.messages().into();
     let agent = Agent::new(endpoint, toolbox);
     let finished = tokio::select! {
         finished = agent.run(request, watching) => finished,
@@ -177,12 +188,23 @@ impl Talk for ToolChat {
         &mut self.conversation
     }
 
+    fn thinking_budget(&mut self) -> &mut Option<usize> {
+        &mut self.thinking_budget
+    }
+
+    fn show_thinking(&mut self) -> &mut bool {
+        &mut self.show_thinking
+    }
+
     /// What goes wrong is told and the question forgotten.
     fn turn(&mut self, runtime: &Runtime, text: &str) -> Result<()> {
         self.conversation.push_user(text);
-        let mut watching = Watching::new(&mut self.asking);
-        let turn = answered(&*self.endpoint, &self.toolbox, &self.request, &self.conversation, &mut watching);
-        match runtime.block_on(turn) {
+        let (request, folding) = (self.request(), self.folding());
+        let mut watching = Watching::new(&mut self.asking, folding);
+        let turn = answered(&*self.endpoint, &self.toolbox, request, &mut watching);
+        let finished = runtime.block_on(turn);
+        watching.shown.unfold()?;
+        match finished {
             Ok(Some(finished)) => {
                 output::line("")?;
                 tell_limit(&finished.last);
@@ -196,7 +218,7 @@ impl Talk for ToolChat {
             Err(error) if error.is::<OutputClosed>() => Err(error),
             Err(error) => {
                 self.conversation.pop();
-                eprintln!("error: {error:#} (/reset begins a new conversation)");
+                eprintln!("error: {error:#} (/clear begins a new conversation)");
                 Ok(())
             }
         }
@@ -206,6 +228,7 @@ impl Talk for ToolChat {
 /// Shows what happens, and asks before something is changed.
 struct Watching<'a> {
     asking: &'a mut Asking,
+    folding: Folding,
     shown: Shown,
     /// Whether the turn has text.
     said: bool,
@@ -214,8 +237,8 @@ struct Watching<'a> {
 }
 
 impl<'a> Watching<'a> {
-    fn new(asking: &'a mut Asking) -> Watching<'a> {
-        Watching { asking, shown: Shown::new(), said: false, closed: None }
+    fn new(asking: &'a mut Asking, folding: Folding) -> Watching<'a> {
+        Watching { asking, folding, shown: Shown::new(folding), said: false, closed: None }
     }
 
     fn show(&mut self, chunk: &Value) -> Result<()> {
@@ -227,7 +250,7 @@ impl<'a> Watching<'a> {
         self.said |= !text.is_empty();
         if choice["finish_reason"] == "tool_calls" {
             self.shown.finish_turn()?;
-            self.shown = Shown::new();
+            self.shown = Shown::new(self.folding);
             // What the tools do begins on a line of its own.
             if std::mem::take(&mut self.said) {
                 output::line("")?;
