@@ -123,14 +123,14 @@ class Hostile(unittest.TestCase):
             for reply in pool.map(send, range(24)):
                 # The answer is lost where the rest of the body was on its way when the connection was closed.
                 self.assertTrue(reply == b"" or b" 413 " in reply or b" 429 " in reply, reply)
-        self.assertLess(SERVER.resident_mib(), before + 64)
+        self.assertLess(SERVER.resident_mib(), before + 32)
 
     def test_clients_that_send_a_byte_at_a_time(self):
         """Others are answered meanwhile, and the connections are closed: 30 s for a head, 60 s for a body."""
         head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n"
         connections = []
         for number in range(300):
-            connection = socket.create_connection(("127.0.0.1", SERVER.port), timeout=1)
+            connection = socket.create_connection(("127.0.0.1", SERVER.port), timeout=20)
             connection.sendall(head + b"\r\n{" if number % 2 else head)
             connection.setblocking(False)
             connections.append(connection)
@@ -152,7 +152,7 @@ class Hostile(unittest.TestCase):
         self.assertEqual([len(group) for group in left.values()], [0, 0])
         self.assertTrue(25 < closed[False] < 40 and 55 < closed[True] < 75, closed)
         self.assertLess(slowest, 5)
-        self.assertLess(SERVER.resident_mib(), before + 16)
+        self.assertLess(SERVER.resident_mib(), before + 32)
 
     def test_text_that_is_none(self):
         for path, body in [

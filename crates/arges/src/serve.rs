@@ -10,9 +10,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use arges_kernels::device::cpu::return_freed_memory;
 use arges_mcp::agent::serving::with_tools;
 use arges_server::{AppState, ServerOptions};
 use clap::Args;
+use socket2::SockRef;
 
 use crate::args::{EngineArgs, ModelArgs, at_least_1};
 use crate::loading::Opened;
@@ -26,6 +28,9 @@ use options::{DefaultArgs, LimitArgs};
 
 /// What a server needs where flags say nothing.
 const NEEDS: Needs = Needs { context: Context::Shared, sequences: 32, step_tokens: 1024, logit_rows: 64 };
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 1024;
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -72,7 +77,7 @@ const EXAMPLES: &str = "\
 Every setting may also be given in a file (--config) and in the environment, as ARGES_ and the flag's name in capitals: \
 --max-sequences is max_sequences in the file and ARGES_MAX_SEQUENCES in the environment.
 
-Serves /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages (Anthropic's), /v1/models, /tokenize, \
+Serves a chat page at /, and /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages (Anthropic's), /v1/models, /tokenize, \
 /metrics, /health and more; GET /openapi.json lists all. When it is ready it prints its address on standard output. Ctrl-C or SIGTERM let running requests finish; a second one does not wait for \
 them.
 
@@ -92,6 +97,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
     if let Some(path) = &args.config {
         eprintln!("settings of {}", path.display());
     }
+    return_freed_memory();
     // Before the weights are read, so that a port in use is known at once.
     let listener = listen(&args.host, args.port)?;
     let opened = Opened::open(&args.model)?;
@@ -133,6 +139,8 @@ fn listen(host: &str, port: u16) -> Result<TcpListener> {
     let listener = TcpListener::bind(&addresses[..]).with_context(|| {
         format!("cannot listen on {host} port {port} (--host and --port choose another place)")
     })?;
+    // The standard library lets 128 wait; of more that come at once, some would try again a second later.
+    SockRef::from(&listener).listen(BACKLOG)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }

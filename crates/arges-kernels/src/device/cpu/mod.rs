@@ -1,6 +1,7 @@
 //! The CPU as a device: an instruction set chosen once, a thread pool, and aligned memory.
 
 mod buffer;
+mod heap;
 mod isa;
 pub mod limits;
 mod pool;
@@ -9,6 +10,7 @@ mod shared;
 pub(crate) mod simd;
 
 pub use buffer::AlignedBuffer;
+pub use heap::return_freed_memory;
 pub use isa::{Isa, IsaError};
 pub use pool::Pool;
 pub use scratch::Scratch;
