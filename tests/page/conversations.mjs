@@ -56,6 +56,15 @@ export const RICH = [
   ], { figures: "126 tokens · 41/s" }),
 ];
 
+// An answer on its way.
+export const RUNNING = [
+  { role: "user", text: "Is 2027 prime?" },
+  answer([
+    step({ thinking: "I can divide by hand, or ask the calculator.", thinkingTokens: 12, thinkingSeconds: 2.1, calls: [{ id: "c", name: "calculator", arguments: '{"expression": "2027 % 43"}', result: "6", failed: false }] }),
+    step({ thinking: "The square root of 2027 is about 45.02, so primes up to 43 are enough.\n2: odd. 3: 2 + 0 + 2 + 7 = 11, no. 5: no. 7: 7 · 289 = 2023, rest 4. 11: 11 · 184 = 2024, rest 3.", thinkingTokens: 812, thinkingSeconds: 21 }),
+  ], { state: "running", figures: "" }),
+];
+
 const ATTACKS = [
   "<script>window.pwned = 1</script>", "<img src=x onerror='window.pwned = 1'>", "<svg onload='window.pwned = 1'>",
   "[a](javascript:window.pwned=1)", "![a](https://example.com/track.png)", "<iframe srcdoc='<script>parent.pwned = 1</script>'></iframe>",

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { accessible, answered, ask, closeBrowser, fits, open, picture, remember, serve, toolServer } from "./support.mjs";
-import { RICH, HOSTILE } from "./conversations.mjs";
+import { HOSTILE, RICH, RUNNING } from "./conversations.mjs";
 
 const SUM = "What is 17 + 25?";
 let nano;
@@ -221,6 +221,23 @@ describe("looks", () => {
       await close();
     });
   }
+
+  it("alive while the model thinks and tools run", async () => {
+    const { page, close } = await open(nano.address);
+    const shown = await page.evaluate(async (turns) => {
+      const { AssistantView, UserView } = await import("/page/turns.js");
+      document.getElementById("welcome").hidden = true;
+      const view = new AssistantView(turns[1], {});
+      document.getElementById("turns").append(new UserView(turns[0], {}).node, view.node);
+      await view.update(2048);
+      view.toggleThinking();
+      return view.node.querySelector(".thinking summary").textContent;
+    }, RUNNING);
+    assert.equal(shown, "Thinking812 of 2,048 tokens");
+    await picture(page, "busy-light-wide");
+    await accessible(page);
+    await close();
+  });
 
   it("as the reader wants, whatever the system does", async () => {
     const { page, close } = await open(nano.address);

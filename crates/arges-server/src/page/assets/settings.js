@@ -63,7 +63,9 @@ export function connect(dialog, onClose) {
 export function open(dialog, wrongKey = false) {
   const form = dialog.querySelector("form");
   for (const name of ["system", "temperature", "top_p", "max_tokens", "key", "theme"]) form.elements[name].value = settings[name];
-  dialog.querySelector("#key-error").hidden = !wrongKey;
+  const error = dialog.querySelector("#key-error");
+  error.hidden = !wrongKey;
+  error.textContent = settings.key ? "The server wants an API key, and this is not it." : "The server wants an API key.";
   if (!dialog.open) dialog.showModal();
   if (wrongKey) form.elements.key.focus();
 }
