@@ -49,6 +49,8 @@ async fn requests_and_their_tokens_are_counted() {
     server.completion(json!({"prompt": [1, 2, 3], "max_tokens": 5, "ignore_eos": true})).await.ok();
     server.completion(json!({"prompt": ""})).await.error();
     server.get("/of/no/route").await.error();
+    // The engine counts after it has answered.
+    server.wait_for("the end", |stats| stats.running == 0 && stats.finished == 1).await;
     let reply = server.get("/metrics").await;
     assert!(reply.headers["content-type"].to_str().unwrap().starts_with("text/plain; version=0.0.4"));
     for line in [
