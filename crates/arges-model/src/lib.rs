@@ -17,6 +17,7 @@ pub mod dtype;
 pub mod executor;
 pub mod model;
 pub mod params;
+pub mod publication;
 pub mod synth;
 pub mod training;
 mod update;

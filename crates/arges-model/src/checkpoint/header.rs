@@ -53,7 +53,7 @@ pub enum HeaderError {
 
 /// One tensor of a file.
 #[derive(Debug, Clone)]
-pub(super) struct TensorEntry {
+pub(crate) struct TensorEntry {
     pub name: String,
     pub dtype: Dtype,
     pub shape: Vec<usize>,
@@ -62,7 +62,7 @@ pub(super) struct TensorEntry {
 }
 
 /// Reads the header of a whole file and checks that its tensors fill the file exactly.
-pub(super) fn parse(file: &[u8]) -> Result<Vec<TensorEntry>, HeaderError> {
+pub(crate) fn parse(file: &[u8]) -> Result<Vec<TensorEntry>, HeaderError> {
     let (json, data_start) = header_bytes(file)?;
     let UniqueMap(raw) = serde_json::from_slice::<UniqueMap<Entry>>(json)?;
     let mut tensors = Vec::with_capacity(raw.len());

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 pub use error::{CheckpointError, WriteError};
 pub use files::StaticFile;
 pub use header::HeaderError;
+pub(crate) use header::parse as parse_header;
 pub use view::WeightView;
 pub use writer::{CheckpointWriter, DEFAULT_SHARD_BYTES, TensorWriter, WriteOptions, copy_tokenizer_files};
 

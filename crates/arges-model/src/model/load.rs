@@ -65,20 +65,29 @@ impl Model {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self, CheckpointError> {
         let mut model = Self::zeroed(source, compute, cpu)?;
-        model.fill(source, progress)?;
+        model.pack(source, &|_| true, progress)?;
         Ok(model)
     }
 
-    /// Packs every weight of `source` over those of the model, which was made for the same parameters in the
-    /// same formats.
+    /// Packs every weight of `source` that differs over those of the model, which was made for the same parameters in
+    /// the same formats.
     pub(crate) fn fill(
         &mut self,
         source: &dyn WeightSource,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<(), CheckpointError> {
+        self.pack(source, &|param| source.differs(param), progress)
+    }
+
+    fn pack(
+        &mut self,
+        source: &dyn WeightSource,
+        wanted: &dyn Fn(Param) -> bool,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<(), CheckpointError> {
         let cpu = Arc::clone(&self.cpu);
         let done = LoadProgress { bytes_done: 0, bytes_total: source.bytes() };
-        let mut loader = Loader { source, cpu: &cpu, progress, done };
+        let mut loader = Loader { source, wanted, cpu: &cpu, progress, done };
         let embedding = &mut self.embedding;
         loader.take(Param::Embedding, |table| embedding.fill(&cpu, table))?;
         for (index, layer) in self.layers.iter_mut().enumerate() {
@@ -91,6 +100,7 @@ impl Model {
 
 struct Loader<'a> {
     source: &'a dyn WeightSource,
+    wanted: &'a dyn Fn(Param) -> bool,
     cpu: &'a Cpu,
     progress: &'a mut dyn FnMut(LoadProgress),
     done: LoadProgress,
@@ -98,6 +108,9 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn take(&mut self, param: Param, mut take: impl FnMut(RowMajor<'_>)) -> Result<(), CheckpointError> {
+        if !(self.wanted)(param) {
+            return Ok(());
+        }
         let mut bytes = 0;
         self.source.show(param, &mut |weights| {
             bytes = weights.data.len();
@@ -121,10 +134,8 @@ impl Loader<'_> {
         let cpu = self.cpu;
         let mut first = 0;
         for param in params {
-            self.take(*param, |weights| {
-                matrix.fill(cpu, weights, |row| first + row);
-                first += weights.rows;
-            })?;
+            self.take(*param, |weights| matrix.fill(cpu, weights, |row| first + row))?;
+            first += param.shape(self.source.config())[0];
         }
         Ok(())
     }

@@ -26,6 +26,12 @@ pub trait WeightSource {
 
     /// Bytes of all parameters as stored.
     fn bytes(&self) -> usize;
+
+    /// Whether a parameter may differ from the one in the model that these weights are for. One that does not is not
+    /// packed again where a model is updated in place.
+    fn differs(&self, _param: Param) -> bool {
+        true
+    }
 }
 
 impl WeightSource for Checkpoint {

@@ -218,7 +218,11 @@ impl Parameters {
         Ok(writer.finish()?)
     }
 
-    /// The parameters as weights of a model.
+    /// The parameters as weights of a model, in f32; adapters are merged on `cpu`.
+    pub fn weights<'a>(&'a self, cpu: &'a Cpu) -> impl WeightSource + 'a {
+        self.source(cpu)
+    }
+
     pub(super) fn source<'a>(&'a self, cpu: &'a Cpu) -> Source<'a> {
         Source { parameters: self, cpu }
     }

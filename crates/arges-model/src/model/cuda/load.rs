@@ -49,21 +49,30 @@ impl CudaModel {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self, CudaModelError> {
         let mut model = Self::zeroed(source.config(), compute, &|param| source.dtype(param), cuda)?;
-        model.fill(source, progress)?;
+        model.copy_from(source, &|_| true, progress)?;
         Ok(model)
     }
 
-    /// Copies every weight of `source` over those of the model, which was made for the same parameters in the same
-    /// formats.
+    /// Copies every weight of `source` that differs over those of the model, which was made for the same parameters in
+    /// the same formats.
     pub(crate) fn fill(
         &mut self,
         source: &dyn WeightSource,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<(), CudaModelError> {
+        self.copy_from(source, &|param| source.differs(param), progress)
+    }
+
+    fn copy_from(
+        &mut self,
+        source: &dyn WeightSource,
+        wanted: &dyn Fn(Param) -> bool,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<(), CudaModelError> {
         let cuda = &Arc::clone(&self.cuda);
         let done = LoadProgress { bytes_done: 0, bytes_total: source.bytes() };
         let staging = [Pinned::zeroed(cuda, STAGING_BYTES)?, Pinned::zeroed(cuda, STAGING_BYTES)?];
-        let mut loader = Loader { source, staging, next: 0, cuda, progress, done };
+        let mut loader = Loader { source, wanted, staging, next: 0, cuda, progress, done };
         loader.model(self)?;
         Ok(cuda.synchronize()?)
     }
@@ -333,6 +342,7 @@ impl Builder<'_> {
 /// Copies weights to the device, a piece of page-locked memory at a time: one is filled while the other travels.
 struct Loader<'a> {
     source: &'a dyn WeightSource,
+    wanted: &'a dyn Fn(Param) -> bool,
     staging: [Pinned<u8>; 2],
     next: usize,
     cuda: &'a Arc<Cuda>,
@@ -363,6 +373,9 @@ impl Loader<'_> {
         group: usize,
         mut send: impl FnMut(&Pinned<u8>, usize, usize, usize) -> Result<(), CudaError>,
     ) -> Result<(), CudaModelError> {
+        if !(self.wanted)(param) {
+            return Ok(());
+        }
         let (staging, next, cuda) = (&mut self.staging, &mut self.next, self.cuda);
         let mut result = Ok(());
         let mut bytes = 0;
@@ -391,6 +404,9 @@ impl Loader<'_> {
     }
 
     fn vector(&mut self, param: Param, vector: &mut Buffer<f32>) -> Result<(), CudaModelError> {
+        if !(self.wanted)(param) {
+            return Ok(());
+        }
         let mut values = vec![0.0; vector.len()];
         self.source.show(param, &mut |weights| {
             for (i, value) in values.iter_mut().enumerate() {
