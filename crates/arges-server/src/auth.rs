@@ -23,8 +23,7 @@ pub(crate) async fn require_key(
 ) -> Result<Response, ApiError> {
     let keys = &state.frontend.options.api_keys;
     if !keys.is_empty() {
-        let given = bearer(&request).or_else(|| Some(request.headers().get("x-api-key")?.as_bytes()));
-        let given = given.ok_or_else(|| {
+        let given = given_key(&request).ok_or_else(|| {
             ApiError::unauthorized(
                 "This server needs an API key, as `Authorization: Bearer KEY` or `x-api-key: KEY`.",
             )
@@ -36,6 +35,11 @@ pub(crate) async fn require_key(
         }
     }
     Ok(next.run(request).await)
+}
+
+/// The key that a request carries, in either way.
+pub(crate) fn given_key(request: &Request<Body>) -> Option<&[u8]> {
+    bearer(request).or_else(|| Some(request.headers().get("x-api-key")?.as_bytes()))
 }
 
 fn bearer(request: &Request<Body>) -> Option<&[u8]> {

@@ -103,6 +103,11 @@ impl ApiError {
         ApiError::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", message).with_code("body_timeout")
     }
 
+    /// 409: what was asked for was overtaken by something else.
+    pub fn conflict(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::CONFLICT, "invalid_request_error", message).with_code("conflict")
+    }
+
     /// 413: the body is larger than `limit` bytes.
     pub fn body_too_large(limit: usize) -> ApiError {
         let message = format!("The request body is larger than the limit of {limit} bytes.");

@@ -10,6 +10,7 @@
 //! command line: the command hands it an engine, a tokenizer, a template and [`ServerOptions`].
 #![forbid(unsafe_code)]
 
+mod admin;
 mod answer;
 mod anthropic;
 mod auth;

@@ -12,6 +12,8 @@ pub struct ServerOptions {
     /// Where there are any, every path but `/health`, `/ready` and the chat page's files wants one of them, as
     /// `Authorization: Bearer <key>` or `x-api-key: <key>`.
     pub api_keys: Vec<String>,
+    /// When set, `/admin` is there and wants this key, which is none of the API's.
+    pub admin_key: Option<String>,
     /// Sampling parameters of a request that does not name them.
     pub defaults: GenerationDefaults,
     /// Largest request body accepted, in bytes.
@@ -42,6 +44,7 @@ impl ServerOptions {
         ServerOptions {
             model_name: model_name.into(),
             api_keys: Vec::new(),
+            admin_key: None,
             defaults: GenerationDefaults::default(),
             body_limit: 32 << 20,
             body_budget: 256 << 20,

@@ -10,7 +10,7 @@ use axum::routing::{MethodRouter, get, post};
 use crate::error::ApiError;
 use crate::openai::{chat, completions, models, responses};
 use crate::state::AppState;
-use crate::{anthropic, auth, health, metrics, openapi, page, tokens, trace};
+use crate::{admin, anthropic, auth, health, metrics, openapi, page, tokens, trace};
 
 type Routes = Vec<(&'static str, MethodRouter<Arc<AppState>>)>;
 
@@ -35,6 +35,16 @@ fn routes() -> Routes {
     ]
 }
 
+/// A trainer's, behind a key of their own.
+fn admin_routes() -> Routes {
+    vec![
+        ("/admin/pause", post(admin::pause)),
+        ("/admin/update_weights", post(admin::update_weights)),
+        ("/admin/resume", post(admin::resume)),
+        ("/admin/weight_version", get(admin::weight_version)),
+    ]
+}
+
 /// Those whose errors are in Anthropic's shape.
 fn anthropic_routes() -> Routes {
     vec![
@@ -48,14 +58,17 @@ fn all(routes: Routes) -> Router<Arc<AppState>> {
     router.method_not_allowed_fallback(wrong_method)
 }
 
-/// All routes of the server. Everything but `/health`, `/ready` and the page's files is behind the API key.
+/// All routes of the server. Everything but `/health`, `/ready` and the page's files is behind the API key, or `/admin`
+/// behind its own.
 pub fn router(state: Arc<AppState>) -> Router {
     let key = from_fn_with_state(Arc::clone(&state), auth::require_key);
     let anthropic = all(anthropic_routes()).layer(key.clone()).layer(map_response(anthropic::in_own_shape));
+    let admin = all(admin_routes()).layer(from_fn_with_state(Arc::clone(&state), admin::require_key));
     all(routes())
         .fallback(unknown_path)
         .layer(key)
         .merge(anthropic)
+        .merge(admin)
         .merge(all(open_routes()))
         .merge(all(page::assets()))
         .layer(from_fn_with_state(Arc::clone(&state), trace::follow))
@@ -80,7 +93,7 @@ mod tests {
     fn the_description_has_the_routes_there_are() {
         let document: Value = serde_json::from_str(openapi::DOCUMENT).unwrap();
         let described = document["paths"].as_object().unwrap().keys().cloned();
-        let all = [routes(), anthropic_routes(), open_routes()];
+        let all = [routes(), anthropic_routes(), admin_routes(), open_routes()];
         let routed = all.iter().flatten().map(|(path, _)| path.replace("{*id}", "{id}"));
         assert_eq!(described.collect::<BTreeSet<_>>(), routed.collect::<BTreeSet<_>>());
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arges_engine::Engine;
 use arges_text::{ChatTemplate, Tokenizer};
 
+use crate::admin::Weights;
 use crate::answer::ids::unix_time;
 use crate::extract::BodyReader;
 use crate::frontend::Frontend;
@@ -20,6 +21,7 @@ pub struct AppState {
     pub(crate) metrics: Arc<Metrics>,
     /// When the server started, in seconds since 1970.
     pub(crate) started: u64,
+    pub(crate) weights: Weights,
     draining: AtomicBool,
 }
 
@@ -39,6 +41,7 @@ impl AppState {
             bodies,
             metrics: Arc::default(),
             started: unix_time(),
+            weights: Weights::default(),
             draining: AtomicBool::new(false),
         })
     }

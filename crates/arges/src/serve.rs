@@ -54,6 +54,12 @@ pub struct ServeArgs {
     /// File of such keys, one a line, any of which will do; empty lines and those that begin with # are passed over
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
+    /// Key for `/admin`, with which a trainer pauses the engine and gives it new weights. Without one there is no `/admin`
+    #[arg(long, value_name = "KEY", conflicts_with = "admin_key_file")]
+    admin_key: Option<String>,
+    /// File that holds that key
+    #[arg(long, value_name = "FILE")]
+    admin_key_file: Option<PathBuf>,
     /// Name of the model in the API [default: the directory's name, the Hugging Face id, or arges-nano]
     #[arg(long, value_name = "NAME")]
     model_name: Option<String>,

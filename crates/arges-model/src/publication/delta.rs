@@ -112,7 +112,8 @@ impl Delta {
             let name = param.name(config);
             let view = base.param(param).map_err(|error| error.to_string())?;
             let dtype = view.dtype.to_safetensors();
-            let misfit = |what: &str| format!("tensor `{name}{what}` has another type or shape than the base's");
+            let misfit =
+                |what: &str| format!("tensor `{name}{what}` has another type or shape than the base's");
             if let Some((found, shape, bytes)) = found.remove(&name) {
                 if found != dtype || shape != param.tensor_shape(config) {
                     return Err(misfit(""));
@@ -127,7 +128,10 @@ impl Delta {
                 }
                 let mut positions = positions(&raw[gaps.clone()]);
                 if positions.any(|position| position >= view.elements() as u64) {
-                    return Err(format!("tensor `{name}{GAPS}` leads beyond the {} weights", view.elements()));
+                    return Err(format!(
+                        "tensor `{name}{GAPS}` leads beyond the {} weights",
+                        view.elements()
+                    ));
                 }
                 changes.insert(param, Change::Sparse { gaps, values });
             }

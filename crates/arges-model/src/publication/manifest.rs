@@ -94,7 +94,10 @@ impl Manifest {
             return Err("a delta, and nothing else, has a base".to_owned());
         }
         let is_plain = |name: &str| {
-            !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']) && name != MANIFEST_FILE
+            !name.is_empty()
+                && !name.starts_with('.')
+                && !name.contains(['/', '\\', '\0'])
+                && name != MANIFEST_FILE
         };
         match manifest.files.iter().find(|file| !is_plain(&file.name)) {
             Some(file) => Err(format!("{:?} is not the name of a file of a version", file.name)),

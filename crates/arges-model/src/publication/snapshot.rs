@@ -44,11 +44,7 @@ impl Snapshot {
     /// # Errors
     /// A version that is not there, or is damaged, incomplete or of another form; a base that is not the one it was made
     /// against.
-    pub fn open(
-        directory: &Path,
-        version: u64,
-        applied: Option<&Applied>,
-    ) -> Result<Self, PublicationError> {
+    pub fn open(directory: &Path, version: u64, applied: Option<&Applied>) -> Result<Self, PublicationError> {
         let place = directory.join(version_name(version));
         if !place.is_dir() {
             return Err(PublicationError::NoVersion { directory: directory.to_owned(), version });

@@ -8,7 +8,8 @@ use super::delta::{Changes, DELTA_FILE};
 use super::manifest::Base;
 use super::snapshot::stored_bytes;
 use super::{
-    Kind, LATEST_FILE, MANIFEST_FILE, Manifest, PublicationError, entries, version_name, versions, write_error,
+    Kind, LATEST_FILE, MANIFEST_FILE, Manifest, PublicationError, entries, version_name, versions,
+    write_error,
 };
 use crate::checkpoint::{Checkpoint, CheckpointWriter, WriteOptions};
 use crate::config::Config;
@@ -75,7 +76,11 @@ impl Publisher {
     ///
     /// # Errors
     /// Weights that cannot be read or written; then nothing of them is to be seen.
-    pub fn publish(&mut self, version: u64, source: &dyn WeightSource) -> Result<Published, PublicationError> {
+    pub fn publish(
+        &mut self,
+        version: u64,
+        source: &dyn WeightSource,
+    ) -> Result<Published, PublicationError> {
         self.remove_partial()?;
         let partial = self.directory.join(format!("{PARTIAL}{}", version_name(version)));
         let written = self.write(version, source, &partial);
@@ -183,7 +188,10 @@ impl Publisher {
                         view.dtype == self.dtype(param) && [view.rows, view.cols] == param.shape(config)
                     })
                 });
-                return Ok(fits.then_some((checkpoint, Base { version: earlier, crc32c, number: number + 1, raw_bytes: 0 })));
+                return Ok(fits.then_some((
+                    checkpoint,
+                    Base { version: earlier, crc32c, number: number + 1, raw_bytes: 0 },
+                )));
             };
             number = number.max(base.number);
         }

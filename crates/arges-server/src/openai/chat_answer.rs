@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::answer::Dialect;
 use super::logprobs::ChatLogprobs;
+use super::response::AnswerWeights;
 use crate::answer::events::{End, Part};
 use crate::answer::whole::{Answer, Call};
 use crate::frontend::Frontend;
@@ -21,6 +22,8 @@ pub(crate) struct ChatChoice {
     message: AssistantMessage,
     logprobs: Option<ChatLogprobs>,
     finish_reason: &'static str,
+    #[serde(flatten)]
+    weights: AnswerWeights,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<u32>>,
 }
@@ -77,6 +80,8 @@ pub(crate) struct ChatChunk {
     delta: Delta,
     logprobs: Option<ChatLogprobs>,
     finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight_version: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<u32>>,
 }
@@ -150,6 +155,7 @@ impl Dialect for Chat {
         let calls_alone = answer.content.is_empty() && !answer.calls.is_empty();
         ChatChoice {
             index,
+            weights: AnswerWeights::of(job, &answer),
             token_ids: job.settings.return_token_ids.then(|| answer.ids()),
             logprobs,
             finish_reason: answer.end.reason.name(),
@@ -186,6 +192,7 @@ impl Dialect for Chat {
             chunks.push(ChatChunk { index, delta, ..ChatChunk::default() });
         }
         chunks[0].token_ids = job.settings.return_token_ids.then(|| vec![token.id]);
+        chunks[0].weight_version = job.settings.return_token_ids.then_some(token.weight_version);
         chunks[0].logprobs = job.logprobs.map(|_| {
             let mut logprobs = ChatLogprobs::default();
             logprobs.push(&frontend.tokenizer, token);
@@ -197,7 +204,8 @@ impl Dialect for Chat {
     fn closing(index: usize, parts: Vec<Part>, end: &End) -> Vec<ChatChunk> {
         let finish_reason = Some(end.reason.name());
         let mut chunks = chunks(index, parts);
-        chunks.push(ChatChunk { index, finish_reason, ..ChatChunk::default() });
+        let weight_version = Some(end.weight_version);
+        chunks.push(ChatChunk { index, finish_reason, weight_version, ..ChatChunk::default() });
         chunks
     }
 }

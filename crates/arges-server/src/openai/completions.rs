@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::{Dialect, respond};
 use super::logprobs::{CompletionLogprobs, Scored, scored_prompt};
+use super::response::AnswerWeights;
 use crate::answer::events::{End, Part};
 use crate::answer::whole::Answer;
 use crate::error::ApiError;
@@ -127,6 +128,8 @@ pub(crate) struct CompletionChoice {
     index: usize,
     logprobs: Option<CompletionLogprobs>,
     finish_reason: Option<&'static str>,
+    #[serde(flatten)]
+    weights: AnswerWeights,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<Vec<u32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -156,6 +159,7 @@ impl Dialect for Completion {
             logprobs,
             finish_reason: Some(answer.end.reason.name()),
             prompt_token_ids: return_ids.then(|| prompt.ids.clone()),
+            weights: AnswerWeights::of(job, &answer),
             token_ids: return_ids.then(|| answer.ids()),
             text: prompt.echo.clone().unwrap_or_default() + &answer.content,
         }
@@ -199,12 +203,16 @@ impl Dialect for Completion {
         let logprobs = job.logprobs.map(|_| collect_logprobs(frontend, scored, offset));
         let token_ids = job.settings.return_token_ids.then(|| vec![token.id]);
         let text = text_of(parts);
-        vec![CompletionChoice { text, index, logprobs, token_ids, ..CompletionChoice::default() }]
+        let told = job.settings.return_token_ids.then_some(token.weight_version);
+        let weights = AnswerWeights { weight_version: told, token_weight_versions: None };
+        vec![CompletionChoice { text, index, logprobs, token_ids, weights, ..CompletionChoice::default() }]
     }
 
     fn closing(index: usize, parts: Vec<Part>, end: &End) -> Vec<CompletionChoice> {
         let finish_reason = Some(end.reason.name());
-        vec![CompletionChoice { text: text_of(parts), index, finish_reason, ..CompletionChoice::default() }]
+        let weights = AnswerWeights { weight_version: Some(end.weight_version), token_weight_versions: None };
+        let text = text_of(parts);
+        vec![CompletionChoice { text, index, finish_reason, weights, ..CompletionChoice::default() }]
     }
 }
 

@@ -2,6 +2,9 @@
 
 use serde::Serialize;
 
+use crate::answer::whole::Answer;
+use crate::job::Job;
+
 /// An answer, or one chunk of a streamed one; `C` is the API's choice.
 #[derive(Debug, Serialize)]
 pub(crate) struct Envelope<'a, C> {
@@ -51,6 +54,28 @@ impl UsageBody {
         self.completion_tokens += usage.completion_tokens;
         self.completion_tokens_details.reasoning_tokens += usage.reasoning_tokens;
         self.total_tokens = self.prompt_tokens + self.completion_tokens;
+    }
+}
+
+/// With which weights an answer was sampled: an extension, for trainers.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct AnswerWeights {
+    /// Version at the end; in a chunk with tokens, that of the tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_version: Option<u64>,
+    /// Version of each token of a whole answer, where their ids are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_weight_versions: Option<Vec<u64>>,
+}
+
+impl AnswerWeights {
+    /// Of a whole answer.
+    pub fn of(job: &Job, answer: &Answer) -> Self {
+        let versions = || answer.tokens.iter().map(|token| token.weight_version).collect();
+        Self {
+            weight_version: Some(answer.end.weight_version),
+            token_weight_versions: job.settings.return_token_ids.then(versions),
+        }
     }
 }
 

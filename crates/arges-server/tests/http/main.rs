@@ -1,5 +1,6 @@
 //! The server end to end, in process: requests to the router, a tiny random model behind the engine.
 
+mod admin;
 mod answers;
 mod anthropic;
 mod errors;

@@ -174,7 +174,7 @@ fn shown(command: &Command, serve: &ArgMatches, from_file: &HashMap<String, Path
 }
 
 /// Settings whose values are not shown.
-const SECRET: [&str; 1] = ["api_key"];
+const SECRET: [&str; 2] = ["api_key", "admin_key"];
 
 /// The values of a setting as TOML.
 fn values(arg: &Arg, serve: &ArgMatches) -> Option<String> {

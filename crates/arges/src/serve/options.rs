@@ -86,6 +86,7 @@ impl ServeArgs {
             self.repetition_stop.map(|tokens| RepetitionStop { tokens, ..RepetitionStop::default() });
         Ok(ServerOptions {
             api_keys: self.api_keys()?,
+            admin_key: self.admin_key()?,
             defaults: self.defaults.checked()?,
             body_limit: mib("--max-body-mib", limits.max_body_mib)?,
             body_budget: mib("--max-bodies-mib", limits.max_bodies_mib)?,
@@ -98,6 +99,25 @@ impl ServeArgs {
             drain_limit: Duration::from_secs(limits.drain_seconds),
             ..ServerOptions::new("")
         })
+    }
+
+    fn admin_key(&self) -> Result<Option<String>> {
+        let key = match &self.admin_key_file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("--admin-key-file {} cannot be read", path.display()))?;
+                Some(text.trim().to_owned())
+            }
+            None => self.admin_key.clone(),
+        };
+        let Some(key) = key else { return Ok(None) };
+        if key.is_empty() {
+            return Err(usage("the admin key is empty: give a key, or leave it out"));
+        }
+        if self.api_keys()?.contains(&key) {
+            return Err(usage("the admin key is an API key too: clients could change the weights"));
+        }
+        Ok(Some(key))
     }
 
     fn api_keys(&self) -> Result<Vec<String>> {
