@@ -21,8 +21,8 @@ macro_rules! source {
     };
 }
 
-const PREFILL: Source = source!("prefill.cu", "../device/cuda/panels.cuh", "chunks.cuh");
-const BACKWARD: Source = source!("backward.cu", "../device/cuda/panels.cuh", "chunks.cuh");
+const PREFILL: Source = source!("prefill.cu", "../device/cuda/panels.cuh", "stages.cuh", "chunks.cuh");
+const BACKWARD: Source = source!("backward.cu", "../device/cuda/panels.cuh", "stages.cuh", "chunks.cuh");
 const DECODE: Source = source!("decode.cu");
 const PORTABLE: Source = source!("portable.cu");
 
