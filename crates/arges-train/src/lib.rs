@@ -14,6 +14,7 @@ pub mod data;
 pub mod metrics;
 pub mod optimizer;
 pub mod plot;
+pub mod rl;
 pub mod run;
 pub mod schedule;
 

@@ -1,0 +1,3 @@
+//! Reinforcement learning with verifiable rewards.
+pub mod advantage;
+pub mod objective;
