@@ -137,6 +137,11 @@ impl Optimizer {
         AdamW { lr, beta1, beta2, eps, weight_decay, step: self.step }
     }
 
+    /// Changes how long a gradient may be; 0 leaves gradients as they are.
+    pub fn set_clip(&mut self, clip: f64) {
+        self.config.clip = clip;
+    }
+
     /// Takes a step with that learning rate and gives the norm that the gradient had.
     ///
     /// # Errors

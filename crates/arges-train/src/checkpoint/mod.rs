@@ -20,6 +20,7 @@ use arges_kernels::device::cpu::Cpu;
 use arges_model::DType;
 use arges_model::checkpoint::{WriteError, WriteOptions, copy_tokenizer_files};
 use arges_model::training::{Parameters, TrainingError};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -53,9 +54,9 @@ pub enum CheckpointError {
     Read { path: PathBuf, source: io::Error },
 }
 
-/// All counters of a run.
+/// All counters of a run; `P` is its place in what it learns from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct State {
+pub struct State<P = StreamState> {
     version: u32,
     /// Optimizer steps taken.
     pub step: u64,
@@ -64,23 +65,16 @@ pub struct State {
     /// Tokens that were predicted.
     pub targets: u64,
     /// The place in the data.
-    pub stream: StreamState,
+    pub stream: P,
     /// What decides the course of the run; see [`crate::TrainConfig::identity`].
     pub identity: Value,
-    /// Pre-training or fine-tuning.
+    /// Pre-training, fine-tuning or reinforcement learning.
     pub learn: String,
 }
 
-impl State {
+impl<P> State<P> {
     /// The state of a run in this form.
-    pub fn new(
-        step: u64,
-        tokens: u64,
-        targets: u64,
-        stream: StreamState,
-        identity: Value,
-        learn: String,
-    ) -> Self {
+    pub fn new(step: u64, tokens: u64, targets: u64, stream: P, identity: Value, learn: String) -> Self {
         Self { version: VERSION, step, tokens, targets, stream, identity, learn }
     }
 }
@@ -136,18 +130,20 @@ impl Checkpoints {
     }
 
     /// Writes the checkpoint of a state and removes those that are too many. The tokenizer's files come from
-    /// `tokenizer`.
+    /// `tokenizer`; `files` are more of the run's own, by name.
     ///
     /// # Errors
     /// When something cannot be written: then all is as before.
-    pub fn save(
+    #[allow(clippy::too_many_arguments)]
+    pub fn save<P: Serialize>(
         &self,
-        state: &State,
+        state: &State<P>,
         parameters: &Parameters,
         optimizer: &Optimizer,
         tokenizer: &Path,
         form: Form,
         cpu: &Cpu,
+        files: &[(&str, &[u8])],
     ) -> Result<PathBuf, CheckpointError> {
         fs::create_dir_all(&self.directory).map_err(write_error(&self.directory))?;
         self.remove_partial()?;
@@ -162,6 +158,10 @@ impl Checkpoints {
             let file = partial.join(STATE_FILE);
             let text = serde_json::to_vec_pretty(state).expect("a state has string keys");
             fs::write(&file, text).map_err(write_error(&file))?;
+            for (name, bytes) in files {
+                let file = partial.join(name);
+                fs::write(&file, bytes).map_err(write_error(&file))?;
+            }
             sync_all(&partial).map_err(write_error(&partial))?;
             fs::rename(&partial, &path).map_err(write_error(&path))?;
             sync_directory(&self.directory).map_err(write_error(&self.directory))
@@ -200,9 +200,9 @@ impl Checkpoints {
     ///
     /// # Errors
     /// A file that is missing or of another form.
-    pub fn state(&self, step: u64) -> Result<State, CheckpointError> {
+    pub fn state<P: DeserializeOwned>(&self, step: u64) -> Result<State<P>, CheckpointError> {
         let path = self.path(step).join(STATE_FILE);
-        let read = || -> io::Result<State> {
+        let read = || -> io::Result<State<P>> {
             let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
             let value: Value = serde_json::from_slice(&fs::read(&path)?)?;
             match value["version"].as_u64() {

@@ -1,7 +1,7 @@
 //! A training run: step after step until its end, from a new model, a checkpoint, or where it was left.
 
 mod evaluation;
-mod start;
+pub(crate) mod start;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -287,7 +287,8 @@ impl Run {
         self.optimizer.fetch()?;
         self.trainer.fetch()?;
         let (parameters, cpu) = (self.trainer.parameters(), self.trainer.cpu());
-        let path = self.checkpoints.save(&state, parameters, &self.optimizer, &self.tokenizer, form, cpu)?;
+        let path =
+            self.checkpoints.save(&state, parameters, &self.optimizer, &self.tokenizer, form, cpu, &[])?;
         // A tokenizer that came from an older checkpoint of this run may have gone with it.
         if !self.tokenizer.exists() {
             self.tokenizer.clone_from(&path);
@@ -339,11 +340,11 @@ impl SourceSums {
 }
 
 /// Seconds since 1970.
-fn now() -> f64 {
+pub(crate) fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// Where the run's lock is.
-fn lock_file(run: &Path) -> PathBuf {
+pub(crate) fn lock_file(run: &Path) -> PathBuf {
     run.join(".lock")
 }

@@ -83,7 +83,7 @@ fn left_state(
     if !resume {
         return Err(TrainError::Exists { run: config.run.clone(), step });
     }
-    let state = checkpoints.state(step)?;
+    let state: State = checkpoints.state(step)?;
     let differs = |reason: String| TrainError::Differs { run: config.run.clone(), reason };
     if state.learn != learn.name() {
         return Err(differs(format!("it is a run of `arges train {}`", state.learn)));
@@ -95,7 +95,7 @@ fn left_state(
 }
 
 /// The first field in which two descriptions differ.
-fn difference(path: &str, then: &Value, now: &Value) -> Option<String> {
+pub(crate) fn difference(path: &str, then: &Value, now: &Value) -> Option<String> {
     if then == now {
         return None;
     }
@@ -153,7 +153,7 @@ fn encoder(config: &Config, tokenizer_files: &Path) -> Result<Encoder, TrainErro
     Ok(Encoder::new(tokenizer, template, config.vocab_size))
 }
 
-fn check_context(config: &Config, sequence_length: usize) -> Result<(), TrainError> {
+pub(crate) fn check_context(config: &Config, sequence_length: usize) -> Result<(), TrainError> {
     let longest = config.max_position_embeddings;
     if sequence_length <= longest {
         return Ok(());
@@ -163,7 +163,7 @@ fn check_context(config: &Config, sequence_length: usize) -> Result<(), TrainErr
 }
 
 /// Makes the run's directory and takes hold of it.
-fn lock(run: &Path) -> Result<File, TrainError> {
+pub(crate) fn lock(run: &Path) -> Result<File, TrainError> {
     let path = lock_file(run);
     let open = || {
         fs::create_dir_all(run)?;

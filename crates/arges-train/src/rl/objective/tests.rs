@@ -3,8 +3,7 @@
 
 use super::*;
 
-const ALGORITHMS: [Algorithm; 4] =
-    [Algorithm::Cispo, Algorithm::Grpo, Algorithm::Dapo, Algorithm::Reinforce];
+const ALGORITHMS: [Algorithm; 4] = [Algorithm::Cispo, Algorithm::Grpo, Algorithm::Dapo, Algorithm::Reinforce];
 
 /// Responses of two prompts over a vocabulary of 3. Each token has logits of its own, which are what is learned.
 struct Case {
@@ -27,7 +26,8 @@ impl Case {
         let sampled: Vec<usize> = (0..tokens).map(|i| (i * 7 + i / 3) % 3).collect();
         let mut case = Self { responses, logits, sampled, rollout: vec![0.0; tokens] };
         // Log-ratios of -1 to 2.4 in uneven steps, none on an edge of any clip.
-        case.rollout = (0..tokens).map(|i| case.logprob(&case.logits, i) - 0.7 - 1.7 * wave(i, 0.9)).collect();
+        case.rollout =
+            (0..tokens).map(|i| case.logprob(&case.logits, i) - 0.7 - 1.7 * wave(i, 0.9)).collect();
         case
     }
 
@@ -74,8 +74,7 @@ impl Case {
         let mut value = 0.0;
         for (_, advantage, tokens) in self.walk() {
             for t in tokens.clone() {
-                let (p, r, fixed) =
-                    (self.logprob(logits, t), self.ratio(logits, t), self.ratio(at, t));
+                let (p, r, fixed) = (self.logprob(logits, t), self.ratio(logits, t), self.ratio(at, t));
                 let ppo = |low: f64, high: f64| {
                     let bounded = r.max(1.0 - low).min(1.0 + high);
                     (r * advantage).min(bounded * advantage)

@@ -1,0 +1,237 @@
+//! Episodes under way: each a task of a small runtime beside the trainer's thread.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
+
+use arges_engine::RepetitionStop;
+use arges_tasks::Task;
+use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
+
+use super::episode::{Episode, Next};
+use super::policy::{Policy, PolicyError, Turn, TurnEnd};
+use super::talk::{Talk, TalkError};
+use super::trajectory::{End, Trajectory};
+use crate::data::mix;
+
+/// An episode to be played.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    pub group: u64,
+    pub member: u32,
+    pub task: String,
+    pub difficulty: u32,
+    /// Seed of the instance.
+    pub seed: u64,
+    /// Seed of the samples.
+    pub sampling_seed: u64,
+    /// Tokens that the model may sample, over all turns.
+    pub window: usize,
+    /// Take the likeliest tokens.
+    pub greedy: bool,
+}
+
+/// Why an episode gave nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum EpisodeError {
+    /// There is no such task.
+    #[error("there is no task {0:?}")]
+    NoTask(String),
+    /// The messages cannot become tokens.
+    #[error(transparent)]
+    Talk(#[from] TalkError),
+    /// The prompt leaves no room.
+    #[error("a prompt of {prompt} tokens leaves no room for a response in `update.max_tokens`, {longest}")]
+    TooLong { prompt: usize, longest: usize },
+    /// Sampling failed.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// What was sampled does not hold together.
+    #[error("a trajectory is unusable: {0}")]
+    Unusable(String),
+    /// The judge failed, which says nothing about the response.
+    #[error("a response could not be judged: {0}")]
+    Unjudged(String),
+}
+
+/// An episode that ended.
+pub struct Played {
+    pub job: Job,
+    pub outcome: Result<Trajectory, EpisodeError>,
+}
+
+/// What all episodes share.
+#[derive(Clone, Copy)]
+pub struct Limits {
+    /// Longest sequence, prompt and tools' answers included.
+    pub longest: usize,
+    /// Turns at most.
+    pub max_turns: usize,
+    /// Ends responses that go round in circles.
+    pub repetition: Option<RepetitionStop>,
+}
+
+/// Plays episodes, many at once.
+pub struct Rollouts {
+    player: Arc<Player>,
+    runtime: Runtime,
+    places: Arc<Semaphore>,
+    sender: Sender<Played>,
+    played: Receiver<Played>,
+}
+
+struct Player {
+    policy: Arc<dyn Policy>,
+    talk: Talk,
+    limits: Limits,
+}
+
+impl Rollouts {
+    /// At most `concurrency` episodes at once; others wait.
+    ///
+    /// # Errors
+    /// Threads that cannot be started.
+    pub fn new(
+        policy: Arc<dyn Policy>,
+        talk: Talk,
+        limits: Limits,
+        concurrency: usize,
+    ) -> std::io::Result<Self> {
+        // Verifiers may block while programs run, each in a thread of its own.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("arges-rollout")
+            .enable_all()
+            .build()?;
+        let (sender, played) = mpsc::channel();
+        let player = Arc::new(Player { policy, talk, limits });
+        Ok(Self { player, runtime, places: Arc::new(Semaphore::new(concurrency)), sender, played })
+    }
+
+    /// Begins an episode as soon as there is a place.
+    pub fn submit(&self, job: Job) {
+        let (player, places) = (Arc::clone(&self.player), Arc::clone(&self.places));
+        let sender = self.sender.clone();
+        self.runtime.spawn(async move {
+            // The places are never closed.
+            let _place = places.acquire().await;
+            let outcome = player.play(&job).await;
+            // An error means that nobody waits any more.
+            let _ = sender.send(Played { job, outcome });
+        });
+    }
+
+    /// The next episode that ended, if one does in that time.
+    pub fn next(&self, timeout: Duration) -> Option<Played> {
+        match self.played.recv_timeout(timeout) {
+            Ok(played) => Some(played),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+        }
+    }
+
+    /// An episode that has ended already.
+    pub fn ended(&self) -> Option<Played> {
+        self.played.try_recv().ok()
+    }
+}
+
+impl Player {
+    async fn play(&self, job: &Job) -> Result<Trajectory, EpisodeError> {
+        let task = arges_tasks::find(&job.task).ok_or_else(|| EpisodeError::NoTask(job.task.clone()))?;
+        let trajectory = self.turns(job, task).await?;
+        trajectory.check().map_err(EpisodeError::Unusable)?;
+        Ok(trajectory)
+    }
+
+    async fn turns(&self, job: &Job, task: &dyn Task) -> Result<Trajectory, EpisodeError> {
+        let instance = task.generate(job.seed, job.difficulty);
+        let mut episode = Episode::begin(task, &instance);
+        let mut messages = episode.messages();
+        let mut trajectory = Trajectory {
+            group: job.group,
+            member: job.member,
+            task: job.task.clone(),
+            difficulty: job.difficulty,
+            seed: job.seed,
+            tokens: self.talk.prompt(&messages, &instance.tools)?,
+            turns: Vec::new(),
+            logprobs: Vec::new(),
+            versions: Vec::new(),
+            end: End::Stop,
+            reward: 0.0,
+            reason: String::new(),
+            trained: None,
+        };
+        loop {
+            let seed = mix(&[job.sampling_seed, trajectory.turns.len() as u64]);
+            trajectory.end = self.sample(job, seed, &mut trajectory).await?;
+            let turn = trajectory.turns.last().cloned().unwrap_or_default();
+            let answer = self.talk.text(&trajectory.tokens[turn]);
+            let next = tokio::task::block_in_place(|| episode.step(&answer));
+            let results = match next {
+                Next::Done(verdict) => {
+                    (trajectory.reward, trajectory.reason) = (verdict.reward, verdict.reason);
+                    return Ok(trajectory);
+                }
+                Next::Messages(results) => results,
+            };
+            if trajectory.end != End::Stop || trajectory.turns.len() >= self.limits.max_turns {
+                trajectory.reason = "the episode was cut off before its end".to_owned();
+                return Ok(trajectory);
+            }
+            let follow = self.talk.follow(&messages, &results, &instance.tools)?;
+            let room = self.limits.longest.saturating_sub(trajectory.tokens.len() + follow.len());
+            if room == 0 || trajectory.sampled() >= job.window {
+                trajectory.end = End::Length;
+                trajectory.reason = "results of tools leave no room for an answer".to_owned();
+                return Ok(trajectory);
+            }
+            trajectory.tokens.extend(follow);
+            messages.push(serde_json::json!({ "role": "assistant", "content": answer }));
+            messages.extend(results);
+        }
+    }
+
+    /// Samples a turn to its end, however often it is broken off.
+    async fn sample(&self, job: &Job, seed: u64, trajectory: &mut Trajectory) -> Result<End, EpisodeError> {
+        let start = trajectory.tokens.len();
+        let (longest, sampled) = (self.limits.longest, trajectory.sampled());
+        let room = longest.saturating_sub(start).min(job.window.saturating_sub(sampled));
+        if room == 0 {
+            return Err(EpisodeError::TooLong { prompt: start, longest });
+        }
+        trajectory.turns.push(start..start);
+        loop {
+            let so_far = trajectory.tokens.len() - start;
+            let turn = Turn {
+                prompt: trajectory.tokens.clone(),
+                max_tokens: room - so_far,
+                seed,
+                greedy: job.greedy,
+                repetition: self.limits.repetition,
+            };
+            let sampled = self.policy.sample(turn).await?;
+            if sampled.tokens.len() != sampled.logprobs.len()
+                || sampled.tokens.len() != sampled.versions.len()
+            {
+                let reason = "tokens came without their log-probabilities or versions";
+                return Err(EpisodeError::Unusable(reason.to_owned()));
+            }
+            trajectory.tokens.extend(&sampled.tokens);
+            trajectory.logprobs.extend(&sampled.logprobs);
+            trajectory.push_versions(sampled.versions);
+            let end = trajectory.tokens.len();
+            if let Some(turn) = trajectory.turns.last_mut() {
+                turn.end = end;
+            }
+            match sampled.end {
+                TurnEnd::Stop => return Ok(End::Stop),
+                TurnEnd::Length => return Ok(End::Length),
+                TurnEnd::Repetition => return Ok(End::Repetition),
+                TurnEnd::Aborted if end - start >= room => return Ok(End::Length),
+                TurnEnd::Aborted => {}
+            }
+        }
+    }
+}

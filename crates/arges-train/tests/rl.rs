@@ -1,0 +1,268 @@
+//! Whole runs of reinforcement learning of a small model: agreement of sampler and trainer, bits that repeat, staleness,
+//! interruption and resumption.
+//!
+//! A random model never solves anything, so what it learns from here is the length of its responses, which end by chance.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arges_kernels::device::cpu::{Cpu, CpuOptions};
+use arges_train::rl::run::{Event, Outcome};
+use arges_train::rl::trajectory::{self, Trajectory};
+use arges_train::rl::{RlConfig, RlRun, inspect};
+use arges_train::{Learn, Run, TrainConfig, metrics};
+
+const MODEL: &str = r#"
+run = "DIR/start"
+steps = 1
+seed = 5
+[model.new]
+tokenizer = "DIR/tokenizer"
+hidden_size = 32
+num_layers = 3
+softmax_every = 3
+num_heads = 2
+num_kv_heads = 1
+head_dim = 16
+num_experts = 4
+intermediate_size = 32
+[optimizer]
+learning_rate = 1e-3
+[batch]
+max_tokens = 512
+[[data]]
+kind = "tasks"
+tasks = ["addition"]
+difficulty = [1, 1]
+"#;
+
+const RUN: &str = r#"
+run = "DIR/NAME"
+batches = 4
+seed = 3
+[model]
+from = "DIR/start/checkpoints/step-000001"
+[objective]
+[advantage]
+dynamic_sampling = false
+overlong = { buffer = 20 }
+[rollout]
+prompts = 2
+responses = 3
+concurrency = 4
+step_tokens = 64
+agreement = "all"
+repetition = { tokens = 5, probability = 0.0033 }
+[update]
+updates = 2
+max_tokens = 700
+max_sequences = 4
+[optimizer]
+learning_rate = 1e-2
+warmup_steps = 0
+[[window]]
+tokens = 20
+[[task]]
+name = "addition"
+difficulty = [1, 2]
+[[task]]
+name = "dyck_completion"
+difficulty = [1, 1]
+[checkpoint]
+every = 1
+keep = 0
+[evaluation]
+every = 2
+problems = 2
+"#;
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    /// A directory with the model to start from.
+    fn new() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        let tokenizer = place.path().join("tokenizer");
+        std::fs::create_dir(&tokenizer).unwrap();
+        arges_text::synthetic::write_tokenizer(&tokenizer, 300).unwrap();
+        let config = TrainConfig::from_toml(&place.text(MODEL, ""), Path::new("start.toml")).unwrap();
+        let mut run = Run::open(config, Learn::Answers, cpu(2), false).unwrap();
+        run.train(&AtomicBool::new(false), &mut |_| {}).unwrap();
+        place
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn text(&self, text: &str, name: &str) -> String {
+        text.replace("DIR", self.path().to_str().unwrap()).replace("NAME", name)
+    }
+
+    /// The description of a run, with some lines changed.
+    fn config(&self, name: &str, changes: &[(&str, &str)]) -> RlConfig {
+        let mut text = self.text(RUN, name);
+        for (then, now) in changes {
+            assert!(text.contains(then), "{then}");
+            text = text.replace(then, now);
+        }
+        RlConfig::from_toml(&text, Path::new("run.toml")).unwrap()
+    }
+}
+
+fn cpu(threads: usize) -> Arc<Cpu> {
+    Arc::new(Cpu::new(CpuOptions { threads: Some(threads), isa: None }).unwrap())
+}
+
+/// Trains until `on` says to stop.
+fn train(run: &mut RlRun, on: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Outcome {
+    let stop = AtomicBool::new(false);
+    run.train(&stop, &mut |event| stop.store(on(&event).is_break(), Ordering::Relaxed)).unwrap()
+}
+
+fn whole(config: RlConfig, threads: usize) -> PathBuf {
+    let directory = config.run.clone();
+    let mut run = RlRun::open(config, cpu(threads), false).unwrap();
+    assert_eq!(train(&mut run, &mut |_| ControlFlow::Continue(())), Outcome::Finished);
+    directory
+}
+
+fn file(run: &Path, step: u64, name: &str) -> Vec<u8> {
+    std::fs::read(run.join(format!("checkpoints/step-{step:06}")).join(name)).unwrap()
+}
+
+/// A metric of every line that has it.
+fn metric(run: &Path, tag: &str) -> Vec<f64> {
+    let lines = metrics::read(run).unwrap();
+    lines.iter().flat_map(|line| &line.values).filter(|value| value.0 == tag).map(|value| value.1).collect()
+}
+
+/// What a run has written that does not depend on time.
+fn told(run: &Path) -> Vec<(u64, Vec<(String, f64)>)> {
+    let timed = |name: &str| name.starts_with("time/") || name.starts_with("perf/");
+    let lines = metrics::read(run).unwrap().into_iter();
+    lines
+        .map(|line| (line.step, line.values.into_iter().filter(|value| !timed(&value.0)).collect()))
+        .collect()
+}
+
+fn trajectories(run: &Path) -> Vec<Trajectory> {
+    let batches = trajectory::batches(run).unwrap();
+    batches.into_iter().flat_map(|batch| trajectory::read(run, batch).unwrap()).collect()
+}
+
+#[test]
+fn every_log_probability_of_a_whole_run_has_the_bits_that_it_was_sampled_with() {
+    let place = Place::new();
+    for (name, changes) in [
+        ("f32", vec![]),
+        ("bf16", vec![("[objective]", "compute = \"bf16\"\n[objective]\nanchor = \"old\"")]),
+    ] {
+        let run = whole(place.config(name, &changes), 2);
+        assert_eq!(metric(&run, "train_infer_logprob_maxdiff"), [0.0; 4]);
+        let all = trajectories(&run);
+        let sampled: usize = all.iter().map(Trajectory::sampled).sum();
+        assert_eq!(metric(&run, "train_infer_tokens").iter().sum::<f64>(), sampled as f64);
+        // A first update begins with the weights that sampled, so its ratios are 1; the second does not.
+        let ratios = metric(&run, "train/log_ratio_max");
+        assert_eq!(ratios.len(), 8);
+        assert!(ratios.iter().step_by(2).all(|ratio| *ratio == 0.0), "{ratios:?}");
+        assert!(ratios.iter().skip(1).step_by(2).all(|ratio| *ratio > 0.0), "{ratios:?}");
+        assert!(metric(&run, "train/gradient_norm").iter().all(|norm| *norm > 0.0));
+        assert!(metric(&run, "staleness/max").iter().all(|age| *age == 0.0));
+        // Weights did change from batch to batch.
+        assert_ne!(file(&run, 2, "training-state.safetensors"), file(&run, 8, "training-state.safetensors"));
+    }
+}
+
+#[test]
+fn a_run_repeats_bit_for_bit_whatever_the_threads_and_the_responses_at_once() {
+    let place = Place::new();
+    let one = whole(place.config("one", &[]), 2);
+    let changes = [("concurrency = 4", "concurrency = 7"), ("step_tokens = 64", "step_tokens = 33")];
+    let two = whole(place.config("two", &changes), 3);
+    for step in [2, 8] {
+        let bytes = |run: &Path| file(run, step, "training-state.safetensors");
+        assert!(bytes(&one) == bytes(&two), "step {step}");
+    }
+    assert_eq!(told(&one), told(&two));
+    assert_eq!(trajectories(&one), trajectories(&two));
+    // Every member of a group answers the same problem with samples of its own.
+    let all = trajectories(&one);
+    assert_eq!(all.len(), 24);
+    let distinct: std::collections::HashSet<&[u32]> = all.iter().map(|t| &*t.tokens).collect();
+    assert!(distinct.len() > 20);
+}
+
+#[test]
+fn a_run_that_is_stopped_at_any_batch_and_resumed_comes_to_the_same_bits() {
+    let place = Place::new();
+    let undisturbed = whole(place.config("undisturbed", &[]), 2);
+    let config = place.config("stopped", &[]);
+    let mut opened = 0;
+    loop {
+        let mut run = RlRun::open(config.clone(), cpu(2), opened > 0).unwrap();
+        opened += 1;
+        // In the middle of sampling: part of a group has ended.
+        let outcome = train(&mut run, &mut |event| match event {
+            Event::Sampling { batch, ended, .. } if *batch == opened && *ended > 1 => ControlFlow::Break(()),
+            Event::Step { batch, .. } if *batch == opened => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        });
+        if outcome == Outcome::Finished {
+            break;
+        }
+        // What was learned after the checkpoint is no part of the run.
+        assert!(opened < 20);
+    }
+    assert!(opened > 3, "{opened}");
+    let bytes = |run: &Path| file(run, 8, "training-state.safetensors");
+    assert!(bytes(&undisturbed) == bytes(&config.run));
+    assert_eq!(told(&undisturbed), told(&config.run));
+    assert_eq!(trajectories(&undisturbed), trajectories(&config.run));
+    let error =
+        RlRun::open(place.config("stopped", &[("seed = 3", "seed = 4")]), cpu(2), true).err().unwrap();
+    assert!(error.to_string().ends_with("`seed` is 4 now and was 3"), "{error}");
+    assert!(
+        RlRun::open(config, cpu(2), false)
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("holds a run of 8 steps already")
+    );
+}
+
+#[test]
+fn rollouts_that_run_ahead_keep_to_the_bound_and_still_agree_bit_for_bit() {
+    let place = Place::new();
+    let changes = [("concurrency = 4", "concurrency = 4\nmax_staleness = 2"), ("batches = 4", "batches = 8")];
+    let run = whole(place.config("ahead", &changes), 2);
+    let ages = metric(&run, "staleness/max");
+    assert_eq!(ages.len(), 8);
+    assert!(ages.iter().all(|age| *age <= 2.0) && ages.contains(&2.0), "{ages:?}");
+    // Tokens of the weights in force agree even where others of the same response are older: caches were computed anew.
+    assert!(metric(&run, "train_infer_logprob_maxdiff").iter().all(|difference| *difference == 0.0));
+    assert!(metric(&run, "train_infer_tokens").iter().sum::<f64>() > 0.0);
+    // The bound is on every token of every trajectory, by its own version.
+    for batch in trajectory::batches(&run).unwrap() {
+        for trajectory in trajectory::read(&run, batch).unwrap() {
+            assert!(trajectory.oldest_version().unwrap() + 2 >= batch - 1);
+        }
+    }
+}
+
+#[test]
+fn a_runs_trajectories_can_be_looked_into() {
+    let place = Place::new();
+    let run = whole(place.config("looked-into", &[("batches = 4", "batches = 1")]), 2);
+    let (batch, all) = inspect::batch(&run, None).unwrap();
+    assert_eq!((batch, all.len()), (1, 6));
+    let rows = inspect::tokens(&all[0], &inspect::tokenizer(&run).unwrap());
+    let sampled: Vec<_> = rows.iter().filter_map(|row| row.sampled.as_ref()).collect();
+    assert_eq!(sampled.len(), all[0].sampled());
+    assert!(
+        sampled.iter().all(|token| token.ratio.is_some() && token.advantage.is_some() && token.version == 0)
+    );
+}
