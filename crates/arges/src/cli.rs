@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::log::{Format, Level};
-use crate::{bench, chat, generate, inspect, mcp, plot, score, serve, synth, tasks, tokenizer, train};
+use crate::{bench, chat, generate, inspect, mcp, plot, rl, score, serve, synth, tasks, tokenizer, train};
 
 /// Runs and serves models of the MiniMax-M1 family: a hybrid mixture of experts with lightning attention.
 #[derive(Debug, Parser)]
@@ -57,6 +57,8 @@ pub enum Command {
         #[command(subcommand)]
         command: train::TrainCommand,
     },
+    /// Train a model by rewards on tasks whose answers can be checked
+    Rl(rl::RlArgs),
     /// Charts of training runs, as SVG and PNG
     Plot(plot::PlotArgs),
     /// Tokenizers for new models

@@ -31,6 +31,7 @@ mod plan;
 mod plot;
 mod progress;
 mod prompt;
+mod rl;
 mod score;
 mod serve;
 mod shown;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         Command::Tasks(args) => tasks::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Mcp { command } => mcp::run(command),
+        Command::Rl(args) => rl::run(args),
         Command::Plot(args) => plot::run(args),
         Command::Tokenizer { command } => tokenizer::run(command),
         Command::Train { command } => train::run(&command),

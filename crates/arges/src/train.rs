@@ -66,7 +66,7 @@ pub fn run(command: &TrainCommand) -> Result<()> {
     };
     let mut run = Run::open(config, learn, TrainingDevice { cpu, cuda }, args.resume)?;
     introduce(&run);
-    let stop = stop_on_interrupt()?;
+    let stop = stop_on_interrupt("saving after this step; once more ends at once")?;
     let mut display = Display::new(&run);
     let outcome = run.train(&stop, &mut |event| display.show(event));
     display.bar.finish_and_clear();
@@ -98,8 +98,8 @@ fn introduce(run: &Run) {
     }
 }
 
-/// A flag that the first interrupt sets. The second ends the process.
-fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
+/// A flag that the first interrupt sets, which is told with `remark`. The second ends the process.
+pub fn stop_on_interrupt(remark: &'static str) -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -109,7 +109,7 @@ fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
         runtime.block_on(async {
             signals.next().await;
             flag.store(true, Ordering::Relaxed);
-            eprintln!("saving after this step; once more ends at once");
+            eprintln!("{remark}");
             signals.next().await;
             std::process::exit(130);
         });
