@@ -1,6 +1,6 @@
 //! Reinforcement learning with verifiable rewards, as MiniMax-M1 was made with.
 //!
-//! A [`config`] describes a [`run`]. Problems are drawn by the [`curriculum`] and played as [`episode`]s by the
+//! A [`config`] describes a [`run`]. Problems are drawn by the [`curriculum`] and played in turns by the
 //! [`rollout`]s, which sample from a [`policy`]: the engine of this process, with the trainer's own model. An episode
 //! leaves a [`trajectory`] of token ids, log-probabilities and weight versions. [`groups`] hold responses to one prompt
 //! until they are a [`batch`], in the order and within the staleness that a run allows. Their [`advantage`]s go into the
@@ -10,7 +10,6 @@ pub mod advantage;
 pub mod batch;
 pub mod config;
 pub mod curriculum;
-pub mod episode;
 pub mod groups;
 pub mod inspect;
 pub mod metrics;

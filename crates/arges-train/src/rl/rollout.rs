@@ -5,11 +5,11 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use arges_engine::RepetitionStop;
-use arges_tasks::Task;
+use arges_tasks::{Episode, Step, Task, ToolResult};
+use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
-use super::episode::{Episode, Next};
 use super::policy::{Policy, PolicyError, Turn, TurnEnd};
 use super::talk::{Talk, TalkError};
 use super::trajectory::{End, Trajectory};
@@ -169,12 +169,15 @@ impl Player {
             let turn = trajectory.turns.last().cloned().unwrap_or_default();
             let answer = self.talk.text(&trajectory.tokens[turn]);
             let next = tokio::task::block_in_place(|| episode.step(&answer));
-            let results = match next {
-                Next::Done(verdict) => {
+            let results: Vec<Value> = match next {
+                Step::Done(verdict) if verdict.unjudged => {
+                    return Err(EpisodeError::Unjudged(verdict.reason));
+                }
+                Step::Done(verdict) => {
                     (trajectory.reward, trajectory.reason) = (verdict.reward, verdict.reason);
                     return Ok(trajectory);
                 }
-                Next::Messages(results) => results,
+                Step::Results(results) => results.iter().map(ToolResult::message).collect(),
             };
             if trajectory.end != End::Stop || trajectory.turns.len() >= self.limits.max_turns {
                 trajectory.reason = "the episode was cut off before its end".to_owned();
@@ -188,7 +191,7 @@ impl Player {
                 return Ok(trajectory);
             }
             trajectory.tokens.extend(follow);
-            messages.push(serde_json::json!({ "role": "assistant", "content": answer }));
+            messages.push(json!({ "role": "assistant", "content": answer }));
             messages.extend(results);
         }
     }

@@ -162,7 +162,7 @@ impl RlConfig {
         require(!self.task.is_empty(), "task", "is missing: give at least one `[[task]]`")?;
         for (index, task) in self.task.iter().enumerate() {
             let field = |name: &str| format!("task[{index}].{name}");
-            let known = super::super::episode::highest_difficulty(&task.name);
+            let known = arges_tasks::find(&task.name).map(|task| task.max_difficulty());
             let reason = format!("there is no task {:?}; `arges tasks list` names them", task.name);
             require(known.is_some(), field("name"), reason)?;
             positive(&field("weight"), task.weight)?;

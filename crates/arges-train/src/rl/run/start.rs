@@ -18,7 +18,6 @@ use crate::metrics::{self, MetricsWriter};
 use crate::optimizer::Optimizer;
 use crate::rl::config::RlConfig;
 use crate::rl::curriculum::Curriculum;
-use crate::rl::episode::highest_difficulty;
 use crate::rl::groups::Groups;
 use crate::rl::inspect::TOKENIZER;
 use crate::rl::policy::LocalPolicy;
@@ -96,7 +95,7 @@ pub fn open(config: RlConfig, cpu: Arc<Cpu>, resume: bool) -> Result<RlRun, RlEr
 }
 
 fn first_place(config: &RlConfig) -> Place {
-    let highest = |task: &str| highest_difficulty(task).unwrap_or(1);
+    let highest = |task: &str| arges_tasks::find(task).map(|task| task.max_difficulty()).unwrap_or(1);
     let curriculum = Curriculum::new(&config.task, highest);
     Place { batch: 0, window: WindowState::default(), curriculum }
 }
