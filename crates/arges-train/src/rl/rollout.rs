@@ -1,7 +1,7 @@
 //! Episodes under way: each a task of a small runtime beside the trainer's thread.
 
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
 use arges_engine::RepetitionStop;
@@ -124,10 +124,7 @@ impl Rollouts {
 
     /// The next episode that ended, if one does in that time.
     pub fn next(&self, timeout: Duration) -> Option<Played> {
-        match self.played.recv_timeout(timeout) {
-            Ok(played) => Some(played),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.played.recv_timeout(timeout).ok()
     }
 
     /// An episode that has ended already.
