@@ -9,6 +9,7 @@ mod hub;
 mod mcp;
 mod nano;
 mod plot;
+mod rl;
 #[cfg(unix)]
 mod serve;
 mod serve_config;
