@@ -227,7 +227,8 @@ fn a_model_learns_as_on_the_cpu() {
     let (mut m, mut v) = (vec![0.0; len], vec![0.0; len]);
     let mut moments = device.moments(&m, &v).unwrap();
     let (mut first, mut last) = (0.0, 0.0);
-    for step in 1..=20 {
+    // Later a token changes its experts on one device before it does on the other.
+    for step in 1..=7 {
         let settings = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step };
         host.parameters_mut().zero_gradients();
         let on_host = mean_loss(host.accumulate(&batch, &|_, _| uniform, 0.01).unwrap().logprobs);
@@ -239,11 +240,10 @@ fn a_model_learns_as_on_the_cpu() {
         device.zero_gradients().unwrap();
         let on_device = mean_loss(device.accumulate(&batch, &|_, _| uniform, 0.01).unwrap().logprobs);
         let ratio = device.gradient_norm().unwrap() / norm;
-        assert!((ratio - 1.0).abs() < 3e-2, "step {step}: norms differ by a factor of {ratio}");
+        assert!((ratio - 1.0).abs() < 1e-3, "step {step}: norms differ by a factor of {ratio}");
         device.adamw(settings, 0.5, 0..len, &mut moments).unwrap();
         device.publish().unwrap();
-        // AdamW makes whole steps of gradients that are hardly more than rounding.
-        assert!((on_host - on_device).abs() < 2e-2, "step {step}: {on_host} and {on_device}");
+        assert!((on_host - on_device).abs() < 2e-3, "step {step}: {on_host} and {on_device}");
         if step == 1 {
             first = on_device;
         }
@@ -253,7 +253,7 @@ fn a_model_learns_as_on_the_cpu() {
     let values = host.parameters().values();
     let distance = relative_distance(device.fetch().unwrap().values(), values);
     println!(
-        "after 20 steps losses are {first:.4} and {last:.4}, values differ by {distance:.1e} (relative L2)"
+        "after 7 steps losses are {first:.4} and {last:.4}, values differ by {distance:.1e} (relative L2)"
     );
     assert!(distance < 5e-2, "{distance}");
 }
