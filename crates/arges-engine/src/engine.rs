@@ -4,30 +4,27 @@
 mod hold;
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Instant;
 
-use arges_kernels::sample::SampleScratch;
-use arges_kernels::sample::cuda::Rule;
 use arges_model::cache::PAGE_TOKENS;
-use arges_model::model::cuda::{Choice, Chosen};
-use arges_model::{
-    Batch, CachePlan, DeviceModel, Executor, ExecutorPlan, ForwardError, LogitRows, SequenceId, Slots,
-    WorkspacePlan,
-};
+use arges_model::{DeviceModel, LogitRows, SequenceId};
 use arges_text::Tokenizer;
 use tokio::sync::watch;
 use tracing::{debug, error};
 
 use crate::engine::hold::{Hold, LOOK_FOR_CANCELLED};
 use crate::handle::{Engine, Limits, Message, Shared, Submission};
-use crate::request::{EngineError, EngineOptions, EngineStats, Event, MemoryPlan};
-use crate::scheduler::{Budget, Rank, Room, Scheduler, Step};
-use crate::sequence::{ModelFacts, Next, RowError, RowReading, Sequence};
+use crate::prefix::Costs;
+use crate::request::{EngineError, EngineOptions, EngineStats, Event};
+use crate::runner::{Reading, Row, Runner, lock};
+use crate::scheduler::{Budget, Rank, Scheduler, Step};
+use crate::sequence::{ModelFacts, Next, RowError, Sequence};
+use crate::timing::{Load, StepTimes};
 
 impl Engine {
     /// Sizes and allocates caches and workspace and starts the engine's thread. Without a tokenizer, requests
@@ -54,17 +51,22 @@ impl Engine {
             max_queue: options.max_queue,
             has_tokenizer: tokenizer.is_some(),
         };
-        let shared = Arc::new(Shared::new(limits, runner.memory()));
+        let shared = Arc::new(Shared::new(limits, runner.memory_plan()));
         let (messages, receiver) = mpsc::channel();
         let (stopped, when_stopped) = watch::channel(false);
-        let facts = ModelFacts { sampleable, end_tokens, tokenizer, weight_version: 0 };
+        let speculates = options.max_drafts > 0;
+        let facts = ModelFacts { sampleable, end_tokens, speculates, tokenizer, weight_version: 0 };
         let worker = Worker {
             runner,
             facts,
             scheduler: Scheduler::new(),
             sequences: HashMap::new(),
             step: Step::default(),
-            budget: Budget { tokens: options.step_tokens, rows: options.max_logit_rows },
+            tokens: options.step_tokens,
+            logit_rows: options.max_logit_rows,
+            max_drafts: options.max_drafts,
+            times: StepTimes::default(),
+            due: Vec::new(),
             arrivals: 0,
             draining: false,
             hold: Hold::default(),
@@ -102,153 +104,6 @@ fn check(options: &EngineOptions) -> Result<(), EngineError> {
     Ok(())
 }
 
-impl Room for Slots {
-    type Slot = SequenceId;
-
-    fn open(&mut self) -> Option<SequenceId> {
-        self.open()
-    }
-
-    fn reserve(&mut self, slot: SequenceId, length: usize) -> bool {
-        self.reserve(slot, length).is_ok()
-    }
-
-    fn close(&mut self, slot: SequenceId) {
-        self.close(slot);
-    }
-
-    fn free_pages(&self) -> usize {
-        self.free_pages()
-    }
-
-    fn pages_for(&self, length: usize) -> usize {
-        length.div_ceil(PAGE_TOKENS)
-    }
-}
-
-/// The model and everything a step of it needs.
-struct Runner {
-    executor: Executor,
-    batch: Batch,
-    /// Whose the step's rows of logits are.
-    rows: Vec<Row>,
-    /// What was read from them; as many as there can be rows.
-    readings: Vec<Mutex<Option<Reading>>>,
-    /// One per thread of the pool.
-    scratches: Vec<Mutex<SampleScratch>>,
-    /// What a GPU is asked for; as many as there can be rows.
-    wishes: Vec<Mutex<Wish>>,
-    /// Ids below this may be sampled.
-    sampleable: usize,
-}
-
-/// How a GPU is to read a row, and whether with the mask.
-#[derive(Debug, Default)]
-struct Wish {
-    rule: Option<(Rule, bool)>,
-    mask: Vec<u32>,
-}
-
-impl Wish {
-    fn choice(&self) -> Choice<'_> {
-        self.rule.map(|(rule, masked)| (rule, masked.then_some(&self.mask[..])))
-    }
-}
-
-/// A row of logits: whose it is, and after which position.
-#[derive(Debug, Clone, Copy)]
-struct Row {
-    rank: Rank,
-    position: usize,
-}
-
-type Reading = Result<RowReading, RowError>;
-
-impl Runner {
-    fn new(model: DeviceModel, sampleable: usize, options: &EngineOptions) -> Result<Self, EngineError> {
-        let plan = ExecutorPlan {
-            cache: CachePlan { max_sequences: options.max_sequences, max_tokens: options.max_tokens },
-            workspace: WorkspacePlan {
-                max_tokens: options.step_tokens,
-                max_logit_rows: options.max_logit_rows,
-            },
-            exact: options.exact,
-        };
-        let (vocab_size, threads) = (model.config().vocab_size, model.cpu().pool().threads());
-        let executor = Executor::new(model, plan).map_err(|error| EngineError::Cache(error.to_string()))?;
-        Ok(Self {
-            executor,
-            batch: Batch::new(),
-            rows: Vec::with_capacity(options.max_logit_rows),
-            readings: (0..options.max_logit_rows).map(|_| Mutex::new(None)).collect(),
-            scratches: (0..threads).map(|_| Mutex::new(SampleScratch::new(vocab_size))).collect(),
-            wishes: (0..options.max_logit_rows).map(|_| Mutex::default()).collect(),
-            sampleable,
-        })
-    }
-
-    fn memory(&self) -> MemoryPlan {
-        MemoryPlan {
-            weights: self.executor.model().weight_bytes(),
-            cache: self.executor.cache_bytes(),
-            workspace: self.executor.workspace_bytes()
-                + self.scratches.iter().map(|scratch| lock(scratch).bytes()).sum::<usize>(),
-        }
-    }
-
-    /// Runs the step's pieces through the model and reads the rows of logits that come out.
-    fn run(
-        &mut self,
-        step: &Step<SequenceId>,
-        sequences: &HashMap<Rank, Sequence>,
-    ) -> Result<(), ForwardError> {
-        self.batch.clear();
-        self.rows.clear();
-        for piece in &step.pieces {
-            let Range { start, end } = piece.tokens;
-            self.batch.push(piece.slot, &sequences[&piece.rank].tokens()[start..end], piece.rows);
-            let with_logits = match piece.rows {
-                LogitRows::None => end..end,
-                LogitRows::Last => end - 1..end,
-                LogitRows::All => start..end,
-            };
-            self.rows.extend(with_logits.map(|position| Row { rank: piece.rank, position }));
-        }
-        let Self { executor, batch, rows, readings, scratches, wishes, sampleable } = self;
-        let wishes = &mut wishes[..rows.len()];
-        wishes.iter_mut().for_each(|wish| wish.get_mut().unwrap_or_else(PoisonError::into_inner).rule = None);
-        if executor.chooses() {
-            executor.model().cpu().pool().run(rows.len(), |task, _| {
-                let Row { rank, position } = rows[task];
-                let Wish { rule, mask } = &mut *lock(&wishes[task]);
-                *rule = sequences[&rank].device_rule(position, mask);
-            });
-        }
-        let wishes: Vec<_> =
-            wishes.iter_mut().map(|wish| &*wish.get_mut().unwrap_or_else(PoisonError::into_inner)).collect();
-        let choices: Vec<_> = wishes.iter().map(|wish| wish.choice()).collect();
-        let (model, Chosen { tokens, logits }) = executor.forward_choosing(batch, *sampleable, &choices)?;
-        let vocab_size = model.config().vocab_size;
-        model.cpu().pool().run(rows.len(), |task, thread| {
-            let Row { rank, position } = rows[task];
-            let reading = match tokens.get(task).copied().flatten() {
-                Some(token) => Ok(Sequence::device_reading(token)),
-                None => {
-                    let logits = &logits[task * vocab_size..(task + 1) * vocab_size];
-                    sequences[&rank].read_row(position, logits, &mut lock(&scratches[thread]))
-                }
-            };
-            *lock(&readings[task]) = Some(reading);
-        });
-        Ok(())
-    }
-}
-
-/// What was locked by one that panicked is written anew before it is read, so nothing is lost by going on.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// The result of `body`, or the message of its panic.
 fn catch<T>(body: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(body)).map_err(|panic| {
@@ -266,7 +121,14 @@ struct Worker {
     /// Everything queued or running.
     sequences: HashMap<Rank, Sequence>,
     step: Step<SequenceId>,
-    budget: Budget,
+    /// Of a step.
+    tokens: usize,
+    logit_rows: usize,
+    /// Guesses of a sequence in a step.
+    max_drafts: usize,
+    times: StepTimes,
+    /// Rows to read next.
+    due: Vec<usize>,
     /// Requests so far.
     arrivals: u64,
     /// Whether the thread ends when there is nothing left to do.
@@ -276,6 +138,25 @@ struct Worker {
     stats: EngineStats,
     shared: Arc<Shared>,
     messages: Receiver<Message>,
+}
+
+/// Guesses that a sequence of `length` tokens, of which the last is still to be computed, may try: as many as leave the
+/// chunk that they begin in unfinished, since a state that has moved on does not come back.
+fn guesses_before_grid_point(length: usize) -> usize {
+    PAGE_TOKENS - 1 - length % PAGE_TOKENS
+}
+
+fn load(step: &Step<SequenceId>, costs: Costs) -> Load {
+    let mut load = Load::default();
+    for piece in &step.pieces {
+        if piece.tokens.len() == piece.drafts + 1 && piece.rows == LogitRows::All {
+            load.decoders += 1;
+            load.drafts += piece.drafts;
+        } else {
+            load.prompts += costs.work(piece.tokens.start, piece.tokens.end);
+        }
+    }
+    load
 }
 
 /// What to do after the messages were read.
@@ -332,6 +213,10 @@ impl Worker {
                     self.publish_stats();
                 }
                 Ok(Message::Order(order, reply)) => self.take_order(*order, &reply),
+                Ok(Message::FlushPrefixes) => {
+                    self.runner.memory.flush();
+                    self.publish_stats();
+                }
                 Ok(Message::Drain) => self.drain(),
                 Ok(Message::Shutdown) => return Todo::End,
                 Err(RecvTimeoutError::Timeout) => return Todo::Work,
@@ -380,21 +265,28 @@ impl Worker {
             stats.cancelled += u64::from(cancelled);
             !cancelled
         });
-        sequences.retain(|&rank, sequence| {
-            let cancelled = sequence.is_cancelled();
-            if cancelled {
-                scheduler.remove(rank, runner.executor.slots_mut());
-                stats.cancelled += 1;
-            }
-            !cancelled
-        });
+        let cancelled: Vec<Rank> =
+            sequences.iter().filter(|(_, s)| s.is_cancelled()).map(|(&rank, _)| rank).collect();
+        for rank in cancelled {
+            scheduler.remove(rank, &mut runner.memory.room(sequences));
+            sequences.remove(&rank);
+            stats.cancelled += 1;
+        }
     }
 
     fn run_step(&mut self) {
-        self.scheduler.plan(self.runner.executor.slots_mut(), self.budget, &mut self.step);
-        for rank in &self.step.admitted {
-            if let Some(sequence) = self.sequences.get_mut(rank) {
-                sequence.leave_queue();
+        let decoders = self.guess();
+        let budget = Budget {
+            tokens: self.tokens,
+            rows: self.logit_rows,
+            work: self.times.prompt_work(decoders),
+            parity: self.runner.memory.costs().parity,
+        };
+        let mut room = self.runner.memory.room(&self.sequences);
+        self.scheduler.plan(&mut room, budget, &mut self.step);
+        for &rank in &self.step.admitted {
+            if let Some(sequence) = self.sequences.get_mut(&rank) {
+                sequence.leave_queue(self.scheduler.computed(rank).unwrap_or(0));
             }
         }
         for rank in &self.step.preempted {
@@ -407,11 +299,16 @@ impl Worker {
         }
         self.stats.steps += 1;
         let Self { runner, step, sequences, .. } = self;
-        let result = catch(|| runner.run(step, sequences).map_err(|error| error.to_string()));
+        let start = Instant::now();
+        let result = catch(|| runner.forward(step, sequences).map_err(|error| error.to_string()));
+        let load = load(step, runner.memory.costs());
+        self.times.record(load, start.elapsed().as_secs_f64());
         match result.and_then(|result| result) {
             Ok(()) => self.take_readings(),
             Err(message) => {
                 error!(message, "a step failed");
+                // A device that failed may have lost what its memory held.
+                self.runner.memory.flush();
                 for index in 0..self.step.pieces.len() {
                     self.fail(self.step.pieces[index].rank, message.clone());
                 }
@@ -430,21 +327,75 @@ impl Worker {
         }
     }
 
+    /// Has decoding sequences guess what comes next. Returns how many decode.
+    fn guess(&mut self) -> usize {
+        let decoders: Vec<(Rank, usize)> = self.scheduler.decoding().collect();
+        if self.max_drafts > 0 {
+            let price = self.times.price(decoders.len());
+            for &(rank, length) in &decoders {
+                let most = self.max_drafts.min(guesses_before_grid_point(length));
+                let drafts = self.sequences.get_mut(&rank).map_or(0, |sequence| sequence.draft(price, most));
+                self.scheduler.propose(rank, drafts);
+            }
+        }
+        decoders.len()
+    }
+
     fn take_readings(&mut self) {
         for piece in &self.step.pieces {
+            let end = piece.tokens.end - piece.drafts;
             self.stats.computed_tokens += piece.tokens.len() as u64;
-            self.scheduler.advance(piece.rank, piece.tokens.len());
+            self.stats.drafted_tokens += piece.drafts as u64;
+            self.scheduler.advance(piece.rank, end - piece.tokens.start);
+            if let Some(sequence) = self.sequences.get(&piece.rank) {
+                let prompt = sequence.prompt_len();
+                let ends_prompt = piece.tokens.start < prompt && prompt <= end;
+                let worth_saving = piece.branches || ends_prompt;
+                self.runner.memory.note(piece.rank, sequence.tokens(), end, worth_saving);
+            }
         }
-        for index in 0..self.runner.rows.len() {
-            let row = self.runner.rows[index];
-            let reading = lock(&self.runner.readings[index]).take();
-            if let Some(reading) = reading {
-                self.take_reading(row, reading);
+        let mut due = std::mem::take(&mut self.due);
+        due.clear();
+        due.extend((0..self.runner.rows.len()).filter(|&row| self.runner.rows[row].guess.is_none()));
+        while !due.is_empty() {
+            self.runner.read(&due, &self.sequences);
+            due.retain_mut(|index| {
+                let row = self.runner.rows[*index];
+                let reading = lock(&self.runner.readings[*index]).take();
+                if let Some(reading) = reading {
+                    self.take_reading(row, reading);
+                }
+                *index += 1;
+                self.was_right(*index)
+            });
+        }
+        self.due = due;
+        self.forget_guesses();
+    }
+
+    /// Whether a row is that of a guess which the token just taken has proved right.
+    fn was_right(&mut self, row: usize) -> bool {
+        let Some(&Row { rank, position, guess: Some(guess) }) = self.runner.rows.get(row) else {
+            return false;
+        };
+        let right = self.sequences.get(&rank).is_some_and(|s| s.tokens().get(position) == Some(&guess));
+        if right {
+            self.stats.accepted_drafts += 1;
+            self.scheduler.advance(rank, 1);
+        }
+        right
+    }
+
+    /// Takes wrong guesses out of the caches again.
+    fn forget_guesses(&mut self) {
+        for piece in self.step.pieces.iter().filter(|piece| piece.drafts > 0) {
+            if let Some(computed) = self.scheduler.computed(piece.rank) {
+                self.runner.memory.executor.slots_mut().truncate(piece.slot, computed);
             }
         }
     }
 
-    fn take_reading(&mut self, Row { rank, position }: Row, reading: Reading) {
+    fn take_reading(&mut self, Row { rank, position, .. }: Row, reading: Reading) {
         // A sequence that ended at an earlier row is gone.
         let Some(sequence) = self.sequences.get_mut(&rank) else { return };
         let version = self.facts.weight_version;
@@ -458,6 +409,11 @@ impl Worker {
             Ok(Ok(Next::Ended { sampled })) => {
                 self.stats.generated_tokens += u64::from(sampled);
                 self.stats.finished += 1;
+                if let (Some(computed), Some(sequence)) =
+                    (self.scheduler.computed(rank), self.sequences.get(&rank))
+                {
+                    self.runner.memory.note(rank, sequence.tokens(), computed, true);
+                }
                 self.remove(rank);
             }
             // The fault of the request alone, which is no news for the operator.
@@ -490,7 +446,7 @@ impl Worker {
     }
 
     fn remove(&mut self, rank: Rank) -> Option<Sequence> {
-        self.scheduler.remove(rank, self.runner.executor.slots_mut());
+        self.scheduler.remove(rank, &mut self.runner.memory.room(&self.sequences));
         self.sequences.remove(&rank)
     }
 
@@ -498,8 +454,7 @@ impl Worker {
         self.stats.running = self.scheduler.running();
         self.stats.waiting = self.scheduler.waiting() + self.hold.arrived.len();
         self.stats.paused = !self.hold.admits();
-        self.stats.free_pages = self.runner.executor.slots().free_pages();
-        self.stats.total_pages = self.runner.executor.slots().pages_total();
+        self.runner.memory.describe(&mut self.stats);
         *self.shared.stats() = self.stats;
     }
 }

@@ -19,6 +19,8 @@ pub(crate) enum Message {
     Submit(Box<Submission>),
     /// Pause, take new weights, resume.
     Order(Box<Order>, Reply),
+    /// Forget what is kept of sequences for later ones.
+    FlushPrefixes,
     /// Finish what is queued and running, then end.
     Drain,
     /// End now; what is queued and running fails.
@@ -174,6 +176,13 @@ impl Engine {
     /// Longest prompt and answer together that one request may have, in tokens.
     pub fn max_context(&self) -> usize {
         self.shared.limits.context
+    }
+
+    /// Forgets what is kept of sequences for later ones, before the next step. What sequences that run now have computed
+    /// is not kept either: it may be of weights that are no more.
+    pub fn flush_prefixes(&self) {
+        // An error means that the thread has ended, and its caches with it.
+        let _ = self.messages.send(Message::FlushPrefixes);
     }
 
     /// Refuses new requests and waits until those queued and running have ended.

@@ -13,10 +13,15 @@ mod constraint;
 mod control;
 mod engine;
 mod handle;
+mod memory;
+mod prefix;
 mod request;
+mod runner;
 mod scheduler;
 mod sequence;
+mod speculation;
 mod text;
+mod timing;
 
 pub use arges_model::{NewWeights, UpdateError};
 pub use control::{ControlError, PauseMode, RunningCaches};

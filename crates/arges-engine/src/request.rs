@@ -28,9 +28,31 @@ pub struct EngineOptions {
     /// Rows of logits of one step; bounds the memory prompt log-probabilities take. At least
     /// `max_sequences`.
     pub max_logit_rows: usize,
+    /// What is kept of sequences for others that begin like them; `None` keeps nothing.
+    pub prefix_cache: Option<PrefixCacheOptions>,
+    /// Guesses of what a sequence says next that a step may try, where they pay; 0 tries none. They change no token.
+    pub max_drafts: usize,
     /// Whether a GPU gives a token's log-probability the same bits in any batch, at the cost of speed. The CPU always
     /// does.
     pub exact: bool,
+}
+
+/// How much is kept of sequences for others that begin like them. Their keys and values stay in the pages of the caches
+/// while nothing else needs these; states are copied to memory of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PrefixCacheOptions {
+    /// Bytes for states, in the device's memory.
+    pub state_bytes: usize,
+    /// Bytes for more of them in the host's memory; for a GPU.
+    pub host_bytes: usize,
+    /// Tokens after which a state is kept in any case. They are kept at the end of prompts and answers and where prompts
+    /// part, too.
+    pub interval: usize,
+}
+
+impl PrefixCacheOptions {
+    /// Tokens between states of a long sequence.
+    pub const INTERVAL: usize = 4096;
 }
 
 /// When a generation ends, beside its length.
@@ -317,7 +339,7 @@ pub struct EngineStats {
     pub running: usize,
     /// Requests that wait for room, those that were set back included.
     pub waiting: usize,
-    /// KV pages not in use.
+    /// KV pages that no sequence holds, those kept for later ones included.
     pub free_pages: usize,
     /// KV pages altogether.
     pub total_pages: usize,
@@ -327,8 +349,22 @@ pub struct EngineStats {
     pub computed_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Guesses that were tried.
+    pub drafted_tokens: u64,
+    /// Of these, those that were right.
+    pub accepted_drafts: u64,
     /// Times a running sequence was set back for want of pages.
     pub preemptions: u64,
+    /// Tokens that did not have to be computed, because a sequence before had them.
+    pub cached_tokens: u64,
+    /// KV pages that are kept for later sequences, or would be if they were not in use.
+    pub cached_pages: usize,
+    /// States that are kept for later sequences.
+    pub cached_states: usize,
+    /// Pages no longer kept, for want of room.
+    pub evicted_pages: u64,
+    /// States no longer kept, for want of room.
+    pub evicted_states: u64,
     /// Requests that ended by themselves.
     pub finished: u64,
     /// Requests whose generation was dropped.
@@ -348,6 +384,8 @@ pub struct MemoryPlan {
     pub weights: usize,
     /// KV pages and linear states.
     pub cache: usize,
+    /// Room for linear states that are kept for later sequences, on the device and on its host.
+    pub snapshots: usize,
     /// Activations, logits and sampling buffers of one step.
     pub workspace: usize,
 }
@@ -355,7 +393,7 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// All of it.
     pub fn total(&self) -> usize {
-        self.weights + self.cache + self.workspace
+        self.weights + self.cache + self.snapshots + self.workspace
     }
 }
 
@@ -364,9 +402,10 @@ impl fmt::Display for MemoryPlan {
         let mib = |bytes: usize| bytes as f64 / (1 << 20) as f64;
         write!(
             f,
-            "weights {:.1} MiB, caches {:.1} MiB, workspace {:.1} MiB, together {:.1} MiB",
+            "weights {:.1} MiB, caches {:.1} MiB, kept states {:.1} MiB, workspace {:.1} MiB, together {:.1} MiB",
             mib(self.weights),
             mib(self.cache),
+            mib(self.snapshots),
             mib(self.workspace),
             mib(self.total())
         )

@@ -16,6 +16,7 @@ use crate::handle::{QueuePlace, Submission};
 use crate::request::{
     Event, FinishReason, Finished, RepetitionStop, StopCause, TokenEvent, TokenLogprob, Usage,
 };
+use crate::speculation::Drafter;
 use crate::text::{Piece, TextStream};
 
 /// Most tokens that are kept for the answer when thinking has a budget.
@@ -29,6 +30,8 @@ pub(crate) struct ModelFacts {
     pub end_tokens: Vec<u32>,
     /// Version of the weights in force.
     pub weight_version: u64,
+    /// Whether sequences guess what comes next.
+    pub speculates: bool,
 }
 
 /// What one row of logits said about the token after it.
@@ -81,12 +84,18 @@ pub(crate) struct Sequence {
     reasoning_tokens: usize,
     /// Tokens to write before any is chosen.
     forced: VecDeque<u32>,
+    /// What may come next, if guesses are tried at all.
+    drafter: Option<Drafter>,
+    /// The guesses of the next step.
+    drafts: Vec<u32>,
     /// Rows are read on several threads, one row of a sequence at a time.
     constraint: Option<Mutex<Constraint>>,
     logprobs: Option<usize>,
     scores: Option<PromptScores>,
     events: UnboundedSender<Event>,
     sampleable: usize,
+    /// Tokens of the prompt that were in the caches.
+    cached_tokens: usize,
     /// Version of the weights that the last row came from.
     weight_version: u64,
     /// Given up when it is admitted for the first time.
@@ -145,11 +154,14 @@ impl Sequence {
             thinking_limit,
             reasoning_tokens: 0,
             forced: VecDeque::new(),
+            drafter: model.speculates.then(Drafter::new),
+            drafts: Vec::new(),
             constraint: constraint.map(Mutex::new),
             logprobs: request.logprobs,
             scores: request.prompt_logprobs.map(|top| PromptScores { top, logprobs: vec![None] }),
             events,
             sampleable: model.sampleable,
+            cached_tokens: 0,
             weight_version: model.weight_version,
             queue_place: Some(queue_place),
         })
@@ -159,9 +171,35 @@ impl Sequence {
         &self.tokens
     }
 
-    /// Makes its place in the queue free for another request.
-    pub fn leave_queue(&mut self) {
-        self.queue_place = None;
+    /// Guesses what comes after its tokens, `most` at most, where that is worth `price`; how many it guesses.
+    pub fn draft(&mut self, price: f64, most: usize) -> usize {
+        self.drafts.clear();
+        let Some(drafter) = &mut self.drafter else { return 0 };
+        // The last token is not computed, and after it nothing is.
+        let most = most.min((self.prompt_len + self.max_tokens - self.tokens.len()).saturating_sub(1));
+        match self.forced.is_empty() {
+            true => self.drafts.extend_from_slice(drafter.draft(&self.tokens, price, most)),
+            // What has to be written is no guess.
+            false => self.drafts.extend(self.forced.iter().take(most)),
+        }
+        self.drafts.len()
+    }
+
+    /// What it guessed last.
+    pub fn drafts(&self) -> &[u32] {
+        &self.drafts
+    }
+
+    pub fn prompt_len(&self) -> usize {
+        self.prompt_len
+    }
+
+    /// Makes its place in the queue free for another request. `cached` tokens need not be computed; what is there of
+    /// its own, when it comes back, does not count.
+    pub fn leave_queue(&mut self, cached: usize) {
+        if self.queue_place.take().is_some() {
+            self.cached_tokens = cached;
+        }
     }
 
     /// Tokens the model has to compute before the first answer token or the last score is known, and the
@@ -397,7 +435,7 @@ impl Sequence {
 
     fn send_scores(&mut self) {
         if let Some(scores) = self.scores.take() {
-            self.send(Event::Prompt { logprobs: scores.logprobs, cached_tokens: 0 });
+            self.send(Event::Prompt { logprobs: scores.logprobs, cached_tokens: self.cached_tokens });
         }
     }
 
@@ -407,7 +445,7 @@ impl Sequence {
             prompt_tokens: self.prompt_len,
             completion_tokens: self.tokens.len() - self.prompt_len,
             reasoning_tokens: self.reasoning_tokens,
-            cached_tokens: 0,
+            cached_tokens: self.cached_tokens,
         };
         self.send(Event::Finished(Finished {
             reason,

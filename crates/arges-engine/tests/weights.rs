@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arges_engine::{
-    ControlError, Engine, Event, FinishReason, GenerateRequest, Generation, NewWeights, PauseMode,
-    RunningCaches, TokenEvent, UpdateError,
+    ControlError, Engine, EngineOptions, Event, FinishReason, GenerateRequest, Generation, NewWeights,
+    PauseMode, RunningCaches, TokenEvent, UpdateError,
 };
 use arges_kernels::matmul::{Compute, RowMajor};
 use arges_model::training::{Parameters, Trainer, TrainingPlan};
@@ -112,7 +112,7 @@ fn collect_rest(mut generation: Generation) -> Answer {
 fn kept_caches_are_not_computed_again() {
     let request = seeded(prompt(100, 2), 300, 5);
     let whole = alone(request.clone());
-    let engine = engine(options());
+    let engine = engine(EngineOptions { max_drafts: 0, ..options() });
     let (generation, mut tokens) = begin(&engine, request, 5);
     let computed = engine.stats().computed_tokens;
     engine.update_weights(NewWeights::Model(MODEL.clone().into()), 1, RunningCaches::Keep).unwrap();
@@ -122,7 +122,7 @@ fn kept_caches_are_not_computed_again() {
     assert_eq!(bits(&tokens), bits(&whole.tokens));
     let all = (100 + whole.tokens.len() - 1) as u64;
     assert!(computed < all);
-    assert_eq!(engine.stats().computed_tokens, all);
+    assert_eq!(wait_for(&engine, nothing_held).computed_tokens, all);
 }
 
 #[test]
@@ -299,4 +299,29 @@ fn a_trainer_goes_on_without_changing_what_an_engine_computes_with() {
     let second = collect(engine.submit(request()).unwrap());
     assert_ne!(bits(&second.tokens), bits(&first.tokens));
     assert_eq!(bits(&second.tokens), bits(&answer_of(&trainer.shared_model(), request()).tokens));
+}
+
+#[test]
+fn what_old_weights_computed_is_not_taken_up_under_new_ones() {
+    let (engine, trainer) = (engine(options()), trainer());
+    let request = greedy(prompt(300, 1), 20);
+    let cached = |answer: &Answer| answer.finished.usage.cached_tokens;
+    for expected in [0, 256] {
+        assert_eq!(cached(&collect(engine.submit(request.clone()).unwrap())), expected);
+    }
+    for (version, caches) in [(1, RunningCaches::Recompute), (2, RunningCaches::Keep)] {
+        // One that runs on through the change leaves nothing behind either.
+        let (running, _) = begin(&engine, greedy(prompt(200, 2), 300), 1);
+        engine.update_weights(model_weights(&trainer), version, caches).unwrap();
+        engine.resume().unwrap();
+        collect_rest(running);
+        let answer = collect(engine.submit(request.clone()).unwrap());
+        assert_eq!(cached(&answer), 0);
+        let new = answer_of(&trainer.shared_model(), request.clone());
+        assert_eq!(bits(&answer.tokens), bits(&new.tokens));
+        if caches == RunningCaches::Keep {
+            let begins = [&prompt(200, 2)[..], &[1; 70]].concat();
+            assert_eq!(cached(&collect(engine.submit(greedy(begins, 1)).unwrap())), 0);
+        }
+    }
 }

@@ -4,12 +4,17 @@ use std::sync::Arc;
 
 use arges_kernels::device::cpu::Cpu;
 use arges_kernels::device::cuda::CudaError;
+use arges_kernels::lightning::cuda::DeviceSnapshots;
 use arges_kernels::matmul::Compute;
 
 use crate::batch::Batch;
-use crate::cache::{Cache, CacheError, CachePlan, Slots};
-use crate::config::Config;
-use crate::model::cuda::{Choice, Chosen, CudaCache, CudaCacheError, CudaModel, CudaWorkspace};
+use crate::cache::{
+    Cache, CacheError, CachePlan, SequenceId, Slots, SnapshotPlan, Snapshots, lightning_shape,
+};
+use crate::config::{AttentionKind, Config};
+use crate::model::cuda::{
+    Choice, Chosen, CudaCache, CudaCacheError, CudaModel, CudaSnapshots, CudaWorkspace,
+};
 use crate::model::{ForwardError, Model, Workspace, WorkspacePlan};
 use crate::update::{NewWeights, UpdateError};
 
@@ -53,6 +58,8 @@ impl From<CudaCacheError> for ExecutorError {
 pub struct ExecutorPlan {
     /// Sequences and their tokens.
     pub cache: CachePlan,
+    /// States that outlive their sequences.
+    pub snapshots: SnapshotPlan,
     /// A step.
     pub workspace: WorkspacePlan,
     /// Whether a GPU computes a token's log-probability with the same bits in any batch; the CPU always does.
@@ -66,8 +73,8 @@ pub struct Executor {
 }
 
 enum Memory {
-    Cpu(Box<(Cache, Workspace)>),
-    Cuda(Box<(CudaCache, CudaWorkspace)>),
+    Cpu(Box<(Cache, Workspace, Snapshots)>),
+    Cuda(Box<(CudaCache, CudaWorkspace, CudaSnapshots)>),
 }
 
 impl DeviceModel {
@@ -95,6 +102,16 @@ impl DeviceModel {
         }
     }
 
+    /// Bytes of a snapshot of a sequence's states.
+    pub fn snapshot_bytes(&self) -> usize {
+        let (config, shape) = (self.config(), lightning_shape(self.config()));
+        let layer = match self {
+            Self::Cpu(_) => shape.state_len() * size_of::<f32>(),
+            Self::Cuda(..) => DeviceSnapshots::bytes_each(shape),
+        };
+        config.count(AttentionKind::Lightning) * layer
+    }
+
     /// Bytes of its weights.
     pub fn weight_bytes(&self) -> usize {
         match self {
@@ -113,12 +130,13 @@ impl Executor {
         let memory = match &model {
             DeviceModel::Cpu(model) => {
                 let cache = Cache::new(model, plan.cache)?;
-                Memory::Cpu(Box::new((cache, Workspace::new(model, plan.workspace))))
+                let snapshots = Snapshots::new(model, plan.snapshots);
+                Memory::Cpu(Box::new((cache, Workspace::new(model, plan.workspace), snapshots)))
             }
             DeviceModel::Cuda(model, _) => {
                 let cache = CudaCache::new(model, plan.cache)?;
                 let workspace = CudaWorkspace::new(model, plan.workspace, plan.exact)?;
-                Memory::Cuda(Box::new((cache, workspace)))
+                Memory::Cuda(Box::new((cache, workspace, CudaSnapshots::new(model, plan.snapshots)?)))
             }
         };
         Ok(Self { model, memory })
@@ -197,13 +215,13 @@ impl Executor {
     ) -> Result<(&DeviceModel, Chosen<'_>), ForwardError> {
         match (&self.model, &mut self.memory) {
             (DeviceModel::Cuda(model, _), Memory::Cuda(memory)) => {
-                let (cache, workspace) = &mut **memory;
+                let (cache, workspace, _) = &mut **memory;
                 let chosen = model.forward_choosing(batch, sampleable, choices, cache, workspace)?;
                 Ok((&self.model, chosen))
             }
             (DeviceModel::Cpu(model), Memory::Cpu(memory)) => {
                 assert_eq!(choices.len(), batch.logit_rows.len(), "choices and rows of logits");
-                let (cache, workspace) = &mut **memory;
+                let (cache, workspace, _) = &mut **memory;
                 let logits = model.forward(batch, cache, workspace)?;
                 Ok((&self.model, Chosen { tokens: &[], logits }))
             }
@@ -211,24 +229,86 @@ impl Executor {
         }
     }
 
-    /// Runs one step. Afterwards every span's sequence is longer by its tokens. Returns the model and logits
-    /// `[logit rows, vocab_size]`.
+    /// Copies the states of a sequence, as of its last grid point, to a place of the snapshots.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// When the sequence is closed or there is no such place.
+    pub fn save_states(&mut self, sequence: SequenceId, place: usize) -> Result<(), CudaError> {
+        match &mut self.memory {
+            Memory::Cpu(memory) => {
+                memory.2.save(&memory.0, sequence, place);
+                Ok(())
+            }
+            Memory::Cuda(memory) => memory.2.save(&memory.0, sequence, place),
+        }
+    }
+
+    /// Copies the states at a place of the snapshots into a sequence of as many tokens.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// When the sequence is closed or there is no such place.
+    pub fn load_states(&mut self, place: usize, sequence: SequenceId) -> Result<(), CudaError> {
+        match &mut self.memory {
+            Memory::Cpu(memory) => {
+                let (cache, _, snapshots) = &mut **memory;
+                snapshots.load(place, cache, sequence);
+                Ok(())
+            }
+            Memory::Cuda(memory) => {
+                let (cache, _, snapshots) = &mut **memory;
+                snapshots.load(place, cache, sequence)
+            }
+        }
+    }
+
+    /// Copies a snapshot from a place in the device's memory to one in the host's.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// When there are no such places.
+    pub fn offload_states(&mut self, from: usize, to: usize) -> Result<(), CudaError> {
+        match &mut self.memory {
+            Memory::Cpu(memory) => {
+                memory.2.offload(from, to);
+                Ok(())
+            }
+            Memory::Cuda(memory) => memory.2.offload(from, to),
+        }
+    }
+
+    /// Runs one step. Afterwards every span's sequence is longer by its tokens, and [`logits`](Self::logits) are its.
     ///
     /// # Errors
     /// When the batch is malformed, does not fit, or a sequence lacks pages; then nothing has changed. When the device
     /// fails.
-    pub fn forward(&mut self, batch: &Batch) -> Result<(&DeviceModel, &mut [f32]), ForwardError> {
-        let logits = match (&self.model, &mut self.memory) {
+    pub fn forward(&mut self, batch: &Batch) -> Result<(), ForwardError> {
+        match (&self.model, &mut self.memory) {
             (DeviceModel::Cpu(model), Memory::Cpu(memory)) => {
-                let (cache, workspace) = &mut **memory;
-                model.forward(batch, cache, workspace)?
+                let (cache, workspace, _) = &mut **memory;
+                model.forward(batch, cache, workspace)?;
             }
             (DeviceModel::Cuda(model, _), Memory::Cuda(memory)) => {
-                let (cache, workspace) = &mut **memory;
-                model.forward(batch, cache, workspace)?
+                let (cache, workspace, _) = &mut **memory;
+                model.forward(batch, cache, workspace)?;
             }
             _ => unreachable!("memory was made for the model"),
-        };
-        Ok((&self.model, logits))
+        }
+        Ok(())
+    }
+
+    /// Logits of the last step, `[logit rows, vocab_size]`, with room for more.
+    pub fn logits(&self) -> &[f32] {
+        match &self.memory {
+            Memory::Cpu(memory) => memory.1.logits(),
+            Memory::Cuda(memory) => memory.1.logits(),
+        }
     }
 }

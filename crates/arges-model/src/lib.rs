@@ -24,7 +24,7 @@ mod update;
 
 pub use accounting::Accounting;
 pub use batch::{Batch, LogitRows, Span};
-pub use cache::{Cache, CacheError, CachePlan, OutOfPages, SequenceId, Slots};
+pub use cache::{Cache, CacheError, CachePlan, OutOfPages, SequenceId, Slots, SnapshotPlan, Snapshots};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use config::{AttentionKind, Config, ConfigError, Dialect};
 pub use dtype::DType;

@@ -3,14 +3,16 @@
 
 mod support;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arges_kernels::device::cuda::{Cuda, CudaError};
 use arges_kernels::matmul::Compute;
 use arges_kernels::sample::cuda::Rule;
-use arges_model::model::cuda::{CudaCache, CudaModel, CudaWorkspace};
-use arges_model::{Batch, CachePlan, Checkpoint, LoadOptions, LogitRows, SequenceId, WorkspacePlan};
+use arges_model::model::cuda::{CudaCache, CudaModel, CudaSnapshots, CudaWorkspace};
+use arges_model::{
+    Batch, CachePlan, Checkpoint, LoadOptions, LogitRows, SequenceId, SnapshotPlan, WorkspacePlan,
+};
 use support::{Golden, argmax, data, greedy_cases};
 
 const MODELS: [&str; 3] = ["tiny-m1", "tiny-text01", "tiny-minimax-hf"];
@@ -264,6 +266,80 @@ fn in_exact_mode_logits_do_not_depend_on_batch_split_or_decode() {
                 assert!(same, "{} {compute}: sequence {i} in pieces of {piece}", checkpoint.display());
             }
         }
+    }
+}
+
+/// Checkpoints for which exact mode is tested: f32, bf16, and shapes for which there are tensor cores.
+fn exact_cases() -> [(PathBuf, Compute); 3] {
+    let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano");
+    let tiny = |precision| data("tiny-m1").join(precision);
+    [(tiny("fp32"), Compute::F32), (tiny("bf16"), Compute::Bf16), (nano, Compute::Bf16)]
+}
+
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
+#[test]
+fn a_sequence_that_takes_up_pages_and_states_of_another_gets_the_bits_of_a_cold_one() {
+    let Some(cuda) = gpu() else { return };
+    for (checkpoint, compute) in exact_cases() {
+        let mut runner = Runner::new(&cuda, &checkpoint, compute, true);
+        let vocab = runner.model.config().vocab_size;
+        let mut snapshots = CudaSnapshots::new(&runner.model, SnapshotPlan { device: 1, host: 1 }).unwrap();
+        let all = prompts("tiny-m1", 4);
+        let text = &all[0];
+        let cold = runner.logits(text);
+        let first = runner.cache.open().unwrap();
+        let mut batch = Batch::new();
+        batch.push(first, &text[..200], LogitRows::Last);
+        runner.step(&batch);
+        snapshots.save(&runner.cache, first, 0).unwrap();
+        snapshots.offload(0, 1).unwrap();
+        let pages = runner.cache.pages(first)[..3].to_vec();
+        pages.iter().for_each(|page| runner.cache.keep(*page));
+        runner.cache.close(first);
+        // Others have the slot and the rest of the memory.
+        all.iter().for_each(|other| drop(runner.logits(other)));
+        let sequences = [0, 1].map(|place| {
+            let sequence = runner.cache.open_with(&pages).unwrap();
+            snapshots.load(place, &mut runner.cache, sequence).unwrap();
+            sequence
+        });
+        let mut batch = Batch::new();
+        sequences.iter().for_each(|sequence| batch.push(*sequence, &text[192..], LogitRows::All));
+        let got = runner.step(&batch);
+        for (got, place) in got.chunks(got.len() / 2).zip(["device", "host"]) {
+            assert!(same_bits(got, &cold[192 * vocab..]), "{} {place}", checkpoint.display());
+        }
+        sequences.into_iter().for_each(|sequence| runner.cache.close(sequence));
+        assert_eq!(runner.cache.idle_pages(), 3);
+        pages.into_iter().for_each(|page| runner.cache.release(page));
+        assert_eq!(runner.cache.free_pages(), runner.cache.pages_total());
+    }
+}
+
+#[test]
+fn tokens_that_are_forgotten_leave_no_trace() {
+    let Some(cuda) = gpu() else { return };
+    for (checkpoint, compute) in exact_cases() {
+        let mut runner = Runner::new(&cuda, &checkpoint, compute, true);
+        let vocab = runner.model.config().vocab_size;
+        let text = &prompts("tiny-m1", 1)[0];
+        let cold = runner.logits(text);
+        let sequence = runner.cache.open().unwrap();
+        let push = |runner: &mut Runner, tokens: &[u32]| {
+            let mut batch = Batch::new();
+            batch.push(sequence, tokens, LogitRows::All);
+            runner.step(&batch)
+        };
+        push(&mut runner, &text[..120]);
+        // One that is right and six that are not, up to before the grid point.
+        push(&mut runner, &[&text[120..121], &text[..6]].concat());
+        runner.cache.truncate(sequence, 121);
+        let got = push(&mut runner, &text[121..]);
+        assert!(same_bits(&got, &cold[121 * vocab..]), "{}", checkpoint.display());
+        runner.cache.close(sequence);
     }
 }
 

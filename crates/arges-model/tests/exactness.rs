@@ -6,7 +6,7 @@ use std::path::Path;
 
 use arges_kernels::device::cpu::Isa;
 use arges_kernels::matmul::Compute;
-use arges_model::{Batch, LogitRows};
+use arges_model::{Batch, LogitRows, SnapshotPlan, Snapshots};
 use support::{Golden, Runner, data};
 
 /// Log-probability of each token after the first, from logits `[tokens, vocab]`.
@@ -83,5 +83,40 @@ fn log_probabilities_do_not_depend_on_batch_split_or_decode_in_f32() {
 fn log_probabilities_do_not_depend_on_batch_split_or_decode_in_bf16() {
     for isa in Isa::available() {
         check(&data("tiny-m1").join("bf16"), Compute::Bf16, isa);
+    }
+}
+
+#[test]
+fn sequences_that_take_up_states_or_forget_tokens_get_the_bits_of_a_cold_one() {
+    let text = Golden::open("tiny-m1", "inputs").tokens("len255");
+    for (precision, compute) in [("fp32", Compute::F32), ("bf16", Compute::Bf16)] {
+        let mut runner = Runner::new(&data("tiny-m1").join(precision), compute, None);
+        let vocab = runner.model.config().vocab_size;
+        let cold = runner.logits(&text);
+        let mut snapshots = Snapshots::new(&runner.model, SnapshotPlan { device: 1, host: 1 });
+        let first = runner.prefill(&text[..200], &[200]);
+        snapshots.save(&runner.cache, first, 0);
+        snapshots.offload(0, 1);
+        let pages = runner.cache.pages(first)[..3].to_vec();
+        pages.iter().for_each(|page| runner.cache.keep(*page));
+        runner.cache.close(first);
+        // Others have the slot in between.
+        drop(runner.logits(&text[7..]));
+        let second = runner.cache.open_with(&pages).unwrap();
+        snapshots.load(1, &mut runner.cache, second);
+        let step = |runner: &mut Runner, tokens: &[u32]| {
+            let mut batch = Batch::new();
+            batch.push(second, tokens, LogitRows::All);
+            runner.step(&batch)
+        };
+        let start = step(&mut runner, &text[192..220]);
+        step(&mut runner, &text[..30]);
+        runner.cache.truncate(second, 220);
+        let rest = step(&mut runner, &text[220..]);
+        let bits = |logits: &[f32]| logits.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&[start, rest].concat()), bits(&cold[192 * vocab..]), "{compute}");
+        runner.cache.close(second);
+        pages.into_iter().for_each(|page| runner.cache.release(page));
+        assert_eq!(runner.cache.free_pages(), runner.cache.pages_total());
     }
 }

@@ -175,6 +175,18 @@ impl Metrics {
         let computed = "Tokens put through the model, those computed again included.";
         page.one("computed_tokens_total", "counter", computed, stats.computed_tokens as f64);
         page.one("preemptions_total", "counter", "Sequences set back.", stats.preemptions as f64);
+        let kept = "Key-value pages and states kept for later requests.";
+        page.family("prefix_cache_held", "gauge", kept);
+        page.value("prefix_cache_held", "{kind=\"pages\"}", stats.cached_pages as f64);
+        page.value("prefix_cache_held", "{kind=\"states\"}", stats.cached_states as f64);
+        page.family("prefix_cache_evictions_total", "counter", "Of these, thrown away for want of room.");
+        page.value("prefix_cache_evictions_total", "{kind=\"pages\"}", stats.evicted_pages as f64);
+        page.value("prefix_cache_evictions_total", "{kind=\"states\"}", stats.evicted_states as f64);
+        let hits = "Tokens taken up from earlier requests instead of being computed.";
+        page.one("prefix_cache_hit_tokens_total", "counter", hits, stats.cached_tokens as f64);
+        page.one("drafted_tokens_total", "counter", "Guesses that were tried.", stats.drafted_tokens as f64);
+        let right = "Of these, those that were right.";
+        page.one("accepted_drafts_total", "counter", right, stats.accepted_drafts as f64);
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
         page.family("tokens_total", "counter", "Tokens of finished answers and their prompts, by kind.");
         for (kind, counter) in [
@@ -192,9 +204,12 @@ impl Metrics {
             page.value("answers_total", &format!("{{end=\"{end}\"}}"), count as f64);
         }
         page.family("memory_bytes", "gauge", "Memory fixed at the start, by use.");
-        for (of, bytes) in
-            [("weights", memory.weights), ("cache", memory.cache), ("workspace", memory.workspace)]
-        {
+        for (of, bytes) in [
+            ("weights", memory.weights),
+            ("cache", memory.cache),
+            ("prefix_states", memory.snapshots),
+            ("workspace", memory.workspace),
+        ] {
             page.value("memory_bytes", &format!("{{of=\"{of}\"}}"), bytes as f64);
         }
         if let Some(bytes) = resident_memory() {
@@ -266,7 +281,7 @@ mod tests {
         timer.token();
         let usage = Usage { prompt_tokens: 5, completion_tokens: 7, reasoning_tokens: 3, cached_tokens: 2 };
         timer.finished(&usage, Some(Duration::from_millis(20)), "stop");
-        let memory = MemoryPlan { weights: 1, cache: 2, workspace: 3 };
+        let memory = MemoryPlan { weights: 1, cache: 2, snapshots: 4, workspace: 3 };
         let text = metrics.text(&EngineStats::default(), &memory);
         for line in [
             "arges_time_to_first_token_seconds_bucket{le=\"0.01\"} 1",

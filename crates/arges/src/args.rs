@@ -101,6 +101,17 @@ pub struct EngineArgs {
     /// Requests that may wait; only a server has a flag for it
     #[arg(skip)]
     pub max_queue: Option<usize>,
+    /// Memory for states of earlier requests, from which those that begin alike go on; such as 4G or 512M, or `off`. On a
+    /// GPU, the GPU's
+    #[arg(long, value_name = "SIZE|off", value_parser = memory_size)]
+    pub prefix_cache: Option<u64>,
+    /// The host's memory to which a GPU's states are moved when that is full
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    pub prefix_cache_host: Option<u64>,
+    /// Try guesses of what an answer says next, `ngram` or `ngram:MOST`, taken from where its own tokens, prompt included,
+    /// said the same before; or `off`. They are tried where they pay, and change no token [default: ngram:8]
+    #[arg(long, value_name = "ngram[:MOST]|off", value_parser = drafts)]
+    pub speculate: Option<usize>,
     /// On a GPU, give every token's log-probability the same bits alone or in any batch; slower. The CPU always does
     #[arg(long)]
     pub exact: bool,
@@ -189,6 +200,38 @@ impl StopArgs {
     }
 }
 
+/// Bytes, from a number with an optional unit of 1024, or `off`.
+fn memory_size(text: &str) -> Result<u64, String> {
+    if text == "off" {
+        return Ok(0);
+    }
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text[digits.len()..].trim_end_matches("iB").trim_end_matches('B') {
+        "" => 0,
+        "K" | "k" => 10,
+        "M" | "m" => 20,
+        "G" | "g" => 30,
+        "T" | "t" => 40,
+        unit => return Err(format!("`{unit}` is no unit; expected K, M, G or T")),
+    };
+    let number: u64 =
+        digits.parse().map_err(|_| "expected a size such as 512M or 4G, or `off`".to_owned())?;
+    number.checked_mul(1_u64 << shift).ok_or_else(|| "is larger than memory can be".to_owned())
+}
+
+/// Guesses of a step.
+fn drafts(text: &str) -> Result<usize, String> {
+    match text.split_once(':') {
+        None if text == "off" => Ok(0),
+        None if text == "ngram" => Ok(crate::plan::DRAFTS),
+        Some(("ngram", most)) => match at_least_1(most)? {
+            most @ 1..=63 => Ok(most),
+            most => Err(format!("at most 63 tokens can be guessed at once, not {most}")),
+        },
+        _ => Err("expected `ngram`, `ngram:MOST` or `off`".to_owned()),
+    }
+}
+
 /// A number from 1.
 pub fn at_least_1(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
@@ -223,6 +266,25 @@ mod tests {
         assert_eq!(logit_bias("42=-1.5"), Ok((42, -1.5)));
         for wrong in ["42", "x=1", "1=x"] {
             assert!(logit_bias(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units_of_1024_and_off_is_nothing() {
+        let sizes = ["off", "0", "100", "3K", "512M", "4GiB", "2tB"].map(memory_size);
+        let expected = [0, 0, 100, 3 << 10, 512 << 20, 4 << 30, 2 << 40];
+        assert_eq!(sizes, expected.map(Ok));
+        for bad in ["", "G", "4X", "-1", "1.5G", "99999999999T"] {
+            assert!(memory_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn guesses_are_off_or_so_many() {
+        let counts = ["off", "ngram", "ngram:1", "ngram:63"].map(drafts);
+        assert_eq!(counts, [0, crate::plan::DRAFTS, 1, 63].map(Ok));
+        for bad in ["", "on", "ngram:", "ngram:0", "ngram:64", "model:3"] {
+            assert!(drafts(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Sizes of an engine: from flags where they are given, else from the model and the free memory.
 
 use anyhow::{Result, bail};
-use arges_engine::EngineOptions;
+use arges_engine::{EngineOptions, PrefixCacheOptions};
 use arges_kernels::matmul::Compute;
 use arges_kernels::{lightning, softmax_attention};
 use arges_model::{AttentionKind, Cache, Config};
@@ -13,6 +13,12 @@ use crate::failure::usage;
 const MAX_QUEUE: usize = 1024;
 /// Cache for each sequence of a server, where nothing else is said.
 const TOKENS_PER_SEQUENCE: usize = 8192;
+
+/// States of earlier requests that are kept, for each sequence at once, where nothing else is said.
+const STATES_PER_SEQUENCE: usize = 4;
+
+/// Guesses of a sequence in a step, where nothing else is said.
+pub const DRAFTS: usize = 8;
 
 /// What a subcommand needs where flags say nothing.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +47,8 @@ pub enum Context {
 /// Bytes that caches take.
 struct CacheCost {
     sequence: u64,
+    /// A state that outlives its sequence.
+    state: u64,
     page: u64,
 }
 
@@ -49,7 +57,8 @@ impl CacheCost {
         let heads = config.num_heads;
         let head_dim = config.head_dim;
         let layers = |kind| config.count(kind) as u64;
-        let state = lightning::Shape { heads, head_dim }.cache_len() * size_of::<f32>();
+        let lightning = lightning::Shape { heads, head_dim };
+        let state_layers = layers(AttentionKind::Lightning) * size_of::<f32>() as u64;
         let (kv_heads, rotary_dim) = (config.num_kv_heads, config.rotary_dim);
         let shape = softmax_attention::Shape { heads, kv_heads, head_dim, rotary_dim };
         let element = match compute {
@@ -57,7 +66,8 @@ impl CacheCost {
             Compute::Bf16 => 2,
         };
         CacheCost {
-            sequence: layers(AttentionKind::Lightning) * state as u64,
+            sequence: state_layers * lightning.cache_len() as u64,
+            state: state_layers * lightning.state_len() as u64,
             page: layers(AttentionKind::Softmax) * (shape.page_len() * element) as u64,
         }
     }
@@ -102,7 +112,14 @@ pub fn plan(
     let fitting = usize::try_from((budget / 2).checked_div(cost.sequence).unwrap_or(u64::MAX));
     let max_sequences =
         args.max_sequences.unwrap_or_else(|| needs.sequences.min(fitting.unwrap_or(usize::MAX)).max(1));
-    let left = budget.saturating_sub(cost.bytes(max_sequences, 0));
+    let states = match needs.context {
+        // One sequence, and nothing after it.
+        Context::Known { .. } => 0,
+        _ => cost.state.saturating_mul((STATES_PER_SEQUENCE * max_sequences) as u64).min(budget / 4),
+    };
+    let states = args.prefix_cache.unwrap_or(states);
+    let host_states = args.prefix_cache_host.unwrap_or(0);
+    let left = budget.saturating_sub(cost.bytes(max_sequences, 0)).saturating_sub(states);
     let fit = cost.tokens_in(left).max(Cache::page_tokens());
     let context = match needs.context {
         Context::Known { prompt, more } => {
@@ -120,11 +137,11 @@ pub fn plan(
         }
         _ => context.saturating_mul(max_sequences),
     });
-    let needed = cost.bytes(max_sequences, max_tokens);
+    let needed = cost.bytes(max_sequences, max_tokens).saturating_add(states);
     if let Some(free) = free.filter(|free| needed > *free) {
         bail!(
             "caches for {max_tokens} tokens and {max_sequences} sequences take {:.1} GiB, but only {:.1} GiB of \
-             memory are free: ask for less with --context, --kv-tokens or --max-sequences",
+             memory are free: ask for less with --context, --kv-tokens, --max-sequences or --prefix-cache",
             gib(needed),
             gib(free)
         );
@@ -138,13 +155,20 @@ pub fn plan(
              (--max-sequences)"
         )));
     }
+    let max_drafts = args.speculate.unwrap_or(DRAFTS);
     Ok(EngineOptions {
         max_sequences,
         max_tokens,
         step_tokens,
         max_queue: args.max_queue.unwrap_or(MAX_QUEUE),
         max_context,
-        max_logit_rows: needs.logit_rows.max(max_sequences),
+        max_logit_rows: needs.logit_rows.max(max_sequences) + max_drafts,
+        prefix_cache: (states > 0).then(|| PrefixCacheOptions {
+            state_bytes: usize::try_from(states).unwrap_or(usize::MAX),
+            host_bytes: usize::try_from(host_states).unwrap_or(usize::MAX),
+            interval: PrefixCacheOptions::INTERVAL,
+        }),
+        max_drafts,
         exact: args.exact,
     })
 }
@@ -193,7 +217,7 @@ mod tests {
     fn a_known_prompt_takes_what_it_and_its_answer_need() {
         let options = planned(EngineArgs::default(), KNOWN, None).unwrap();
         assert_eq!((options.max_context, options.max_tokens, options.max_sequences), (15, 15, 1));
-        assert_eq!((options.step_tokens, options.max_logit_rows), (64, 1));
+        assert_eq!((options.step_tokens, options.max_logit_rows), (64, 1 + DRAFTS));
     }
 
     #[test]
@@ -228,10 +252,22 @@ mod tests {
         let cost = CacheCost::of(&config(), Compute::F32);
         for free in [100 << 20, 400 << 20, 1 << 30] {
             let options = planned(EngineArgs::default(), SHARED, Some(free)).unwrap();
-            let taken = cost.bytes(options.max_sequences, options.max_tokens);
-            assert!(taken <= free / 2, "{taken} of {free}");
+            let states = options.prefix_cache.map_or(0, |prefixes| prefixes.state_bytes as u64);
+            let taken = cost.bytes(options.max_sequences, options.max_tokens) + states;
+            assert!(states > 0 && taken <= free / 2, "{taken} of {free}");
             assert!(options.max_sequences >= 1 && options.max_context <= options.max_tokens);
         }
+    }
+
+    #[test]
+    fn states_are_kept_for_requests_that_follow_unless_a_flag_says_otherwise() {
+        let states = |prefix_cache, needs| {
+            let args = EngineArgs { prefix_cache, ..EngineArgs::default() };
+            planned(args, needs, None).unwrap().prefix_cache.map(|prefixes| prefixes.state_bytes as u64)
+        };
+        assert_eq!(states(None, SHARED), Some(128 * CacheCost::of(&config(), Compute::F32).state));
+        assert_eq!(states(Some(1 << 20), SHARED), Some(1 << 20));
+        assert_eq!((states(Some(0), SHARED), states(None, KNOWN)), (None, None));
     }
 
     #[test]

@@ -140,7 +140,7 @@ impl Worker {
         version: u64,
         caches: RunningCaches,
     ) -> Result<(), ControlError> {
-        let executor = &mut self.runner.executor;
+        let executor = &mut self.runner.memory.executor;
         let result = catch(|| executor.update_weights(weights)).unwrap_or_else(|m| Err(UpdateError::Torn(m)));
         match result {
             Ok(()) => {
@@ -165,9 +165,10 @@ impl Worker {
 
     /// Everything that was computed with other weights and may be used again is dropped here.
     fn forget_old_caches(&mut self, caches: RunningCaches) {
+        self.runner.memory.flush();
         if caches == RunningCaches::Recompute {
             let Self { scheduler, sequences, runner, .. } = self;
-            scheduler.set_back_all(runner.executor.slots_mut());
+            scheduler.set_back_all(&mut runner.memory.room(sequences));
             for (&rank, sequence) in sequences.iter_mut() {
                 if sequence.restart_scores() {
                     scheduler.need_rows_from(rank, 0);

@@ -7,21 +7,30 @@ struct Pages {
     total: usize,
     /// Pages held by each slot; `None` for a free slot.
     held: Vec<Option<usize>>,
+    /// Tokens with which all requests begin.
+    common: usize,
+    /// Of these, tokens that are in the caches.
+    cached: usize,
 }
 
 impl Pages {
     fn new(slots: usize, total: usize) -> Self {
-        Self { total, held: vec![None; slots] }
+        Self { total, held: vec![None; slots], common: 0, cached: 0 }
     }
 }
 
 impl Room for Pages {
     type Slot = usize;
 
-    fn open(&mut self) -> Option<usize> {
+    fn open(&mut self, _: Rank, progress: Progress) -> Option<Opened<usize>> {
         let slot = self.held.iter().position(Option::is_none)?;
         self.held[slot] = Some(0);
-        Some(slot)
+        if !self.reserve(slot, progress.length) {
+            self.held[slot] = None;
+            return None;
+        }
+        let computed = self.whole_pages(self.cached.min(progress.rows_from));
+        Some(Opened { slot, computed, stop: None })
     }
 
     fn reserve(&mut self, slot: usize, length: usize) -> bool {
@@ -34,7 +43,7 @@ impl Room for Pages {
         enough
     }
 
-    fn close(&mut self, slot: usize) {
+    fn close(&mut self, _: Rank, slot: usize) {
         assert!(self.held[slot].take().is_some(), "slot {slot} is closed twice");
     }
 
@@ -44,6 +53,18 @@ impl Room for Pages {
 
     fn pages_for(&self, length: usize) -> usize {
         length.div_ceil(PAGE)
+    }
+
+    fn pages_in_use(&self, _: Rank, _: Progress) -> usize {
+        0
+    }
+
+    fn common(&self, _: Rank, _: Rank) -> usize {
+        self.common
+    }
+
+    fn whole_pages(&self, length: usize) -> usize {
+        length / PAGE * PAGE
     }
 }
 
@@ -55,10 +76,14 @@ struct World {
     step: Step<usize>,
 }
 
+fn budget(tokens: usize, rows: usize) -> Budget {
+    Budget { tokens, rows, work: f64::INFINITY, parity: f64::INFINITY }
+}
+
 impl World {
     fn new(slots: usize, pages: usize, tokens: usize) -> Self {
-        let budget = Budget { tokens, rows: tokens };
-        Self { scheduler: Scheduler::new(), pages: Pages::new(slots, pages), budget, step: Step::default() }
+        let (budget, step) = (budget(tokens, tokens), Step::default());
+        Self { scheduler: Scheduler::new(), pages: Pages::new(slots, pages), budget, step }
     }
 
     fn enqueue(&mut self, arrival: u64, length: usize) -> Rank {
@@ -81,18 +106,29 @@ impl World {
 }
 
 #[test]
-fn decoding_goes_first_and_prompts_share_what_is_left_in_order() {
+fn decoding_goes_first_and_prompts_share_what_is_left() {
     let mut world = World::new(4, 100, 10);
     let a = world.enqueue(0, 3);
     assert_eq!(world.step(), [(a, 0..3, LogitRows::Last)]);
-    let b = world.enqueue(1, 12);
-    let c = world.enqueue(2, 5);
-    assert_eq!(world.step(), [(a, 3..4, LogitRows::All), (b, 0..9, LogitRows::None)]);
-    let decode_then_rest =
-        [(a, 4..5, LogitRows::All), (b, 9..12, LogitRows::Last), (c, 0..5, LogitRows::Last)];
-    assert_eq!(world.step(), decode_then_rest);
-    let all_decode = [(a, 5..6, LogitRows::All), (b, 12..13, LogitRows::All), (c, 5..6, LogitRows::All)];
-    assert_eq!(world.step(), all_decode);
+    let b = world.enqueue(1, 40);
+    let c = world.enqueue(2, 6);
+    let d = world.enqueue(3, 3);
+    let half_each = [
+        (a, 3..4, LogitRows::All),
+        (b, 0..5, LogitRows::None),
+        (c, 0..1, LogitRows::None),
+        (d, 0..3, LogitRows::Last),
+    ];
+    assert_eq!(world.step(), half_each, "half to the first, the rest to the shortest");
+    let next = [(a, 4..5, LogitRows::All), (d, 3..4, LogitRows::All), (b, 5..9, LogitRows::None)];
+    assert_eq!(world.step(), [&next[..], &[(c, 1..5, LogitRows::None)]].concat());
+    world.scheduler.remove(a, &mut world.pages);
+    world.scheduler.remove(c, &mut world.pages);
+    world.scheduler.remove(d, &mut world.pages);
+    assert_eq!(world.step(), [(b, 9..19, LogitRows::None)], "alone it gets all");
+    let urgent = Rank::new(1, 4);
+    world.scheduler.enqueue(urgent, 8, 7);
+    assert_eq!(world.step(), [(urgent, 0..8, LogitRows::Last), (b, 19..21, LogitRows::None)]);
 }
 
 #[test]
@@ -193,9 +229,12 @@ fn pieces_with_logits_of_every_token_keep_to_the_row_budget() {
     }
     // Computed again, only the last token still needs its logits.
     let progress = world.scheduler.running[&scored].progress;
-    assert_eq!(Progress { computed: 0, ..progress }.next_piece(world.budget), Some((0..10, LogitRows::None)));
     assert_eq!(
-        Progress { computed: 10, ..progress }.next_piece(world.budget),
+        Progress { computed: 0, ..progress }.next_piece(world.budget, None),
+        Some((0..10, LogitRows::None))
+    );
+    assert_eq!(
+        Progress { computed: 10, ..progress }.next_piece(world.budget, None),
         Some((10..11, LogitRows::All))
     );
 }
@@ -203,13 +242,60 @@ fn pieces_with_logits_of_every_token_keep_to_the_row_budget() {
 #[test]
 fn the_end_of_a_prompt_waits_for_a_row_of_logits() {
     let progress = Progress { length: 8, computed: 0, rows_from: 7 };
-    let piece = |tokens, rows| progress.next_piece(Budget { tokens, rows });
+    let piece = |tokens, rows| progress.next_piece(budget(tokens, rows), None);
     assert_eq!(piece(100, 1), Some((0..8, LogitRows::Last)));
     assert_eq!(piece(100, 0), Some((0..7, LogitRows::None)));
     assert_eq!(piece(3, 0), Some((0..3, LogitRows::None)));
     assert_eq!(piece(0, 5), None);
     let middle = Progress { length: 8, computed: 2, rows_from: 4 };
-    assert_eq!(middle.next_piece(Budget { tokens: 100, rows: 100 }), Some((2..4, LogitRows::None)));
+    assert_eq!(middle.next_piece(budget(100, 100), None), Some((2..4, LogitRows::None)));
+}
+
+#[test]
+fn prompts_keep_to_their_work_which_grows_with_their_place() {
+    let mut world = World::new(8, 1000, 300);
+    world.budget.parity = 100.0;
+    world.budget.work = 100.0;
+    let a = world.enqueue(0, 900);
+    assert_eq!(world.step(), [(a, 0..100, LogitRows::None)]);
+    assert_eq!(world.step(), [(a, 100..150, LogitRows::None)]);
+    let b = world.enqueue(1, 60);
+    // Half of the work to each, at two and a half times the work a token, and at once.
+    assert_eq!(world.step(), [(a, 150..170, LogitRows::None), (b, 0..50, LogitRows::None)]);
+    world.budget.work = 0.0;
+    assert_eq!(world.step(), []);
+}
+
+#[test]
+fn guesses_take_what_the_others_leave_and_are_tried_once() {
+    let mut world = World::new(8, 100, 8);
+    let [a, b] = [0, 1].map(|arrival| world.enqueue(arrival, 2));
+    world.step();
+    assert_eq!(world.scheduler.decoding().collect::<Vec<_>>(), [(a, 3), (b, 3)]);
+    world.scheduler.propose(a, 20);
+    world.scheduler.propose(b, 20);
+    world.scheduler.plan(&mut world.pages, world.budget, &mut world.step);
+    let pieces: Vec<_> = world.step.pieces.iter().map(|piece| (piece.tokens.clone(), piece.drafts)).collect();
+    assert_eq!(pieces, [(2..9, 6), (2..3, 0)]);
+    world.scheduler.plan(&mut world.pages, world.budget, &mut world.step);
+    assert!(world.step.pieces.iter().all(|piece| piece.drafts == 0 && piece.tokens == (2..3)));
+}
+
+#[test]
+fn requests_that_begin_alike_wait_for_the_first_to_get_there_and_others_pass_them() {
+    let mut world = World::new(8, 1000, 300);
+    world.pages.common = 514;
+    let [a, b] = [0, 1].map(|arrival| world.enqueue(arrival, 600));
+    // Too short to have much in common.
+    let c = world.enqueue(2, 40);
+    assert_eq!(world.step(), [(a, 0..260, LogitRows::None), (c, 0..40, LogitRows::Last)]);
+    world.scheduler.remove(c, &mut world.pages);
+    assert_eq!(world.step(), [(a, 260..512, LogitRows::None)]);
+    assert!(world.step.pieces[0].branches);
+    assert_eq!(world.scheduler.first_waiting(), Some(b));
+    world.pages.cached = 512;
+    let pieces = world.step();
+    assert_eq!(pieces, [(a, 512..600, LogitRows::Last), (b, 512..600, LogitRows::Last)]);
 }
 
 /// A small generator for the random workload below.

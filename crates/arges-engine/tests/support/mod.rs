@@ -6,8 +6,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use arges_engine::{
-    Engine, EngineOptions, EngineStats, Event, Finished, GenerateRequest, Generation, SamplingParams,
-    TokenEvent, TokenLogprob,
+    Engine, EngineOptions, EngineStats, Event, Finished, GenerateRequest, Generation, PrefixCacheOptions,
+    SamplingParams, TokenEvent, TokenLogprob,
 };
 use arges_kernels::device::cpu::{Cpu, CpuOptions};
 use arges_kernels::matmul::Compute;
@@ -46,6 +46,8 @@ pub fn options() -> EngineOptions {
         max_queue: 64,
         max_context: 2048,
         max_logit_rows: 32,
+        prefix_cache: Some(PrefixCacheOptions { state_bytes: 8 << 20, host_bytes: 0, interval: 256 }),
+        max_drafts: 8,
         exact: false,
     }
 }

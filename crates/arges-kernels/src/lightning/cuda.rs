@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::{CHUNK, Decays, Shape};
 use crate::device::cuda::{
-    Activations, Argument, Buffer, Cuda, CudaError, Define, Fill, Kernel, LaunchShape, Source, TensorMap,
+    Activations, Argument, Buffer, Cuda, CudaError, Define, Fill, Kernel, LaunchShape, Pinned, Source,
+    TensorMap,
 };
 use crate::matmul::Element;
 
@@ -139,6 +140,75 @@ impl DeviceCache {
             }
         }
         Ok(states)
+    }
+}
+
+/// States of one layer that outlive their sequences: some on the device, and some in page-locked memory of the host.
+/// Places count through both, those on the device first.
+pub struct DeviceSnapshots {
+    device: Buffer<f32>,
+    host: Pinned<f32>,
+    on_device: usize,
+    /// Values of a state.
+    each: usize,
+}
+
+impl DeviceSnapshots {
+    /// Takes the memory.
+    ///
+    /// # Errors
+    /// When it does not fit.
+    pub fn new(cuda: &Arc<Cuda>, shape: Shape, on_device: usize, on_host: usize) -> Result<Self, CudaError> {
+        let each = Self::bytes_each(shape) / size_of::<f32>();
+        let (device, host) = (Buffer::zeroed(cuda, on_device * each)?, Pinned::zeroed(cuda, on_host * each)?);
+        Ok(Self { device, host, on_device, each })
+    }
+
+    /// Bytes of a state.
+    pub fn bytes_each(shape: Shape) -> usize {
+        shape.heads * shape.head_dim * shape.head_dim * size_of::<f32>()
+    }
+
+    /// Copies the state of the sequence in `slot`, as of its last grid point, to `place`, in the order of the stream.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When there is no such slot or place.
+    pub fn save(&mut self, cache: &DeviceCache, slot: usize, place: usize) -> Result<(), CudaError> {
+        let (each, from) = (self.each, slot * self.each);
+        match place.checked_sub(self.on_device) {
+            None => self.device.copy_from(place * each, &cache.states, from, each),
+            Some(place) => cache.states.copy_to_host(from, &mut self.host, place * each, each),
+        }
+    }
+
+    /// Copies the state at `place` to the sequence in `slot`, in the order of the stream.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When there is no such slot or place.
+    pub fn load(&self, place: usize, cache: &mut DeviceCache, slot: usize) -> Result<(), CudaError> {
+        let (each, to) = (self.each, slot * self.each);
+        match place.checked_sub(self.on_device) {
+            None => cache.states.copy_from(to, &self.device, place * each, each),
+            Some(place) => cache.states.copy_from_host(to, &self.host, place * each, each),
+        }
+    }
+
+    /// Copies a state from a place on the device to one on the host, in the order of the stream.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When the places are others.
+    pub fn offload(&mut self, from: usize, to: usize) -> Result<(), CudaError> {
+        let to = to.checked_sub(self.on_device).expect("a place on the host");
+        self.device.copy_to_host(from * self.each, &mut self.host, to * self.each, self.each)
     }
 }
 

@@ -26,11 +26,13 @@ mod cuda_backward_tests;
 mod cuda_tests;
 pub mod reference;
 mod rows;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 
 pub use backward::{backward_scratch_len, lightning_attention_backward};
 pub use cpu::{Span, lightning_attention, materialize_state, scratch_len};
+pub use snapshot::{load_state, save_state};
 
 /// Tokens of a chunk.
 pub const CHUNK: usize = 64;
@@ -54,6 +56,11 @@ impl Shape {
     /// `[D, CHUNK]` and its values `[CHUNK, D']`, where `D'` is `D` rounded up to 16.
     pub fn head_cache_len(self) -> usize {
         self.head_dim * self.padded_dim() + self.head_dim * CHUNK + CHUNK * self.padded_dim()
+    }
+
+    /// f32 values of one sequence's state in one layer, `[heads, D, D']`: what a snapshot holds.
+    pub fn state_len(self) -> usize {
+        self.heads * self.head_dim * self.padded_dim()
     }
 
     /// f32 values that one sequence keeps in one layer.

@@ -2,9 +2,11 @@
 //!
 //! Memory is planned at the start. Every sequence holds one slot, which in each lightning layer is a state on
 //! the chunk grid with the keys and values of the unfinished chunk; and as many pages as its length needs,
-//! each of which stands for [`PAGE_TOKENS`] tokens in all softmax layers.
+//! each of which stands for [`PAGE_TOKENS`] tokens in all softmax layers. Full pages may be shared, and states at a grid
+//! point copied to [`Snapshots`], so that a sequence can begin where another one was.
 
 mod slots;
+mod snapshots;
 
 use std::ops::{Deref, DerefMut};
 
@@ -16,6 +18,7 @@ use crate::config::{AttentionKind, Config};
 use crate::model::Model;
 
 pub use slots::{OutOfPages, SequenceId, Slots};
+pub use snapshots::{SnapshotPlan, Snapshots};
 
 /// Tokens of a page.
 pub const PAGE_TOKENS: usize = softmax_attention::PAGE;

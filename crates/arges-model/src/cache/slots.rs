@@ -27,17 +27,29 @@ struct Slot {
     pages: Vec<u32>,
 }
 
-/// Slots and pages of all sequences.
+/// Who holds a page.
+#[derive(Clone, Copy, Default)]
+struct Holders {
+    /// Sequences.
+    sequences: u32,
+    /// Whether it outlives them: [`Slots::keep`].
+    kept: bool,
+}
+
+/// Slots and pages of all sequences. A page may be held by several sequences that begin alike. It is full then, and
+/// nothing writes to it: a sequence writes behind its length only.
 pub struct Slots {
     slots: Vec<Slot>,
     free_slots: Vec<u32>,
     free_pages: Vec<u32>,
-    total_pages: usize,
+    holders: Vec<Holders>,
+    /// Pages that are kept and held by no sequence.
+    idle: usize,
 }
 
 impl Slots {
     /// All free.
-    pub(crate) fn new(slots: u32, pages: u32) -> Self {
+    pub fn new(slots: u32, pages: u32) -> Self {
         let slot = |_| Slot {
             generation: 0,
             open: false,
@@ -49,18 +61,53 @@ impl Slots {
             slots: (0..slots).map(slot).collect(),
             free_slots: (0..slots).rev().collect(),
             free_pages: (0..pages).rev().collect(),
-            total_pages: pages as usize,
+            holders: vec![Holders::default(); pages as usize],
+            idle: 0,
         }
     }
 
     /// Pages planned.
     pub fn pages_total(&self) -> usize {
-        self.total_pages
+        self.holders.len()
     }
 
-    /// Pages that no sequence holds.
+    /// Pages that neither a sequence holds nor is kept.
     pub fn free_pages(&self) -> usize {
         self.free_pages.len()
+    }
+
+    /// Pages that are kept and that no sequence holds.
+    pub fn idle_pages(&self) -> usize {
+        self.idle
+    }
+
+    /// Whether a sequence holds the page.
+    pub fn is_in_use(&self, page: u32) -> bool {
+        self.holders[page as usize].sequences > 0
+    }
+
+    /// Lets a page of a sequence outlive it, until [`release`](Self::release).
+    ///
+    /// # Panics
+    /// When no sequence holds the page, or it is kept already.
+    pub fn keep(&mut self, page: u32) {
+        let holders = &mut self.holders[page as usize];
+        assert!(holders.sequences > 0 && !holders.kept, "a page in use that is not kept");
+        holders.kept = true;
+    }
+
+    /// Ends what [`keep`](Self::keep) began; without sequences that hold it, the page is free.
+    ///
+    /// # Panics
+    /// When the page is not kept.
+    pub fn release(&mut self, page: u32) {
+        let holders = &mut self.holders[page as usize];
+        assert!(holders.kept, "page {page} is not kept");
+        holders.kept = false;
+        if holders.sequences == 0 {
+            self.idle -= 1;
+            self.free_pages.push(page);
+        }
     }
 
     /// Sequences that can still be opened.
@@ -74,6 +121,46 @@ impl Slots {
         let state = &mut self.slots[slot as usize];
         state.open = true;
         Some(SequenceId { slot, generation: state.generation })
+    }
+
+    /// A new sequence that begins with kept pages, all of them full, or `None` when all slots are taken. Its states have
+    /// to be loaded.
+    ///
+    /// # Panics
+    /// When a page is not kept.
+    pub fn open_with(&mut self, pages: &[u32]) -> Option<SequenceId> {
+        let sequence = self.open()?;
+        for &page in pages {
+            let holders = &mut self.holders[page as usize];
+            assert!(holders.kept, "page {page} is not kept");
+            self.idle -= usize::from(holders.sequences == 0);
+            holders.sequences += 1;
+        }
+        let slot = &mut self.slots[sequence.slot as usize];
+        slot.pages.extend_from_slice(pages);
+        slot.length = pages.len() * PAGE_TOKENS;
+        Some(sequence)
+    }
+
+    /// Forgets the last tokens of a sequence, down to `length`. States move at multiples of [`PAGE_TOKENS`] and do not
+    /// come back, so `length` may not be before the last one.
+    ///
+    /// # Panics
+    /// When the sequence is closed or shorter, or its states are beyond `length`.
+    pub fn truncate(&mut self, sequence: SequenceId, length: usize) {
+        let slot = self.slot_index(sequence).expect("the sequence is open");
+        let slot = &mut self.slots[slot];
+        let grid = slot.length / PAGE_TOKENS * PAGE_TOKENS;
+        assert!((grid..=slot.length).contains(&length), "{length} of {} tokens", slot.length);
+        slot.length = length;
+    }
+
+    /// Pages of an open sequence, in order.
+    ///
+    /// # Panics
+    /// When the sequence is closed.
+    pub fn pages(&self, sequence: SequenceId) -> &[u32] {
+        self.pages_of(self.slot_index(sequence).expect("the sequence is open"))
     }
 
     /// Makes sure that the sequence has pages for `length` tokens.
@@ -91,7 +178,10 @@ impl Slots {
         if needed > free {
             return Err(OutOfPages { needed, free });
         }
-        slot.pages.extend(self.free_pages.drain(free - needed..).rev());
+        for page in self.free_pages.drain(free - needed..).rev() {
+            self.holders[page as usize].sequences = 1;
+            slot.pages.push(page);
+        }
         Ok(())
     }
 
@@ -110,7 +200,15 @@ impl Slots {
             slot.open = false;
             slot.generation = slot.generation.wrapping_add(1);
             slot.length = 0;
-            self.free_pages.extend(slot.pages.drain(..).rev());
+            for page in slot.pages.drain(..).rev() {
+                let holders = &mut self.holders[page as usize];
+                holders.sequences -= 1;
+                match holders {
+                    Holders { sequences: 0, kept: true } => self.idle += 1,
+                    Holders { sequences: 0, kept: false } => self.free_pages.push(page),
+                    _ => {}
+                }
+            }
             self.free_slots.push(sequence.slot);
         }
     }

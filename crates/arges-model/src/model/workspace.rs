@@ -119,6 +119,11 @@ impl Workspace {
         &self.x
     }
 
+    /// Logits of the last step, `[logit rows, vocab_size]`, and room for more.
+    pub(crate) fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
     /// Rotations for the rows of the last step.
     pub(crate) fn angles(&self) -> &Angles {
         &self.angles

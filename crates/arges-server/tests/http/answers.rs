@@ -1,8 +1,10 @@
 //! What a request that is right gets.
 
+use arges_engine::{EngineOptions, PrefixCacheOptions};
+use arges_server::ServerOptions;
 use serde_json::{Value, json};
 
-use crate::support::{MODEL, TestServer, server, with};
+use crate::support::{MODEL, TestServer, engine_options, server, server_with, with};
 
 fn texts(body: &Value) -> Vec<&str> {
     body["choices"].as_array().unwrap().iter().map(|choice| choice["text"].as_str().unwrap()).collect()
@@ -38,6 +40,28 @@ async fn a_chat_answer_has_the_shape_of_the_api() {
     assert!(prompt > 5);
     assert_eq!(usage["completion_tokens"], 8);
     assert_eq!(usage["total_tokens"], prompt + 8);
+}
+
+#[tokio::test]
+async fn usage_names_the_tokens_that_were_taken_up_from_an_earlier_request() {
+    let prefix_cache = Some(PrefixCacheOptions { state_bytes: 16 << 20, host_bytes: 0, interval: 4096 });
+    let server = server_with(EngineOptions { prefix_cache, ..engine_options() }, ServerOptions::new(MODEL));
+    let long = "the same beginning ".repeat(30);
+    let message = |end: &str| json!([{"role": "user", "content": format!("{long}{end}")}]);
+    let chat = |end| json!({"messages": message(end), "temperature": 0, "max_tokens": 4});
+    let mut cached = Vec::new();
+    for end in ["one", "two", "three"] {
+        let answer = server.chat(chat(end)).await.ok();
+        let usage = &answer["usage"];
+        cached.push(usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap());
+        assert!(usage["prompt_tokens"].as_u64() > cached.last().copied());
+    }
+    assert!(cached[0] == 0 && cached[2] >= 128 && cached[2] % 64 == 0, "{cached:?}");
+    let answer = server.post("/v1/messages", chat("four")).await.ok();
+    assert_eq!(answer["usage"]["cache_read_input_tokens"], cached[2]);
+    let metrics = server.get("/metrics").await.body;
+    let hits: u64 = cached.iter().sum::<u64>() + cached[2];
+    assert!(metrics.contains(&format!("arges_prefix_cache_hit_tokens_total {hits}")), "{metrics}");
 }
 
 #[tokio::test]

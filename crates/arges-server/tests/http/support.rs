@@ -34,6 +34,8 @@ pub fn engine_options() -> EngineOptions {
         max_queue: 64,
         max_context: CONTEXT,
         max_logit_rows: 64,
+        prefix_cache: None,
+        max_drafts: 8,
         exact: false,
     }
 }

@@ -196,6 +196,62 @@ impl<T: DeviceValue> Buffer<T> {
             .map_err(|e| CudaError::driver("clearing memory", e))
     }
 
+    /// Copies `count` values from `from_at` of page-locked memory to `at`, in the order of the stream. `from` must not
+    /// change there until that is done.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When they reach beyond the end of either.
+    pub fn copy_from_host(
+        &mut self,
+        at: usize,
+        from: &Pinned<T>,
+        from_at: usize,
+        count: usize,
+    ) -> Result<(), CudaError> {
+        assert!(at + count <= self.len && from_at + count <= from.len, "{count} values beyond the end");
+        self.cuda.bind()?;
+        if count == 0 {
+            return Ok(());
+        }
+        // SAFETY: both ranges were checked; the caller keeps `from` unchanged, and its memory lives until the stream
+        // has been waited for.
+        unsafe {
+            let values = &from.as_slice()[from_at..from_at + count];
+            result::memcpy_htod_async(self.address(at), values, self.cuda.stream())
+        }
+        .map_err(|e| CudaError::driver("copying to the device", e))
+    }
+
+    /// Copies `count` values from `at` to `to_at` of page-locked memory, in the order of the stream.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When they reach beyond the end of either.
+    pub fn copy_to_host(
+        &self,
+        at: usize,
+        to: &mut Pinned<T>,
+        to_at: usize,
+        count: usize,
+    ) -> Result<(), CudaError> {
+        assert!(at + count <= self.len && to_at + count <= to.len, "{count} values beyond the end");
+        self.cuda.bind()?;
+        if count == 0 {
+            return Ok(());
+        }
+        // SAFETY: both ranges were checked; the memory lives until the stream has been waited for.
+        unsafe {
+            let values = &mut to.as_mut_slice()[to_at..to_at + count];
+            result::memcpy_dtoh_async(values, self.address(at), self.cuda.stream())
+        }
+        .map_err(|e| CudaError::driver("copying from the device", e))
+    }
+
     /// Copies `values.len()` values from `at` to the host.
     ///
     /// # Errors

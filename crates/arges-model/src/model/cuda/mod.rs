@@ -3,6 +3,7 @@
 mod cache;
 pub(crate) mod forward;
 mod load;
+mod snapshots;
 pub(crate) mod workspace;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::config::Config;
 
 pub use cache::{CudaCache, CudaCacheError};
 pub use forward::{Choice, Chosen};
+pub use snapshots::CudaSnapshots;
 pub use workspace::CudaWorkspace;
 
 /// A model cannot be put on a GPU.

@@ -175,6 +175,11 @@ impl CudaWorkspace {
         Ok(used[0].cast_unsigned())
     }
 
+    /// Logits of the last step, `[logit rows, vocab_size]`, and room for more.
+    pub(crate) fn logits(&self) -> &[f32] {
+        self.host_logits.as_slice()
+    }
+
     /// Bytes on the device.
     pub fn bytes(&self) -> usize {
         let experts = &self.experts;

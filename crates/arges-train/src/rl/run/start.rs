@@ -169,6 +169,8 @@ fn engine_options(config: &RlConfig) -> EngineOptions {
         max_queue: sequences,
         max_context: longest,
         max_logit_rows: sequences,
+        prefix_cache: None,
+        max_drafts: 0,
         exact: true,
     }
 }
