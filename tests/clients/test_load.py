@@ -75,22 +75,29 @@ async def streamed(client, request: dict, give_up_after: int | None):
     return (content, reasoning, calls, finish_reason), first
 
 
+def most_overtaken(spans: list[tuple[float, float]]) -> int:
+    """The most requests that were sent after one and got their first piece before it."""
+    return max(sum(start < later and other < first for later, other in spans) for start, first in spans)
+
+
 class Load(unittest.TestCase):
     def test_many_clients_at_once(self):
         seen = asyncio.run(self.load())
         first = sorted(seen["first"])
         p50, p99 = statistics.median(first), first[int(len(first) * 0.99)]
+        overtaken = most_overtaken(seen["spans"])
         print(
             f"{CLIENTS} clients, {SECONDS:.0f} s: {seen['answers']} answers, {seen['refused']} refused,"
             f" {seen['cancelled']} given up; first token p50 {p50:.2f} s, p99 {p99:.2f} s, latest {first[-1]:.2f} s;"
+            f" overtaken by {overtaken} at most;"
             f" answers of a client {min(seen['by_client'])} to {max(seen['by_client'])}; resident MiB {seen['memory']}",
             flush=True,
         )
         self.assertGreater(seen["answers"], 20)
         self.assertGreater(seen["cancelled"], 5)
-        # Nobody waits for ever while others are served.
-        self.assertLess(first[-1], 5 * p50 + 5, "a request starved")
-        if SECONDS > 40 * p50:
+        # Nobody waits while those are served who came later, however slow the machine is at the time.
+        self.assertLess(overtaken, CLIENTS, "a request starved")
+        if SECONDS > 20 * p50:
             self.assertGreater(min(seen["by_client"]), 0, "a client got no answer")
         # What the first tenth has taken, nothing adds to.
         memory = seen["memory"]
@@ -99,7 +106,7 @@ class Load(unittest.TestCase):
     async def load(self) -> dict:
         kinds = requests()
         limits = {"max_retries": 0, "timeout": 600}
-        seen = {"answers": 0, "refused": 0, "cancelled": 0, "first": [], "by_client": [0] * CLIENTS}
+        seen = {"answers": 0, "refused": 0, "cancelled": 0, "first": [], "spans": [], "by_client": [0] * CLIENTS}
         async with openai.AsyncOpenAI(base_url=SERVER.base_url, api_key="none", **limits) as client:
             alone = [said(await client.chat.completions.create(**request)) for request in kinds]
             deadline = time.monotonic() + SECONDS
@@ -107,9 +114,12 @@ class Load(unittest.TestCase):
             async def ask(rng: random.Random, kind: int):
                 """An answer, or None if the client went away before it was whole."""
                 if rng.random() < 0.5:
+                    started = time.monotonic()
                     give_up_after = rng.randrange(40) if rng.random() < 0.3 else None
                     answer, first = await streamed(client, kinds[kind], give_up_after)
-                    seen["first"] += [first] if first is not None else []
+                    if first is not None:
+                        seen["first"].append(first)
+                        seen["spans"].append((started, started + first))
                     return answer
                 asked = asyncio.ensure_future(client.chat.completions.create(**kinds[kind]))
                 if rng.random() < 0.3:
