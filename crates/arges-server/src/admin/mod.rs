@@ -107,6 +107,7 @@ fn status(state: &AppState) -> Json<Value> {
     let stats = state.engine.stats();
     Json(json!({
         "weight_version": state.engine.weight_version(),
+        "instance": format!("{}-{}", state.started, std::process::id()),
         "paused": stats.paused,
         "running": stats.running,
         "waiting": stats.waiting,

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::advantage::OverlongPenalty;
 use super::curriculum::{CurriculumConfig, TaskConfig};
 use super::objective::{Aggregation, Algorithm, Anchor, Objective, TokenMask};
+use super::remote::RemoteConfig;
 use super::window::{Window, WindowRule};
 use crate::config::{ConfigError, ModelConfig, OptimizerConfig, RecomputeType, ScheduleConfig, ScheduleKind};
 
@@ -46,6 +47,9 @@ pub struct RlConfig {
     pub advantage: AdvantageConfig,
     /// How responses are sampled.
     pub rollout: RolloutConfig,
+    /// Endpoints that sample too.
+    #[serde(default)]
+    pub remote: Option<RemoteConfig>,
     /// How they are learned from.
     pub update: UpdateConfig,
     /// AdamW and its rate.
@@ -397,7 +401,7 @@ impl RlConfig {
     pub fn identity(&self) -> serde_json::Value {
         let mut value = serde_json::to_value(self).expect("a configuration has string keys");
         if let Some(fields) = value.as_object_mut() {
-            for free in ["run", "batches", "checkpoint", "evaluation", "peak_tflops"] {
+            for free in ["run", "batches", "checkpoint", "evaluation", "remote", "peak_tflops"] {
                 fields.shift_remove(free);
             }
         }

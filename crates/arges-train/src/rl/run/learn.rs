@@ -164,7 +164,11 @@ impl RlRun {
     fn publish(&mut self) -> Result<(), RlError> {
         self.place.batch += 1;
         let weights = NewWeights::Model(self.trainer.shared_model().into());
-        Ok(self.policy.publish(weights, self.place.batch)?)
+        self.policy.publish(weights, self.place.batch)?;
+        if let Some(remote) = &mut self.remote {
+            remote.publish(self.place.batch, &self.trainer)?;
+        }
+        Ok(())
     }
 
     fn pass_rates(&self) -> Values {

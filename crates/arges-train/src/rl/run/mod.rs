@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use arges_engine::{EngineError, EngineStats};
 use arges_kernels::device::cpu::Cpu;
+use arges_model::publication::PublicationError;
 use arges_model::training::{Trainer, TrainingError};
 use arges_text::TextError;
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,7 @@ use super::curriculum::Curriculum;
 use super::groups::Groups;
 use super::metrics::Values;
 use super::policy::{LocalPolicy, PolicyError};
+use super::remote::{Remote, RemoteError};
 use super::rollout::Rollouts;
 use super::talk::TalkError;
 use super::trajectory;
@@ -60,6 +62,12 @@ pub enum RlError {
     /// The engine does not take new weights.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// Endpoints cannot be used.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// Weights cannot be published for endpoints.
+    #[error(transparent)]
+    Publication(#[from] PublicationError),
     /// A checkpoint cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -125,6 +133,7 @@ pub struct RlRun {
     trainer: Trainer,
     optimizer: Optimizer,
     policy: Arc<LocalPolicy>,
+    remote: Option<Remote>,
     rollouts: Rollouts,
     place: Place,
     groups: Groups,

@@ -20,7 +20,8 @@ use crate::rl::config::RlConfig;
 use crate::rl::curriculum::Curriculum;
 use crate::rl::groups::Groups;
 use crate::rl::inspect::TOKENIZER;
-use crate::rl::policy::LocalPolicy;
+use crate::rl::policy::{LocalPolicy, Policy};
+use crate::rl::remote::Remote;
 use crate::rl::rollout::{Limits, Rollouts};
 use crate::rl::talk::Talk;
 use crate::rl::trajectory;
@@ -60,7 +61,18 @@ pub fn open(config: RlConfig, cpu: Arc<Cpu>, resume: bool) -> Result<RlRun, RlEr
             .repetition
             .map(|stop| RepetitionStop { tokens: stop.tokens, probability: stop.probability }),
     };
-    let rollouts = Rollouts::new(Arc::clone(&policy) as _, talk, limits, config.rollout.concurrency)
+    let mut concurrency = config.rollout.concurrency;
+    let mut sampler: Arc<dyn Policy> = Arc::clone(&policy) as _;
+    let mut remote = None;
+    if let Some(settings) = &config.remote {
+        let local = Some((sampler, concurrency));
+        let mut opened = Remote::open(settings.clone(), config.model.compute.into(), local)?;
+        opened.publish(place.batch, &trainer)?;
+        concurrency += settings.turns * settings.endpoints.len();
+        sampler = Arc::clone(opened.endpoints()) as _;
+        remote = Some(opened);
+    }
+    let rollouts = Rollouts::new(sampler, talk, limits, concurrency)
         .map_err(|source| RlError::File { path: "the threads of the rollouts".into(), source })?;
     // The directory is made only when all else is known to be right.
     let lock = taken.map_or_else(|| lock(&config.run), Ok)?;
@@ -76,6 +88,7 @@ pub fn open(config: RlConfig, cpu: Arc<Cpu>, resume: bool) -> Result<RlRun, RlEr
         trainer,
         optimizer,
         policy,
+        remote,
         rollouts,
         place,
         groups,
