@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read as _;
 use std::net::TcpListener;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use arges_tasks::sandbox::{
@@ -40,16 +41,20 @@ fn marked(source: &str, mark: &str) -> Program {
     program
 }
 
-/// Waits until no process of the machine has the mark. Those that were killed take a moment to be gone.
-fn assert_gone(mark: &str) {
-    let is_marked = |entry: fs::DirEntry| {
+/// Whether a program that was started with the mark is there. A host's job has it too, but not among its arguments.
+fn is_running(mark: &str) -> bool {
+    fs::read_dir("/proc").unwrap().flatten().any(|entry| {
         let mut line = Vec::new();
         let file = fs::File::open(entry.path().join("cmdline"));
         file.is_ok_and(|mut file| file.read_to_end(&mut line).is_ok())
             && String::from_utf8_lossy(&line).split('\0').any(|word| word == mark)
-    };
+    })
+}
+
+/// Waits until no process of the machine has the mark. Those that were killed take a moment to be gone.
+fn assert_gone(mark: &str) {
     let started = Instant::now();
-    while fs::read_dir("/proc").unwrap().flatten().any(is_marked) {
+    while is_running(mark) {
         assert!(started.elapsed() < Duration::from_secs(5), "processes of {mark} go on");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -255,6 +260,40 @@ fn what_a_program_leaves_behind_dies_with_it() {
         assert!(report.seconds < 8.0);
         assert_gone("arges-daemon");
     });
+}
+
+const ORPHAN: &str = "arges-orphan";
+
+/// The host that the next test kills.
+#[test]
+#[ignore = "run by another test"]
+fn a_host_waits_for_a_sleeping_program() {
+    let program = marked("import time\ntime.sleep(60)", ORPHAN);
+    Sandbox { limits: Limits { wall: Duration::from_secs(5), ..limits() }, policy: None }
+        .run(&program)
+        .unwrap();
+}
+
+#[test]
+fn a_program_dies_with_its_host() {
+    let mut policies = vec!["limits"];
+    policies.extend(available().is_ok().then_some("namespaces"));
+    for policy in policies {
+        let mut host = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_host_waits_for_a_sleeping_program", "--ignored"])
+            .env("ARGES_SANDBOX", policy)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let started = Instant::now();
+        while !is_running(ORPHAN) {
+            assert!(started.elapsed() < Duration::from_secs(5), "{policy}");
+        }
+        host.kill().unwrap();
+        host.wait().unwrap();
+        assert_gone(ORPHAN);
+        assert!(started.elapsed() < Duration::from_secs(5), "{policy}: it ended by its limit, perhaps");
+    }
 }
 
 #[test]

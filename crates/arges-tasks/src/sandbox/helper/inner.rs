@@ -7,12 +7,12 @@ use std::path::Path;
 
 use nix::fcntl::{OFlag, openat};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::prctl::set_child_subreaper;
+use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
 use nix::sys::stat::Mode;
 use nix::unistd::{geteuid, sethostname};
 
 use super::super::{Isolation, Job, Report};
-use super::outer::{NOBODY, become_nobody};
+use super::outer::{NOBODY, become_nobody, is_root_of_machine};
 use super::watch::watch;
 use super::{files, filter, limits, why};
 
@@ -50,10 +50,12 @@ fn enter_user_namespace(proc: &File) -> Result<(), String> {
 /// Runs the program in a directory of the host, among the host's processes.
 pub(super) fn run_under_limits(job: &Job, directory: &Path) -> Result<Report, String> {
     files::write_files(job, directory)?;
-    if geteuid().is_root() {
+    if is_root_of_machine() {
         give_away(directory).map_err(why("give the program its files"))?;
         become_nobody()?;
     }
+    // No namespace ends with this process: it has to outlive the host, and to end the program itself.
+    set_pdeathsig(None).map_err(why("outlive its parent"))?;
     // What the program's end leaves behind becomes this process's.
     set_child_subreaper(true).map_err(why("adopt what is left behind"))?;
     limits::apply(&job.limits, job.limits.processes + HELPERS + limits::running(geteuid().as_raw()))?;

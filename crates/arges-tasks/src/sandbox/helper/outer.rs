@@ -14,7 +14,7 @@ use super::{INNER, die_with_parent, files, why};
 pub(super) const NOBODY: u32 = 65_534;
 
 pub(super) fn run(job: &Job) -> Result<(), String> {
-    if geteuid().is_root() {
+    if is_root_of_machine() {
         // Root of the machine is root for its files in a namespace, too: what only root can reach is mounted first,
         // and then nobody goes on.
         unshare(CloneFlags::CLONE_NEWNS).map_err(why("make a mount namespace"))?;
@@ -41,6 +41,13 @@ pub(super) fn run(job: &Job) -> Result<(), String> {
     // Where that ends early, the host misses its report.
     let _ = inner.stdin.take().map(|mut stdin| stdin.write_all(&text));
     inner.wait().map(drop).map_err(why("wait for the second stage"))
+}
+
+/// Whether this is root, and not that of a user namespace whose root is an ordinary user of the machine.
+pub(super) fn is_root_of_machine() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let mut ranges = map.lines().map(|line| line.split_whitespace().take(2).collect::<Vec<_>>());
+    geteuid().is_root() && !ranges.any(|range| range[..] != ["0", "0"] && range.first() == Some(&"0"))
 }
 
 /// Gives up root, for all that follows.

@@ -10,9 +10,9 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgrp, getppid};
 
 use super::super::{Isolation, Job, Outcome, Report};
 use super::why;
@@ -43,6 +43,7 @@ pub(super) fn watch(
         stdout: Output::new(OwnedFd::from(child.stdout.take().ok_or("it has no output")?))?,
         stderr: Output::new(OwnedFd::from(child.stderr.take().ok_or("it has no output")?))?,
         peak_memory: 0,
+        host: getppid(),
         in_namespaces: matches!(isolation, Isolation::Namespaces { .. }),
     };
     let outcome = run.outcome(isolation != Isolation::Namespaces { proc: false })?;
@@ -81,6 +82,7 @@ struct Run<'a> {
     stdout: Output,
     stderr: Output,
     peak_memory: u64,
+    host: Pid,
     in_namespaces: bool,
 }
 
@@ -89,6 +91,10 @@ impl Run<'_> {
         let limits = &self.job.limits;
         loop {
             self.wait_for_pipes()?;
+            if !self.in_namespaces && getppid() != self.host {
+                // Nobody is left to kill the group, of which this process is one.
+                killpg(getpgrp(), Signal::SIGKILL).map_err(why("end the program"))?;
+            }
             let ended = self.reap()?;
             self.feed();
             self.stdout.read(limits.output);
