@@ -16,6 +16,7 @@ pub mod data;
 pub mod metrics;
 pub mod optimizer;
 pub mod plot;
+pub mod reward_model;
 pub mod rl;
 pub mod run;
 pub mod schedule;
