@@ -1,5 +1,8 @@
 //! One source of data: a walk through its records and their samples.
 
+use std::collections::VecDeque;
+use std::thread;
+
 use arges_model::training::TrainingBatch;
 use serde::{Deserialize, Serialize};
 
@@ -82,7 +85,12 @@ pub struct Source {
     sequence_length: usize,
     /// The samples of the record read last.
     current: Option<(u64, Usable)>,
+    /// Those of records from some position on that were read with it.
+    ahead: VecDeque<(u64, Result<Usable, DataError>)>,
 }
+
+/// Records that each thread reads ahead.
+const AHEAD_PER_THREAD: usize = 8;
 
 enum Records {
     Files(FileRecords),
@@ -129,6 +137,7 @@ impl Source {
             answers_only: learn == Learn::Answers && config.kind != DataKind::Text,
             sequence_length,
             current: None,
+            ahead: VecDeque::new(),
         })
     }
 
@@ -206,13 +215,71 @@ impl Source {
         Ok(&self.current.insert((position, usable)).1)
     }
 
+    /// Reads a record, and with it, on all cores, those that most probably come next: making and encoding them takes
+    /// longer than a step of a small model on a GPU.
     fn read(&mut self, position: u64, encoder: &Encoder) -> Result<Usable, DataError> {
-        let record = match &mut self.records {
-            Records::Files(files) => files.read(position)?,
+        while self.ahead.front().is_some_and(|(place, _)| *place != position) {
+            self.ahead.pop_front();
+        }
+        if self.ahead.is_empty() {
+            self.read_ahead(position, encoder);
+        }
+        match self.ahead.pop_front() {
+            Some((_, usable)) => usable,
+            None => Ok(Usable::default()),
+        }
+    }
+
+    fn read_ahead(&mut self, position: u64, encoder: &Encoder) {
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        let positions = position..position.saturating_add((threads * AHEAD_PER_THREAD) as u64);
+        // Files are read in turn; what is made is made by the threads.
+        let records: Vec<_> = positions
+            .map(|position| match &mut self.records {
+                Records::Files(files) => (position, Some(files.read(position)), files.place(position)),
+                Records::Tasks(_) => {
+                    let place = RecordPlace(format!("{}, made instance {position}", self.name));
+                    (position, None, place)
+                }
+            })
+            .collect();
+        let this = &*self;
+        let each = records.len().div_ceil(threads);
+        let mut records = records.into_iter();
+        let parts: Vec<Vec<_>> = (0..threads).map(|_| records.by_ref().take(each).collect()).collect();
+        let ahead = thread::scope(|scope| {
+            let threads: Vec<_> = parts
+                .into_iter()
+                .map(|part| {
+                    scope.spawn(move || {
+                        let encode =
+                            |(position, record, place): (u64, Option<Result<Record, DataError>>, _)| {
+                                let record = record.unwrap_or_else(|| Ok(this.made(position)));
+                                (position, record.and_then(|record| this.encode(&record, place, encoder)))
+                            };
+                        part.into_iter().map(encode).collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            let join = |thread: thread::ScopedJoinHandle<'_, Vec<_>>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().flat_map(join).collect()
+        });
+        self.ahead = ahead;
+    }
+
+    /// A record of tasks.
+    fn made(&self, position: u64) -> Record {
+        match &self.records {
             Records::Tasks(tasks) => tasks.read(position),
-        };
-        let samples = encoder.samples(&record, self.answers_only);
-        let samples = samples.map_err(|source| DataError::Encode { place: self.place(position), source })?;
+            Records::Files(_) => unreachable!("files were read before"),
+        }
+    }
+
+    fn encode(&self, record: &Record, place: RecordPlace, encoder: &Encoder) -> Result<Usable, DataError> {
+        let samples = encoder.samples(record, self.answers_only);
+        let samples = samples.map_err(|source| DataError::Encode { place, source })?;
         let mut usable = Usable::default();
         let whole = self.answers_only && matches!(record, Record::Conversation { .. });
         for sample in samples {
@@ -224,13 +291,6 @@ impl Source {
             }
         }
         Ok(usable)
-    }
-
-    fn place(&mut self, position: u64) -> RecordPlace {
-        match &mut self.records {
-            Records::Files(files) => files.place(position),
-            Records::Tasks(_) => RecordPlace(format!("{}, made instance {position}", self.name)),
-        }
     }
 }
 
