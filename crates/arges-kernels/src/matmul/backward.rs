@@ -348,7 +348,7 @@ fn pack_columns(cpu: &Cpu, dy: Columns<'_>, rows: Range<usize>, packed: &mut Pac
             let values = Strip::new(dy, &rows, step.clone(), first, block_rows);
             let m = values.count;
             // Every format holds a block's steps one after the other.
-            let step_words = m * row_words / (rows.len().next_multiple_of(K_STEP) / K_STEP);
+            let step_words = m * row_words / (rows.len().div_ceil(K_STEP));
             let at = first * row_words + step.start / K_STEP * step_words;
             // SAFETY: steps of blocks do not overlap, and the machine has its own instruction set.
             unsafe { pack_step_on(isa, format, &values, data.slice(at, step_words)) };

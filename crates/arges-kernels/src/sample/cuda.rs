@@ -170,7 +170,7 @@ impl DeviceSampler {
         let shape = LaunchShape::grid(PARTS, rows, 1, 512).overlap();
         let [sampleable, rules, masks, words] = allowed;
         let arguments = [logits, vocabulary, sampleable, rules, masks, words, parts];
-        // SAFETY (all three launches): the kernels' arguments, in order; there are `rows` rows of logits, rules and results,
+        // SAFETY: here and below, the kernels' arguments, in order; there are `rows` rows of logits, rules and results,
         // scratch for each part of them, and a mask for every index that the rules hold.
         unsafe { self.cuda.launch(&self.parts, shape, &arguments)? };
         let count = Argument::I32(PARTS as i32);
