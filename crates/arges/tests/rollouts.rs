@@ -87,6 +87,8 @@ impl Run {
             max_context: 1024,
             max_logit_rows: 8,
             exact: true,
+            max_drafts: 0,
+            prefix_cache: None,
         };
         let tokenizer = Tokenizer::from_dir(&nano()).unwrap();
         let engine = Engine::start(trainer.shared_model(), Some(tokenizer), options).unwrap();

@@ -9,7 +9,7 @@ use crate::device::cpu::simd::{Simd, bf16_to_f32, f32_to_bf16, simd_dispatch};
 use crate::device::cpu::{AlignedBuffer, Cpu, Isa, SharedMut};
 
 /// Packs some inputs of a row, `(inputs, panel, column, row)`.
-type PutRow = dyn Fn(Range<usize>, usize, usize, &[u8]) + Sync;
+type PutRow<'a> = dyn Fn(Range<usize>, usize, usize, &[u8]) + Sync + 'a;
 
 /// Inputs of a panel that are packed together: 128 of f32 are 16 KiB.
 const FILL_STEP: usize = 128;
@@ -177,7 +177,7 @@ impl PackedMatrix {
         let (stored, data) = (source.stored, source.data);
         // Runs `put(inputs, panel, column, row)` over a few inputs of 32 rows, then the next inputs: what is written
         // then stays in the first-level cache until its lines are full.
-        let for_rows = |put: &PutRow| {
+        let for_rows = |put: &PutRow<'_>| {
             cpu.for_rows(source.rows, PANEL, |rows| {
                 for first in (0..k).step_by(FILL_STEP) {
                     for row in rows.clone() {

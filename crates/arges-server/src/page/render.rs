@@ -353,7 +353,7 @@ mod tests {
             format!("${}x$", "\\frac{1}".repeat(500)),
             format!("${}x{}$", "\\left(".repeat(500), "\\right)".repeat(500)),
             format!("${}$", "x^".repeat(1000)),
-            format!("$\\begin{{array}}{{*{{99999}}{{c}}}}x\\end{{array}}$"),
+            "$\\begin{array}{*{99999}{c}}x\\end{array}$".to_owned(),
             "$x^2$ ".repeat(deep / 4),
             "|a".repeat(deep) + "\n" + &"|-".repeat(deep),
             "a\n".repeat(deep),
