@@ -40,6 +40,11 @@ pub(super) struct Spool {
 
 impl Spool {
     pub fn new() -> Result<Self, FetchError> {
+        #[cfg(feature = "tls")]
+        {
+            // An error says that a provider was installed before, which is as well.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
         let client = reqwest::Client::builder().read_timeout(SILENCE).connect_timeout(SILENCE).build();
         let client =
             client.map_err(|error| FetchError::Http { url: String::new(), reason: chain(&error) })?;

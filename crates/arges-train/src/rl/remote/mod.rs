@@ -105,6 +105,11 @@ impl RolloutEndpoints {
         if let Some(url) = config.endpoints.iter().find(|url| !seen.insert(url.trim_end_matches('/'))) {
             return Err(RemoteError::Twice { url: url.clone() });
         }
+        #[cfg(feature = "tls")]
+        {
+            // An error says that a provider was installed before, which is as well.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
         let client = reqwest::Client::builder()
             .connect_timeout(config.answer_timeout())
             .build()
