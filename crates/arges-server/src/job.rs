@@ -97,7 +97,7 @@ impl Job {
             grammar: self.grammar.clone(),
             logprobs: self.logprobs,
             prompt_logprobs: self.logprobs.filter(|_| prompt.echo.is_some()),
-            priority: 0,
+            priority: self.settings.priority,
         }
     }
 

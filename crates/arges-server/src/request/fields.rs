@@ -15,6 +15,8 @@ use crate::options::{GenerationDefaults, ServerOptions};
 pub(crate) const MAX_CHOICES: usize = 128;
 /// Alternatives per token a request may ask for.
 pub(crate) const MAX_TOP_LOGPROBS: usize = 20;
+/// Priorities lie between this and its negative.
+const MAX_PRIORITY: i64 = 1_000_000;
 const MAX_STOP_STRINGS: usize = 16;
 const MAX_STOP_BYTES: usize = 4096;
 
@@ -43,6 +45,8 @@ pub(crate) struct SharedFields {
     pub return_token_ids: Option<bool>,
     /// Tokens of a run that ends the answer (an extension); 0 never does.
     pub repetition_stop: Option<i64>,
+    /// Requests of lower values go first (an extension, as in vLLM).
+    pub priority: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -63,6 +67,8 @@ pub(crate) struct Settings {
     pub include_usage: bool,
     /// Token ids beside the text (an extension, as in vLLM).
     pub return_token_ids: bool,
+    /// That of the engine, where higher goes first.
+    pub priority: i32,
 }
 
 impl SharedFields {
@@ -84,6 +90,7 @@ impl SharedFields {
             stream,
             include_usage: self.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false),
             return_token_ids: self.return_token_ids.unwrap_or(false),
+            priority: -in_range("priority", self.priority, -MAX_PRIORITY..=MAX_PRIORITY)?.unwrap_or(0) as i32,
             sampling: self.sampling(&options.defaults)?,
             stop: self.stop_conditions(options)?,
         })
@@ -210,12 +217,14 @@ mod tests {
             "temperature": 0, "top_p": 0.5, "top_k": 40, "min_p": 0.1, "frequency_penalty": -2,
             "presence_penalty": 2, "repetition_penalty": 1.5, "logit_bias": {"7": -100, "11": 2.5}, "seed": -1,
             "stop": "END", "stop_token_ids": [9], "ignore_eos": true, "min_tokens": 4, "return_token_ids": true,
+            "priority": -3,
             "user": "nobody", "some_future_field": {"a": [1]},
         }))
         .unwrap();
         let sampling = &settings.sampling;
         assert_eq!((settings.n, settings.stream, settings.include_usage), (3, true, true));
         assert!(settings.return_token_ids);
+        assert_eq!(settings.priority, 3);
         assert_eq!(
             (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p),
             (0.0, 0.5, 40, 0.1)
