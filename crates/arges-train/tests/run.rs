@@ -81,7 +81,12 @@ fn cpu(threads: usize) -> Arc<Cpu> {
 /// Takes steps until `on` says to stop.
 fn train(run: &mut Run, on: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Outcome {
     let stop = AtomicBool::new(false);
-    let mut tell = |event: Event| stop.store(on(&event).is_break(), Ordering::Relaxed);
+    // Once it is asked to stop, what else happens in that step does not change it.
+    let mut tell = |event: Event| {
+        if on(&event).is_break() {
+            stop.store(true, Ordering::Relaxed);
+        }
+    };
     run.train(&stop, &mut tell).unwrap()
 }
 
