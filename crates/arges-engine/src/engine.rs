@@ -44,6 +44,9 @@ impl Engine {
         // MiniMax-M1's configuration names none; its tokenizer does.
         end_tokens.extend(tokenizer.as_ref().and_then(Tokenizer::end_token));
         let sampleable = tokenizer.as_ref().map_or(vocab_size, |t| t.vocab_size().min(vocab_size));
+        // Of guesses a GPU's logits are read by the host, to other bits than the device reads its own.
+        let by_device = matches!(model, DeviceModel::Cuda(..));
+        let max_drafts = if options.exact && by_device { 0 } else { options.max_drafts };
         let runner = Runner::new(model, sampleable, &options)?;
         let limits = Limits {
             vocab_size,
@@ -54,7 +57,7 @@ impl Engine {
         let shared = Arc::new(Shared::new(limits, runner.memory_plan()));
         let (messages, receiver) = mpsc::channel();
         let (stopped, when_stopped) = watch::channel(false);
-        let speculates = options.max_drafts > 0;
+        let speculates = max_drafts > 0;
         let facts = ModelFacts { sampleable, end_tokens, speculates, tokenizer, weight_version: 0 };
         let worker = Worker {
             runner,
@@ -64,7 +67,7 @@ impl Engine {
             step: Step::default(),
             tokens: options.step_tokens,
             logit_rows: options.max_logit_rows,
-            max_drafts: options.max_drafts,
+            max_drafts,
             times: StepTimes::default(),
             due: Vec::new(),
             arrivals: 0,
