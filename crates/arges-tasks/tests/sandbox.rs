@@ -275,7 +275,6 @@ fn a_host_waits_for_a_sleeping_program() {
 }
 
 #[test]
-#[ignore = "without namespaces a program that starts while its host dies can still outlive it"]
 fn a_program_dies_with_its_host() {
     let mut policies = vec!["limits"];
     policies.extend(available().is_ok().then_some("namespaces"));

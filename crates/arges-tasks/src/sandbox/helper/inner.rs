@@ -9,7 +9,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
 use nix::sys::stat::Mode;
-use nix::unistd::{geteuid, sethostname};
+use nix::unistd::{geteuid, getppid, sethostname};
 
 use super::super::{Isolation, Job, Report};
 use super::outer::{NOBODY, become_nobody, is_root_of_machine};
@@ -28,7 +28,7 @@ pub(super) fn run_in_namespaces(job: &Job) -> Result<Report, String> {
     enter_user_namespace(&host_proc)?;
     drop(host_proc);
     limits::apply(&job.limits, job.limits.processes + HELPERS)?;
-    watch(job, Path::new(files::WORK), || {
+    watch(job, Path::new(files::WORK), None, || {
         filter::apply(false)?;
         Ok(Isolation::Namespaces { proc: has_proc })
     })
@@ -49,6 +49,8 @@ fn enter_user_namespace(proc: &File) -> Result<(), String> {
 
 /// Runs the program in a directory of the host, among the host's processes.
 pub(super) fn run_under_limits(job: &Job, directory: &Path) -> Result<Report, String> {
+    // Asked while this process still dies with its parent; becoming another user ends that.
+    let host = getppid();
     files::write_files(job, directory)?;
     if is_root_of_machine() {
         give_away(directory).map_err(why("give the program its files"))?;
@@ -59,7 +61,7 @@ pub(super) fn run_under_limits(job: &Job, directory: &Path) -> Result<Report, St
     // What the program's end leaves behind becomes this process's.
     set_child_subreaper(true).map_err(why("adopt what is left behind"))?;
     limits::apply(&job.limits, job.limits.processes + HELPERS + limits::running(geteuid().as_raw()))?;
-    watch(job, directory, || {
+    watch(job, directory, Some(host), || {
         let files = filter::restrict_files(job, directory)?;
         filter::apply(true)?;
         Ok(Isolation::Limits { files })

@@ -23,10 +23,12 @@ const TICK: u16 = 5;
 /// Starts the program and stays with it to its end. What it leaves behind is killed when this process ends: by the
 /// kernel in namespaces, otherwise by the host, as the filter lets nothing leave this process's group.
 ///
+/// With a `host`, all ends when that is no longer this process's parent.
 /// `confine` forbids its thread and all that this starts what the program may not do; it does not hold for the watch.
 pub(super) fn watch(
     job: &Job,
     directory: &Path,
+    host: Option<Pid>,
     confine: impl FnOnce() -> Result<Isolation, String> + Send,
 ) -> Result<Report, String> {
     let started = Instant::now();
@@ -43,7 +45,7 @@ pub(super) fn watch(
         stdout: Output::new(OwnedFd::from(child.stdout.take().ok_or("it has no output")?))?,
         stderr: Output::new(OwnedFd::from(child.stderr.take().ok_or("it has no output")?))?,
         peak_memory: 0,
-        host: getppid(),
+        host,
         in_namespaces: matches!(isolation, Isolation::Namespaces { .. }),
     };
     let outcome = run.outcome(isolation != Isolation::Namespaces { proc: false })?;
@@ -82,7 +84,7 @@ struct Run<'a> {
     stdout: Output,
     stderr: Output,
     peak_memory: u64,
-    host: Pid,
+    host: Option<Pid>,
     in_namespaces: bool,
 }
 
@@ -91,7 +93,7 @@ impl Run<'_> {
         let limits = &self.job.limits;
         loop {
             self.wait_for_pipes()?;
-            if !self.in_namespaces && getppid() != self.host {
+            if self.host.is_some_and(|host| getppid() != host) {
                 // Nobody is left to kill the group, of which this process is one.
                 killpg(getpgrp(), Signal::SIGKILL).map_err(why("end the program"))?;
             }
