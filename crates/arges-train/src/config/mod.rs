@@ -7,6 +7,7 @@ mod model;
 use std::path::{Path, PathBuf};
 
 use arges_model::training::{LoraOptions, Recompute};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use data::{DataConfig, DataKind, EvaluationConfig};
@@ -195,15 +196,26 @@ impl Default for CheckpointConfig {
     }
 }
 
+/// The text of a description.
+pub(crate) fn read(file: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(file).map_err(|source| ConfigError::Read { file: file.to_owned(), source })
+}
+
+/// A description as its text has it, unchecked; `origin` names it in errors.
+pub(crate) fn parse<T: DeserializeOwned>(text: &str, origin: &Path) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| ConfigError::Parse {
+        file: origin.to_owned(),
+        reason: error.to_string().trim_end().to_owned(),
+    })
+}
+
 impl TrainConfig {
     /// Reads and checks a file.
     ///
     /// # Errors
     /// The first field that is wrong, by name.
     pub fn from_file(file: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(file)
-            .map_err(|source| ConfigError::Read { file: file.to_owned(), source })?;
-        Self::from_toml(&text, file)
+        Self::from_toml(&read(file)?, file)
     }
 
     /// Reads and checks the text of a file; `origin` names it in errors.
@@ -211,10 +223,7 @@ impl TrainConfig {
     /// # Errors
     /// As [`from_file`](Self::from_file).
     pub fn from_toml(text: &str, origin: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Parse {
-            file: origin.to_owned(),
-            reason: error.to_string().trim_end().to_owned(),
-        })?;
+        let config: Self = parse(text, origin)?;
         config.check(origin)?;
         Ok(config)
     }

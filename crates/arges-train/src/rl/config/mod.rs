@@ -15,7 +15,9 @@ use super::curriculum::{CurriculumConfig, TaskConfig};
 use super::objective::{Aggregation, Algorithm, Anchor, Objective, TokenMask};
 use super::remote::RemoteConfig;
 use super::window::{Window, WindowRule};
-use crate::config::{ConfigError, ModelConfig, OptimizerConfig, RecomputeType, ScheduleConfig, ScheduleKind};
+use crate::config::{
+    self, ConfigError, ModelConfig, OptimizerConfig, RecomputeType, ScheduleConfig, ScheduleKind,
+};
 
 /// A run of reinforcement learning. Relative paths are relative to the working directory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -374,9 +376,7 @@ impl RlConfig {
     /// # Errors
     /// The first field that is wrong, by name.
     pub fn from_file(file: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(file)
-            .map_err(|source| ConfigError::Read { file: file.to_owned(), source })?;
-        Self::from_toml(&text, file)
+        Self::from_toml(&config::read(file)?, file)
     }
 
     /// Reads and checks the text of a file; `origin` names it in errors.
@@ -384,10 +384,7 @@ impl RlConfig {
     /// # Errors
     /// As [`from_file`](Self::from_file).
     pub fn from_toml(text: &str, origin: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Parse {
-            file: origin.to_owned(),
-            reason: error.to_string().trim_end().to_owned(),
-        })?;
+        let config: Self = config::parse(text, origin)?;
         config.check().map_err(|(field, reason)| ConfigError::Field {
             file: origin.to_owned(),
             field,
