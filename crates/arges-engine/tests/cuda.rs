@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arges_engine::{Engine, EngineOptions, GenerateRequest, SamplingParams};
 use arges_kernels::device::cpu::{Cpu, CpuOptions};
-use arges_kernels::device::cuda::{Cuda, CudaError};
+use arges_kernels::device::cuda::Cuda;
 use arges_kernels::matmul::Compute;
 use arges_model::model::cuda::CudaModel;
 use arges_model::{Checkpoint, DeviceModel, LoadOptions};
@@ -15,15 +15,7 @@ use support::*;
 
 /// An engine over the small model in f32 on a GPU.
 fn on_gpu(options: EngineOptions) -> Option<Engine> {
-    let cuda = match Cuda::open(0) {
-        Ok(cuda) => cuda,
-        Err(error) if std::env::var_os("ARGES_REQUIRE_GPU").is_some() => panic!("{error}"),
-        Err(error @ (CudaError::NoDriver | CudaError::NoCompiler | CudaError::NoSuchDevice { .. })) => {
-            println!("skipped: {error}");
-            return None;
-        }
-        Err(error) => panic!("{error}"),
-    };
+    let cuda = Cuda::for_test()?;
     let checkpoint = Checkpoint::open(&data().join("fp32")).unwrap();
     let load = LoadOptions { compute: Compute::F32 };
     let model = CudaModel::load(&checkpoint, load, &cuda, &mut |_| {}).unwrap();

@@ -5,17 +5,9 @@ use std::sync::Arc;
 use crate::device::cpu::simd::{bf16_to_f32, f32_to_bf16};
 use crate::device::cuda::{Architecture, Cuda, CudaError, Define, Source, compile};
 
-/// The first GPU, or `None` with a line that says so. Where `ARGES_REQUIRE_GPU` is set there must be one.
+/// The first GPU, see [`Cuda::for_test`].
 pub fn gpu() -> Option<Arc<Cuda>> {
-    match Cuda::open(0) {
-        Ok(cuda) => Some(cuda),
-        Err(error) if std::env::var_os("ARGES_REQUIRE_GPU").is_some() => panic!("{error}"),
-        Err(error @ (CudaError::NoDriver | CudaError::NoCompiler | CudaError::NoSuchDevice { .. })) => {
-            println!("skipped: {error}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
+    Cuda::for_test()
 }
 
 /// A card of each generation: Ampere, Hopper, Blackwell.

@@ -6,7 +6,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arges_kernels::device::cuda::{Cuda, CudaError};
+use arges_kernels::device::cuda::Cuda;
 use arges_kernels::matmul::Compute;
 use arges_kernels::sample::cuda::Rule;
 use arges_model::model::cuda::{CudaCache, CudaModel, CudaSnapshots, CudaWorkspace};
@@ -18,18 +18,6 @@ use support::{Golden, argmax, data, greedy_cases};
 const MODELS: [&str; 3] = ["tiny-m1", "tiny-text01", "tiny-minimax-hf"];
 const LENGTHS: [usize; 7] = [1, 7, 255, 256, 257, 700, 1500];
 const LOGIT_TOLERANCE: f32 = 2e-4;
-
-fn gpu() -> Option<Arc<Cuda>> {
-    match Cuda::open(0) {
-        Ok(cuda) => Some(cuda),
-        Err(error) if std::env::var_os("ARGES_REQUIRE_GPU").is_some() => panic!("{error}"),
-        Err(error @ (CudaError::NoDriver | CudaError::NoCompiler | CudaError::NoSuchDevice { .. })) => {
-            println!("skipped: {error}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
 
 struct Runner {
     model: CudaModel,
@@ -78,7 +66,7 @@ fn last_rows<'a>(logits: &'a [f32], expected: &[f32]) -> &'a [f32] {
 
 #[test]
 fn f32_logits_equal_the_official_ones_at_every_length() {
-    let Some(cuda) = gpu() else { return };
+    let Some(cuda) = Cuda::for_test() else { return };
     for name in MODELS {
         let (inputs, golden) = (Golden::open(name, "inputs"), Golden::open(name, "logits_fp32_ref64"));
         let mut runner = Runner::new(&cuda, &data(name).join("fp32"), Compute::F32, false);
@@ -96,7 +84,7 @@ fn f32_logits_equal_the_official_ones_at_every_length() {
 
 #[test]
 fn a_bf16_checkpoint_computed_in_f32_equals_the_official_code_on_its_widened_weights() {
-    let Some(cuda) = gpu() else { return };
+    let Some(cuda) = Cuda::for_test() else { return };
     let (inputs, golden) = (Golden::open("tiny-m1", "inputs"), Golden::open("tiny-m1", "logits_bf16_ref64"));
     let mut runner = Runner::new(&cuda, &data("tiny-m1").join("bf16"), Compute::F32, false);
     for length in [7, 257, 700] {
@@ -109,7 +97,7 @@ fn a_bf16_checkpoint_computed_in_f32_equals_the_official_code_on_its_widened_wei
 
 #[test]
 fn bf16_compute_is_on_average_no_further_from_f64_than_the_official_bf16() {
-    let Some(cuda) = gpu() else { return };
+    let Some(cuda) = Cuda::for_test() else { return };
     let inputs = Golden::open("tiny-m1", "inputs");
     let exact = Golden::open("tiny-m1", "logits_bf16_ref64");
     let official = Golden::open("tiny-m1", "logits_bf16_official_bf16compute");
@@ -135,7 +123,7 @@ fn bf16_compute_is_on_average_no_further_from_f64_than_the_official_bf16() {
 
 #[test]
 fn caches_after_a_prefill_equal_the_f64_ones() {
-    let Some(cuda) = gpu() else { return };
+    let Some(cuda) = Cuda::for_test() else { return };
     for name in MODELS {
         let tokens = Golden::open(name, "inputs").tokens("len257");
         let golden = Golden::open(name, "cache_len257_ref64");
@@ -171,7 +159,7 @@ fn caches_after_a_prefill_equal_the_f64_ones() {
 
 #[test]
 fn greedy_tokens_equal_the_official_ones_from_every_prompt_chosen_on_the_device_from_a_graph() {
-    let Some(cuda) = gpu() else { return };
+    let Some(cuda) = Cuda::for_test() else { return };
     for (name, file, checkpoint) in [
         ("tiny-m1", "greedy_fp32", "fp32"),
         ("tiny-m1", "greedy_bf16", "bf16"),
@@ -250,7 +238,7 @@ fn prompts(name: &str, count: usize) -> Vec<Vec<u32>> {
 
 #[test]
 fn in_exact_mode_logits_do_not_depend_on_batch_split_or_decode() {
-    let Some(cuda) = gpu() else { return };
+    let Some(cuda) = Cuda::for_test() else { return };
     let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano");
     let cases = MODELS.map(|name| (data(name).join("fp32"), name, Compute::F32)).into_iter();
     let bf16 = (data("tiny-m1").join("bf16"), "tiny-m1", Compute::Bf16);
@@ -282,7 +270,7 @@ fn same_bits(a: &[f32], b: &[f32]) -> bool {
 
 #[test]
 fn a_sequence_that_takes_up_pages_and_states_of_another_gets_the_bits_of_a_cold_one() {
-    let Some(cuda) = gpu() else { return };
+    let Some(cuda) = Cuda::for_test() else { return };
     for (checkpoint, compute) in exact_cases() {
         let mut runner = Runner::new(&cuda, &checkpoint, compute, true);
         let vocab = runner.model.config().vocab_size;
@@ -321,7 +309,7 @@ fn a_sequence_that_takes_up_pages_and_states_of_another_gets_the_bits_of_a_cold_
 
 #[test]
 fn tokens_that_are_forgotten_leave_no_trace() {
-    let Some(cuda) = gpu() else { return };
+    let Some(cuda) = Cuda::for_test() else { return };
     for (checkpoint, compute) in exact_cases() {
         let mut runner = Runner::new(&cuda, &checkpoint, compute, true);
         let vocab = runner.model.config().vocab_size;
@@ -345,7 +333,7 @@ fn tokens_that_are_forgotten_leave_no_trace() {
 
 #[test]
 fn decoding_agrees_with_prefill_where_it_is_not_exact() {
-    let Some(cuda) = gpu() else { return };
+    let Some(cuda) = Cuda::for_test() else { return };
     let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano");
     for (checkpoint, compute, tolerance) in
         [(data("tiny-m1").join("fp32"), Compute::F32, 2e-4), (nano, Compute::Bf16, 0.5)]
@@ -369,7 +357,7 @@ fn decoding_agrees_with_prefill_where_it_is_not_exact() {
 
 #[test]
 fn the_embedded_model_answers_as_on_the_cpu() {
-    let Some(cuda) = gpu() else { return };
+    let Some(cuda) = Cuda::for_test() else { return };
     let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano");
     let prompts = prompts("tiny-m1", 8);
     let mut device = Runner::new(&cuda, &nano, Compute::Bf16, false);

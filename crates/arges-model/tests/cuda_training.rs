@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arges_kernels::adamw::{AdamW, adamw};
 use arges_kernels::device::cpu::{Cpu, CpuOptions};
-use arges_kernels::device::cuda::{Cuda, CudaError};
+use arges_kernels::device::cuda::Cuda;
 use arges_kernels::matmul::Compute;
 use arges_model::synth::SynthShape;
 use arges_model::training::cuda::CudaTrainer;
@@ -20,18 +20,6 @@ use support::{Golden, data};
 
 const MODELS: [&str; 3] = ["tiny-m1", "tiny-text01", "tiny-minimax-hf"];
 const PLAN: TrainingPlan = TrainingPlan::new(512, 8);
-
-fn gpu() -> Option<Arc<Cuda>> {
-    match Cuda::open(0) {
-        Ok(cuda) => Some(cuda),
-        Err(error) if std::env::var_os("ARGES_REQUIRE_GPU").is_some() => panic!("{error}"),
-        Err(error @ (CudaError::NoDriver | CudaError::NoCompiler | CudaError::NoSuchDevice { .. })) => {
-            println!("skipped: {error}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
 
 fn cpu() -> Arc<Cpu> {
     Arc::new(Cpu::new(CpuOptions { threads: Some(2), isa: None }).unwrap())
@@ -83,7 +71,7 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 
 #[test]
 fn gradients_of_every_parameter_equal_the_f64_ones() {
-    let Some(cuda) = gpu() else { return };
+    let Some(cuda) = Cuda::for_test() else { return };
     for name in MODELS {
         let (batch, golden) = (golden_batch(name), Golden::open(name, "grads_2x96_ref64"));
         let mut trainer = CudaTrainer::new(golden_parameters(name), Compute::F32, &cuda, PLAN).unwrap();
@@ -166,7 +154,7 @@ fn odd_batch() -> TrainingBatch {
 
 #[test]
 fn gradients_are_those_of_the_cpu_in_every_structure() {
-    let Some(cuda) = gpu() else { return };
+    let Some(cuda) = Cuda::for_test() else { return };
     let batch = odd_batch();
     for (name, config) in odd_configs() {
         let parameters = || Parameters::initialized(&config, 7);
@@ -193,7 +181,7 @@ fn gradients_are_those_of_the_cpu_in_every_structure() {
 
 #[test]
 fn gradients_have_the_same_bits_every_time_and_add_up() {
-    let Some(cuda) = gpu() else { return };
+    let Some(cuda) = Cuda::for_test() else { return };
     let (batch, config) = (odd_batch(), odd_configs().remove(4).1);
     for compute in [Compute::F32, Compute::Bf16] {
         let new = |recompute| {
@@ -217,7 +205,7 @@ fn gradients_have_the_same_bits_every_time_and_add_up() {
 
 #[test]
 fn a_model_learns_as_on_the_cpu() {
-    let Some(cuda) = gpu() else { return };
+    let Some(cuda) = Cuda::for_test() else { return };
     let name = "tiny-m1";
     let batch = golden_batch(name);
     let uniform = -1.0 / batch.targets.len() as f32;
@@ -260,7 +248,7 @@ fn a_model_learns_as_on_the_cpu() {
 
 #[test]
 fn what_cannot_be_trained_is_refused() {
-    let Some(cuda) = gpu() else { return };
+    let Some(cuda) = Cuda::for_test() else { return };
     let checkpoint = Arc::new(Checkpoint::open(&data("tiny-m1").join("fp32")).unwrap());
     let options =
         LoraOptions { rank: 2, alpha: 2.0, targets: vec![LoraTarget::Query], layers: None, experts: None };

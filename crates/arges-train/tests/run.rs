@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arges_kernels::device::cpu::{Cpu, CpuOptions};
-use arges_kernels::device::cuda::{Cuda, CudaError};
+use arges_kernels::device::cuda::Cuda;
 use arges_kernels::matmul::Compute;
 use arges_model::Checkpoint;
 use arges_model::training::{Parameters, Trainer, TrainingBatch, TrainingDevice, TrainingPlan};
@@ -269,15 +269,7 @@ fn adapters_are_all_that_learns_and_merge_to_the_same_log_probabilities() {
 
 /// The first GPU, or `None` with a line that says so. Where `ARGES_REQUIRE_GPU` is set there must be one.
 fn gpu() -> Option<TrainingDevice> {
-    match Cuda::open(0) {
-        Ok(cuda) => Some(TrainingDevice { cpu: cpu(2), cuda: Some(cuda) }),
-        Err(error) if std::env::var_os("ARGES_REQUIRE_GPU").is_some() => panic!("{error}"),
-        Err(error @ (CudaError::NoDriver | CudaError::NoCompiler | CudaError::NoSuchDevice { .. })) => {
-            println!("skipped: {error}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
+    Some(TrainingDevice { cpu: cpu(2), cuda: Some(Cuda::for_test()?) })
 }
 
 #[test]

@@ -94,6 +94,21 @@ impl Cuda {
         }))
     }
 
+    /// The first device, for a test that needs one: `None`, and a line that says so, where there is none, unless the
+    /// environment has `ARGES_REQUIRE_GPU`.
+    #[doc(hidden)]
+    pub fn for_test() -> Option<Arc<Self>> {
+        match Self::open(0) {
+            Ok(cuda) => Some(cuda),
+            Err(error) if std::env::var_os("ARGES_REQUIRE_GPU").is_some() => panic!("{error}"),
+            Err(error @ (CudaError::NoDriver | CudaError::NoCompiler | CudaError::NoSuchDevice { .. })) => {
+                println!("skipped: {error}");
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
     /// Devices of this machine.
     ///
     /// # Errors
