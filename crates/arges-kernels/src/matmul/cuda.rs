@@ -5,17 +5,23 @@
 //! over ascending `K`, so that a row's bits do not depend on the rows around it.
 
 mod backward;
+mod operands;
+mod tiling;
 
 use std::sync::Arc;
 
 use super::Element;
 use crate::device::cuda::{
-    Activations, Argument, Buffer, Cuda, CudaError, Kernel, LaunchShape, Pinned, Source, TensorMap,
+    Activations, Argument, Buffer, Cuda, CudaError, Kernel, LaunchShape, Source, TensorMap,
 };
 
 #[cfg(test)]
 pub(super) use backward::gradient_defines;
 pub use backward::{Columns, GRADIENTS, GradientPlace, ProductGradients, Values};
+pub use operands::{DeviceMatrix, DeviceRows};
+use tiling::{LARGE, LARGE_ROWS, TILINGS, WARP_TILINGS, WarpTiling, expected_rows, fitting};
+#[cfg(test)]
+pub(super) use tiling::{tiling_defines, warp_tiling_defines};
 
 /// Kernels for Hopper's tensor cores.
 pub const HOPPER: Source =
@@ -31,121 +37,6 @@ pub const GATE_GROUP: usize = 8;
 /// a sum of thousands of products is off by no more than adding them up in f32 makes it anyway.
 pub const PARTS: usize = 2;
 
-/// Rows and outputs of a tile, and how many tiles are copied ahead.
-#[derive(Debug, Clone, Copy)]
-struct Tiling {
-    rows: usize,
-    /// Groups of 64 outputs of a warpgroup.
-    blocks: usize,
-    /// Warpgroups that multiply.
-    warpgroups: usize,
-    stages: usize,
-    /// Whether only the boxes of a tile are multiplied that hold rows.
-    partial: bool,
-}
-
-impl Tiling {
-    const fn new(rows: usize, blocks: usize, warpgroups: usize, stages: usize, partial: bool) -> Self {
-        Self { rows, blocks, warpgroups, stages, partial }
-    }
-
-    const fn outputs(self) -> usize {
-        64 * self.blocks * self.warpgroups
-    }
-
-    const fn threads(self) -> usize {
-        128 * (self.warpgroups + 1)
-    }
-
-    /// Rows that the copy engine takes at a time.
-    const fn row_box(self) -> usize {
-        if self.rows.is_multiple_of(64) { 64 } else { self.rows }
-    }
-
-    /// Bytes of shared memory: the stages, and room to align them.
-    const fn shared(self) -> usize {
-        self.stages * (self.outputs() + self.rows) * 128 + 1024
-    }
-
-    fn defines(self) -> [(&'static str, i64); 6] {
-        [
-            ("ROWS", self.rows as i64),
-            ("BLOCKS", self.blocks as i64),
-            ("CONSUMERS", self.warpgroups as i64),
-            ("STAGES", self.stages as i64),
-            ("PARTIAL", self.partial as i64),
-            ("PARTS", PARTS as i64),
-        ]
-    }
-}
-
-/// Tilings for ever more rows. Few rows leave the shared memory to weights, which is what decoding waits for. The last is
-/// for hundreds of rows and more: all its tiles cost the same, so that blocks stay together and share what the cache
-/// holds.
-const TILINGS: [Tiling; 7] = [
-    Tiling::new(8, 1, 1, 24, true),
-    Tiling::new(16, 1, 1, 22, true),
-    Tiling::new(32, 1, 2, 10, true),
-    Tiling::new(64, 1, 2, 8, true),
-    Tiling::new(128, 1, 2, 6, true),
-    Tiling::new(256, 1, 2, 4, true),
-    Tiling::new(128, 2, 2, 4, false),
-];
-/// Its place.
-const LARGE: usize = TILINGS.len() - 1;
-/// Average rows of an expert from which on it is taken.
-const LARGE_ROWS: usize = 256;
-
-/// A tile of `mma.cu`.
-#[derive(Debug, Clone, Copy)]
-struct WarpTiling {
-    rows: usize,
-    outputs: usize,
-    /// Warps along either side.
-    warps: [usize; 2],
-    stages: usize,
-}
-
-impl WarpTiling {
-    const fn new(rows: usize, outputs: usize, warps: [usize; 2], stages: usize) -> Self {
-        Self { rows, outputs, warps, stages }
-    }
-
-    /// Bytes of shared memory: stages of 64 values along `K`. All stay below the 99 KiB of the smallest cards.
-    const fn shared(self) -> usize {
-        self.stages * (self.rows + self.outputs) * 128
-    }
-
-    fn defines(self) -> [(&'static str, i64); 5] {
-        [
-            ("ROWS", self.rows as i64),
-            ("OUTPUTS", self.outputs as i64),
-            ("ROW_WARPS", self.warps[0] as i64),
-            ("OUTPUT_WARPS", self.warps[1] as i64),
-            ("STAGES", self.stages as i64),
-        ]
-    }
-}
-
-/// Tiles for ever more rows. With few, many small blocks keep weights on their way.
-const WARP_TILINGS: [WarpTiling; 3] = [
-    WarpTiling::new(16, 64, [1, 4], 6),
-    WarpTiling::new(64, 128, [2, 4], 3),
-    WarpTiling::new(128, 128, [2, 4], 3),
-];
-
-/// What `mma.cu` is compiled for.
-#[cfg(test)]
-pub(super) fn warp_tiling_defines() -> impl Iterator<Item = [(&'static str, i64); 5]> {
-    WARP_TILINGS.iter().map(|tiling| tiling.defines())
-}
-
-/// What `hopper.cu` is compiled for.
-#[cfg(test)]
-pub(super) fn tiling_defines() -> impl Iterator<Item = [(&'static str, i64); 6]> {
-    TILINGS.iter().map(|tiling| tiling.defines())
-}
-
 /// What the kernels do with a product, by their numbers.
 #[derive(Debug, Clone, Copy)]
 enum Epilogue {
@@ -154,173 +45,6 @@ enum Epilogue {
     Activated = 2,
     Gated = 3,
     Parts = 4,
-}
-
-/// Weights on the device: one matrix `[outputs, k]`, or those of all experts, one after the other.
-pub struct DeviceMatrix {
-    outputs: usize,
-    k: usize,
-    experts: usize,
-    data: Activations,
-    /// For tiles of 64, 128 and 256 outputs; none where the copy engine is not used.
-    maps: Option<[TensorMap; 3]>,
-    /// Whether a kernel just ahead in the stream may have written the weights. Products ask for others before it has
-    /// ended.
-    fresh: bool,
-}
-
-impl DeviceMatrix {
-    /// Zeros.
-    ///
-    /// # Errors
-    /// When they do not fit.
-    pub fn zeroed(
-        cuda: &Arc<Cuda>,
-        experts: usize,
-        outputs: usize,
-        k: usize,
-        element: Element,
-    ) -> Result<Self, CudaError> {
-        let data = Activations::zeroed(cuda, element, experts * outputs * k)?;
-        let mut matrix = Self { outputs, k, experts, data, maps: None, fresh: false };
-        matrix.reshape(experts, outputs, k)?;
-        Ok(matrix)
-    }
-
-    /// Outputs of one matrix.
-    pub fn outputs(&self) -> usize {
-        self.outputs
-    }
-
-    /// Inputs.
-    pub fn k(&self) -> usize {
-        self.k
-    }
-
-    /// Matrices.
-    pub fn experts(&self) -> usize {
-        self.experts
-    }
-
-    /// Number format.
-    pub fn element(&self) -> Element {
-        self.data.element()
-    }
-
-    /// Bytes of all.
-    pub fn bytes(&self) -> usize {
-        self.data.bytes()
-    }
-
-    /// The weights as they lie on the device, `[experts, outputs, k]`.
-    pub fn data(&self) -> &Activations {
-        &self.data
-    }
-
-    /// Copies rows `[rows, k]` from page-locked memory to outputs `first..`, of which every `group` ones are followed
-    /// by a gap of `gap`, in the order of the stream. The values are bytes of the matrix's element.
-    ///
-    /// # Errors
-    /// When the driver fails.
-    ///
-    /// # Panics
-    /// When the rows reach beyond the matrices, or do not fill whole groups.
-    pub fn write_outputs(
-        &mut self,
-        first: usize,
-        rows: usize,
-        group: usize,
-        gap: usize,
-        from: &Pinned<u8>,
-    ) -> Result<(), CudaError> {
-        assert!(group > 0 && rows.is_multiple_of(group), "{rows} rows in groups of {group}");
-        let size = match self.element() {
-            Element::F32 => 4,
-            Element::Bf16 => 2,
-        };
-        let row = self.k * size;
-        self.data.write_rows(first * row, (group + gap) * row, from, rows / group, group * row)
-    }
-
-    /// The weights, to be filled on the device.
-    pub fn data_mut(&mut self) -> &mut Activations {
-        &mut self.data
-    }
-
-    /// Gives matrices of another shape the memory of these, which must be enough. Their values mean nothing then.
-    fn reshape(&mut self, experts: usize, outputs: usize, k: usize) -> Result<(), CudaError> {
-        assert!(experts * outputs * k <= self.data.len(), "room for {experts} matrices of {outputs} by {k}");
-        (self.outputs, self.k, self.experts) = (outputs, k, experts);
-        self.maps = match &self.data {
-            Activations::Bf16(buffer) if uses_tensor_cores(buffer.cuda(), k) => {
-                let map = |tile| TensorMap::bf16(buffer, experts * outputs, k, tile);
-                Some([map(64)?, map(128)?, map(256)?])
-            }
-            _ => None,
-        };
-        Ok(())
-    }
-
-    fn map(&self, tiling: Tiling) -> Option<&TensorMap> {
-        let [small, middle, large] = self.maps.as_ref()?;
-        Some(match tiling.outputs() {
-            64 => small,
-            128 => middle,
-            _ => large,
-        })
-    }
-}
-
-/// Whether products with `k` inputs run on Hopper's tensor cores: rows must begin at multiples of 16 bytes.
-fn uses_tensor_cores(cuda: &Cuda, k: usize) -> bool {
-    cuda.facts().architecture.has_wgmma() && k.is_multiple_of(8)
-}
-
-/// Rows that products read, `[rows, k]`.
-pub struct DeviceRows {
-    rows: usize,
-    k: usize,
-    data: Activations,
-    /// For each of [`TILINGS`]; none where the copy engine is not used.
-    maps: Option<Vec<TensorMap>>,
-}
-
-impl DeviceRows {
-    /// Room for `rows` rows.
-    ///
-    /// # Errors
-    /// When they do not fit.
-    pub fn zeroed(cuda: &Arc<Cuda>, rows: usize, k: usize, element: Element) -> Result<Self, CudaError> {
-        let data = Activations::zeroed(cuda, element, rows * k)?;
-        let maps = match &data {
-            Activations::Bf16(buffer) if uses_tensor_cores(cuda, k) => {
-                let map = |tiling: &Tiling| TensorMap::bf16(buffer, rows, k, tiling.row_box());
-                Some(TILINGS.iter().map(map).collect::<Result<_, _>>()?)
-            }
-            _ => None,
-        };
-        Ok(Self { rows, k, data, maps })
-    }
-
-    /// Rows there is room for.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Width of a row.
-    pub fn k(&self) -> usize {
-        self.k
-    }
-
-    /// The values.
-    pub fn data(&self) -> &Activations {
-        &self.data
-    }
-
-    /// The values, to be written by the host.
-    pub fn data_mut(&mut self) -> &mut Activations {
-        &mut self.data
-    }
 }
 
 /// Which rows are multiplied with which matrix.
@@ -603,16 +327,4 @@ impl Call<'_> {
             Argument::I32(self.silu as i32),
         ]
     }
-}
-
-/// The smallest tiling that holds so many rows in one tile, or the one of most rows.
-fn fitting(rows: usize) -> usize {
-    TILINGS[..LARGE].iter().position(|tiling| tiling.rows >= rows).unwrap_or(LARGE - 1)
-}
-
-/// Rows that a tile should hold for most experts to need one: three standard deviations above the average, as the
-/// number of rows that an expert is chosen for spreads like a Poisson variable.
-fn expected_rows(rows: usize, experts: usize) -> usize {
-    let average = rows as f64 / experts as f64;
-    ((average + 3.0 * average.sqrt()).ceil() as usize).min(rows)
 }

@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use super::{DeviceMatrix, HOPPER, LARGE, Rows, TILINGS, Tiling, index};
+use super::tiling::{LARGE, TILINGS, Tiling};
+use super::{DeviceMatrix, HOPPER, Rows, index};
 use crate::device::cuda::{
     Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source, TensorMap,
 };
