@@ -129,6 +129,21 @@ impl<'a> Episode<'a> {
         self.verdict = Some(verdict.clone());
         Step::Done(verdict)
     }
+
+    /// Judges an episode by what the model wrote, a text a turn. Its calls are run again.
+    pub fn judge<'t>(
+        task: &'a dyn Task,
+        instance: &'a Instance,
+        turns: impl IntoIterator<Item = &'t str>,
+    ) -> Verdict {
+        let mut episode = Self::begin(task, instance);
+        for turn in turns {
+            if let Step::Done(verdict) = episode.step(turn) {
+                return verdict;
+            }
+        }
+        Verdict::wrong("the episode has no end")
+    }
 }
 
 fn run_calls(world: &mut dyn World, instance: &Instance, text: &str) -> Vec<ToolResult> {
@@ -157,13 +172,7 @@ pub(crate) fn replay(task: &dyn Task, instance: &Instance, transcript: &str) -> 
     let Some(turns) = split_turns(transcript) else {
         return Verdict::no_answer();
     };
-    let mut episode = Episode::begin(task, instance);
-    for turn in turns {
-        if let Step::Done(verdict) = episode.step(turn) {
-            return verdict;
-        }
-    }
-    Verdict::wrong("the episode has no end")
+    Episode::judge(task, instance, turns)
 }
 
 /// The turns of a transcript; `None` where the thinking of one never ends.

@@ -1,11 +1,13 @@
 //! `arges tasks`: tasks whose answers can be checked.
 
 mod answer;
+mod play;
+mod player;
 
 use std::io::{self, BufRead};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use arges_tasks::{Instance, Task, Verdict};
+use arges_tasks::{Episode, Instance, Task, Verdict};
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +40,8 @@ enum TasksCommand {
     },
     /// Instances of a task, one JSON object a line
     Generate(GenerateArgs),
+    /// Have a model play one instance, and show its turns, what tools give, and the reward
+    Play(play::PlayArgs),
     /// Have a model respond to instances, one JSON object a line, from standard input
     Answer(Box<answer::AnswerArgs>),
     /// Judge responses: instances with a field `response`, one JSON object a line, from standard input
@@ -68,10 +72,12 @@ Examples:
   arges tasks show sudoku --difficulty 3
   arges tasks generate all --count 1000 --solved > conversations.jsonl
   arges tasks generate countdown --count 100 --difficulty 4 > instances.jsonl
+  arges tasks play lookup_chain --seed 3
   arges tasks answer --model DIR < instances.jsonl > responses.jsonl
   arges tasks verify < responses.jsonl
 
-A line for `verify` is a line of `generate` with one more field, \"response\". Each gives a line \
+A line for `verify` is a line of `generate` with one more field, \"response\": a text, or a list of \
+texts, one for each turn of the model. Each gives a line \
 {\"reward\": from 0 to 1, \"reason\": …}.";
 
 pub fn run(args: TasksArgs) -> Result<()> {
@@ -79,6 +85,7 @@ pub fn run(args: TasksArgs) -> Result<()> {
         TasksCommand::List { json } => list(json),
         TasksCommand::Show { name, seed, difficulty } => show(find(&name)?, seed, difficulty),
         TasksCommand::Generate(args) => generate(&args),
+        TasksCommand::Play(args) => play::run(&args),
         TasksCommand::Answer(args) => answer::run(&args),
         TasksCommand::Verify => verify(io::stdin().lock()),
     }
@@ -151,7 +158,15 @@ fn generate(args: &GenerateArgs) -> Result<()> {
 struct Answered {
     #[serde(flatten)]
     instance: Instance,
-    response: String,
+    response: Response,
+}
+
+/// What a model said: a whole response, or the turns of an episode.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Response {
+    Whole(String),
+    Turns(Vec<String>),
 }
 
 /// Judges one line after the other; the first that is no answered instance ends it.
@@ -170,10 +185,13 @@ fn verify(lines: impl BufRead) -> Result<()> {
 fn judge(line: &str) -> Result<Verdict> {
     let Answered { instance, response } = serde_json::from_str(line)
         .context("not an instance with a `response`, as `arges tasks generate` prints it")?;
-    match arges_tasks::find(&instance.task) {
-        Some(task) => Ok(task.verify(&instance, &response)),
-        None => bail!("there is no task {:?}", instance.task),
-    }
+    let Some(task) = arges_tasks::find(&instance.task) else {
+        bail!("there is no task {:?}", instance.task);
+    };
+    Ok(match &response {
+        Response::Whole(response) => task.verify(&instance, response),
+        Response::Turns(turns) => Episode::judge(task, &instance, turns.iter().map(String::as_str)),
+    })
 }
 
 #[cfg(test)]

@@ -91,40 +91,54 @@ impl LocalPolicy {
 
 impl Policy for LocalPolicy {
     fn sample(&self, turn: Turn) -> BoxFuture<'_, Result<Sampled, PolicyError>> {
-        Box::pin(async move {
-            let temperature = if turn.greedy { 0.0 } else { 1.0 };
-            let request = GenerateRequest {
-                prompt: turn.prompt,
-                max_tokens: Some(turn.max_tokens),
-                sampling: SamplingParams { temperature, seed: Some(turn.seed), ..SamplingParams::default() },
-                stop: StopConditions { repetition: turn.repetition, ..StopConditions::default() },
-                ..GenerateRequest::default()
-            };
-            let mut generation = self.engine.submit(request)?;
-            let (mut tokens, mut logprobs, mut versions) = (Vec::new(), Vec::new(), Vec::new());
-            loop {
-                match generation.next().await {
-                    Some(Event::Prompt { .. }) => {}
-                    Some(Event::Token(token)) => {
-                        tokens.push(token.id);
-                        logprobs.push(token.logprob);
-                        versions.push(token.weight_version);
-                    }
-                    Some(Event::Finished(finished)) => {
-                        let end = match finished.reason {
-                            FinishReason::Stop => TurnEnd::Stop,
-                            FinishReason::Length => TurnEnd::Length,
-                            FinishReason::Repetition => TurnEnd::Repetition,
-                            FinishReason::Abort => TurnEnd::Aborted,
-                        };
-                        return Ok(Sampled { tokens, logprobs, versions, end });
-                    }
-                    Some(Event::Failed(message) | Event::GrammarFailed(message)) => {
-                        return Err(PolicyError::Failed(message));
-                    }
-                    None => return Err(PolicyError::Failed("the generation has no end".to_owned())),
-                }
+        let temperature = if turn.greedy { 0.0 } else { 1.0 };
+        let sampling = SamplingParams { temperature, ..SamplingParams::default() };
+        Box::pin(sample_from(&self.engine, turn, sampling, |_| ()))
+    }
+}
+
+/// Samples a turn from an engine with those parameters, of which the seed is the turn's, and shows its text as it comes.
+///
+/// # Errors
+/// A turn that the engine refuses or fails.
+pub async fn sample_from(
+    engine: &Engine,
+    turn: Turn,
+    sampling: SamplingParams,
+    mut show: impl FnMut(&str) + Send,
+) -> Result<Sampled, PolicyError> {
+    let request = GenerateRequest {
+        prompt: turn.prompt,
+        max_tokens: Some(turn.max_tokens),
+        sampling: SamplingParams { seed: Some(turn.seed), ..sampling },
+        stop: StopConditions { repetition: turn.repetition, ..StopConditions::default() },
+        ..GenerateRequest::default()
+    };
+    let mut generation = engine.submit(request)?;
+    let (mut tokens, mut logprobs, mut versions) = (Vec::new(), Vec::new(), Vec::new());
+    loop {
+        match generation.next().await {
+            Some(Event::Prompt { .. }) => {}
+            Some(Event::Token(token)) => {
+                show(&token.text);
+                tokens.push(token.id);
+                logprobs.push(token.logprob);
+                versions.push(token.weight_version);
             }
-        })
+            Some(Event::Finished(finished)) => {
+                show(&finished.text);
+                let end = match finished.reason {
+                    FinishReason::Stop => TurnEnd::Stop,
+                    FinishReason::Length => TurnEnd::Length,
+                    FinishReason::Repetition => TurnEnd::Repetition,
+                    FinishReason::Abort => TurnEnd::Aborted,
+                };
+                return Ok(Sampled { tokens, logprobs, versions, end });
+            }
+            Some(Event::Failed(message) | Event::GrammarFailed(message)) => {
+                return Err(PolicyError::Failed(message));
+            }
+            None => return Err(PolicyError::Failed("the generation has no end".to_owned())),
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
 use arges_engine::RepetitionStop;
-use arges_tasks::{Episode, Step, Task, ToolResult};
+use arges_tasks::{Episode, Instance, Step, Task, ToolResult};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
@@ -81,10 +81,22 @@ pub struct Rollouts {
     played: Receiver<Played>,
 }
 
-struct Player {
+/// Plays an episode to its end.
+pub struct Player {
     policy: Arc<dyn Policy>,
     talk: Talk,
     limits: Limits,
+}
+
+/// What happens in an episode, told as it does.
+#[derive(Debug, Clone, Copy)]
+pub enum Told<'a> {
+    /// A turn begins.
+    Begins,
+    /// What the model wrote in it.
+    Wrote(&'a str),
+    /// What its calls gave; its turn comes next.
+    Results(&'a [ToolResult]),
 }
 
 impl Rollouts {
@@ -105,7 +117,7 @@ impl Rollouts {
             .enable_all()
             .build()?;
         let (sender, played) = mpsc::channel();
-        let player = Arc::new(Player { policy, talk, limits });
+        let player = Arc::new(Player::new(policy, talk, limits));
         Ok(Self { player, runtime, places: Arc::new(Semaphore::new(concurrency)), sender, played })
     }
 
@@ -134,16 +146,32 @@ impl Rollouts {
 }
 
 impl Player {
+    /// One that samples from `policy`.
+    pub fn new(policy: Arc<dyn Policy>, talk: Talk, limits: Limits) -> Self {
+        Self { policy, talk, limits }
+    }
+
     async fn play(&self, job: &Job) -> Result<Trajectory, EpisodeError> {
         let task = arges_tasks::find(&job.task).ok_or_else(|| EpisodeError::NoTask(job.task.clone()))?;
-        let trajectory = self.turns(job, task).await?;
+        let instance = task.generate(job.seed, job.difficulty);
+        let trajectory = self.episode(job, task, &instance, &mut |_| ()).await?;
         trajectory.check().map_err(EpisodeError::Unusable)?;
         Ok(trajectory)
     }
 
-    async fn turns(&self, job: &Job, task: &dyn Task) -> Result<Trajectory, EpisodeError> {
-        let instance = task.generate(job.seed, job.difficulty);
-        let mut episode = Episode::begin(task, &instance);
+    /// Plays that instance of a task; of the job its place, samples and window count. On a runtime of several threads:
+    /// verifiers may block.
+    ///
+    /// # Errors
+    /// An episode that cannot be begun, sampled or judged.
+    pub async fn episode(
+        &self,
+        job: &Job,
+        task: &dyn Task,
+        instance: &Instance,
+        tell: &mut (dyn FnMut(Told) + Send),
+    ) -> Result<Trajectory, EpisodeError> {
+        let mut episode = Episode::begin(task, instance);
         let mut messages = episode.messages();
         let mut trajectory = Trajectory {
             group: job.group,
@@ -161,10 +189,12 @@ impl Player {
             trained: None,
         };
         loop {
+            tell(Told::Begins);
             let seed = mix(&[job.sampling_seed, trajectory.turns.len() as u64]);
             trajectory.end = self.sample(job, seed, &mut trajectory).await?;
             let turn = trajectory.turns.last().cloned().unwrap_or_default();
             let answer = self.talk.text(&trajectory.tokens[turn]);
+            tell(Told::Wrote(&answer));
             let next = tokio::task::block_in_place(|| episode.step(&answer));
             let results: Vec<Value> = match next {
                 Step::Done(verdict) if verdict.unjudged => {
@@ -174,7 +204,10 @@ impl Player {
                     (trajectory.reward, trajectory.reason) = (verdict.reward, verdict.reason);
                     return Ok(trajectory);
                 }
-                Step::Results(results) => results.iter().map(ToolResult::message).collect(),
+                Step::Results(results) => {
+                    tell(Told::Results(&results));
+                    results.iter().map(ToolResult::message).collect()
+                }
             };
             if trajectory.end != End::Stop || trajectory.turns.len() >= self.limits.max_turns {
                 trajectory.reason = "the episode was cut off before its end".to_owned();

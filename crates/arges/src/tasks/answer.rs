@@ -1,27 +1,30 @@
-//! `arges tasks answer`: has a model respond to instances.
+//! `arges tasks answer`: has a model respond to instances, over as many turns as they have.
 
-use std::collections::VecDeque;
 use std::io::{self, BufRead};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow};
-use arges_engine::{Engine, Event, GenerateRequest, Generation, SamplingParams, StopConditions};
 use arges_tasks::Instance;
-use arges_text::{ChatTemplate, Tokenizer};
+use arges_train::rl::trajectory::Trajectory;
 use clap::Args;
+use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
-use serde_json::json;
+use tokio::sync::Semaphore;
 
+use super::player::{self, Player};
 use crate::args::{EngineArgs, ModelArgs, SamplingArgs, at_least_1};
 use crate::loading::Opened;
 use crate::output;
 use crate::plan::{Context, Needs};
 
-/// Longest prompt and response where neither a flag nor the model says less.
-const CONTEXT: usize = 32_768;
+/// Episodes that are played for each sequence that the engine runs: so it has a full batch while others' calls are run.
+const PLAYED: usize = 2;
+/// Episodes for each sequence that may have ended before one of an earlier line.
+const AHEAD: usize = 8;
 
 #[derive(Debug, Args)]
 pub struct AnswerArgs {
-    /// Tokens of a response at most
+    /// Tokens of a response at most, over all its turns
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1024, value_parser = at_least_1)]
     max_tokens: usize,
     /// Divides the logits before a token is drawn; 0 always takes the most likely token (greedy)
@@ -43,7 +46,15 @@ pub struct AnswerArgs {
 struct Answered {
     #[serde(flatten)]
     instance: Instance,
-    response: String,
+    response: Response,
+}
+
+/// What a model said: a text, or one for each turn where an instance has several.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Response {
+    Turn(String),
+    Turns(Vec<String>),
 }
 
 /// Answers instances from standard input, in order.
@@ -51,73 +62,47 @@ pub fn run(args: &AnswerArgs) -> Result<()> {
     let sampling = args.sampling.params(args.temperature)?;
     let opened = Opened::open(&args.model)?;
     let needs = Needs {
-        context: Context::UpTo(CONTEXT),
+        context: Context::UpTo(player::CONTEXT),
         sequences: args.parallel,
         step_tokens: 2048,
         logit_rows: args.parallel,
     };
-    let examinee = Examinee {
-        tokenizer: opened.tokenizer()?,
-        template: opened.chat_template()?,
-        engine: opened.start(&args.model, &args.sizes, needs)?,
-        sampling,
-        max_tokens: args.max_tokens,
-    };
-    let mut running: VecDeque<(Instance, Generation)> = VecDeque::new();
-    for (number, line) in (1..).zip(io::stdin().lock().lines()) {
-        let line = line.with_context(|| format!("line {number} of the input cannot be read"))?;
-        if line.trim().is_empty() {
-            continue;
+    let engine = opened.start(&args.model, &args.sizes, needs)?;
+    let player = Arc::new(Player::new(&opened, engine, sampling, args.max_tokens, |_| ())?);
+    let places = Arc::new(Semaphore::new(PLAYED * args.parallel));
+    player::runtime()?.block_on(async {
+        let episodes = stream::iter((1..).zip(io::stdin().lock().lines()))
+            .filter(|(_, line)| {
+                let blank = line.as_ref().is_ok_and(|line| line.trim().is_empty());
+                std::future::ready(!blank)
+            })
+            .map(|(number, line)| {
+                let (player, places) = (Arc::clone(&player), Arc::clone(&places));
+                let played = tokio::spawn(async move {
+                    let instance: Instance = serde_json::from_str(&line.context("it cannot be read")?)
+                        .map_err(|error| anyhow!("it is no instance of a task: {error}"))?;
+                    let _place = places.acquire().await;
+                    answer(&player, number, instance).await
+                });
+                async move { played.await?.with_context(|| format!("line {number} of the input")) }
+            })
+            .buffered(AHEAD * args.parallel);
+        let mut episodes = std::pin::pin!(episodes);
+        while let Some(answered) = episodes.next().await {
+            output::json(&answered?)?;
         }
-        let instance: Instance = serde_json::from_str(&line)
-            .map_err(|error| anyhow!("line {number} of the input is no instance of a task: {error}"))?;
-        let generation = examinee.ask(&instance).with_context(|| format!("line {number} of the input"))?;
-        running.push_back((instance, generation));
-        // A few more wait, so that the engine always has a full batch.
-        if running.len() >= 2 * args.parallel
-            && let Some(first) = running.pop_front()
-        {
-            write_answer(first)?;
-        }
-    }
-    running.into_iter().try_for_each(write_answer)
+        Ok(())
+    })
 }
 
-struct Examinee {
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    engine: Engine,
-    sampling: SamplingParams,
-    max_tokens: usize,
+async fn answer(player: &Player, number: u64, instance: Instance) -> Result<Answered> {
+    let (trajectory, has_turns) = player.play(&instance, number, &mut |_| ()).await?;
+    let mut turns = texts(player, &trajectory);
+    let response =
+        if has_turns { Response::Turns(turns) } else { Response::Turn(turns.pop().unwrap_or_default()) };
+    Ok(Answered { instance, response })
 }
 
-impl Examinee {
-    fn ask(&self, instance: &Instance) -> Result<Generation> {
-        let messages = [json!({ "role": "user", "content": instance.prompt })];
-        let tools = (!instance.tools.is_empty()).then_some(instance.tools.as_slice());
-        let prompt = self.template.render(&messages, tools, true)?;
-        let request = GenerateRequest {
-            prompt: self.tokenizer.encode(&prompt)?,
-            max_tokens: Some(self.max_tokens),
-            sampling: self.sampling.clone(),
-            stop: StopConditions::default(),
-            ..GenerateRequest::default()
-        };
-        Ok(self.engine.submit(request)?)
-    }
-}
-
-fn write_answer((instance, mut generation): (Instance, Generation)) -> Result<()> {
-    let mut response = String::new();
-    while let Some(event) = generation.blocking_next() {
-        match event {
-            Event::Prompt { .. } => {}
-            Event::Token(token) => response.push_str(&token.text),
-            Event::Finished(finished) => response.push_str(&finished.text),
-            Event::Failed(message) | Event::GrammarFailed(message) => {
-                anyhow::bail!("the model failed: {message}")
-            }
-        }
-    }
-    output::json(&Answered { instance, response })
+fn texts(player: &Player, trajectory: &Trajectory) -> Vec<String> {
+    trajectory.turns.iter().map(|turn| player.text(&trajectory.tokens[turn.clone()])).collect()
 }

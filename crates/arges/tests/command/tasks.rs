@@ -90,3 +90,52 @@ fn an_unknown_task_and_an_impossible_difficulty_are_refused() {
     let stderr = arges(["tasks", "generate", "sudoku", "--difficulty", "0"]).failed(2);
     assert!(stderr.contains("--difficulty"), "{stderr}");
 }
+
+#[test]
+fn a_whole_episode_is_answered_and_judged_turn_by_turn() {
+    let generate = ["tasks", "generate", "lookup_chain", "--count", "3", "--seed", "5", "--difficulty", "1"];
+    let single = arges(["tasks", "generate", "addition", "--seed", "5", "--difficulty", "2"]).ok();
+    let input = arges(generate).ok() + &single;
+    let answer = ["tasks", "answer", "--device", "cpu", "--parallel", "2", "-n", "300", "--seed", "1"];
+    let answered = arges_with_stdin(&answer, &input).ok();
+    let answers = lines(&answered);
+    let without = |line: &Value| {
+        let mut line = line.clone();
+        line.as_object_mut().unwrap().shift_remove("response");
+        line
+    };
+    assert_eq!(answers.iter().map(without).collect::<Vec<_>>(), lines(&input), "in order");
+    assert!(answers[..3].iter().all(|line| !line["response"].as_array().unwrap().is_empty()));
+    assert!(answers[3]["response"].as_str().unwrap().contains("Answer:"));
+    let verdicts = lines(&arges_with_stdin(&["tasks", "verify"], &answered).ok());
+    assert_eq!(verdicts[3]["reward"], 1.0, "{}", verdicts[3]);
+}
+
+#[test]
+fn turns_are_judged_as_they_stand() {
+    let shown = arges(["tasks", "show", "lookup_chain", "--seed", "3", "--difficulty", "2"]).ok();
+    let (_, response) = shown.split_once("A right response:\n\n").unwrap();
+    let generated = arges(["tasks", "generate", "lookup_chain", "--seed", "3", "--difficulty", "2"]).ok();
+    let mut instance: Value = serde_json::from_str(&generated).unwrap();
+    let turns: Vec<&str> = response.trim_end().split_inclusive("</tool_calls>").collect();
+    assert!(turns.len() > 2);
+    let mut input = String::new();
+    for turns in [&turns[..], &turns[..turns.len() - 1], &turns[turns.len() - 1..], &[]] {
+        instance["response"] = turns.into();
+        input += &format!("{instance}\n");
+    }
+    let rewards: Vec<Value> = lines(&arges_with_stdin(&["tasks", "verify"], &input).ok());
+    let rewards: Vec<f64> = rewards.iter().map(|verdict| verdict["reward"].as_f64().unwrap()).collect();
+    // The last turn alone has the right answer: only the answer is judged.
+    assert_eq!(rewards, [1.0, 0.0, 1.0, 0.0]);
+}
+
+#[test]
+fn an_episode_is_shown_with_its_turns_and_its_reward() {
+    let args = ["tasks", "play", "addition", "--seed", "5", "--difficulty", "2", "--device", "cpu"];
+    let shown = arges(args).ok();
+    assert!(shown.starts_with("[addition, seed 5, difficulty 2]\n"), "{shown}");
+    assert!(shown.contains("\n[turn 1]\n") && shown.ends_with("\nreward 1: right\n"), "{shown}");
+    let stderr = arges(["tasks", "play", "sudoko"]).failed(2);
+    assert!(stderr.contains("arges tasks list"), "{stderr}");
+}
