@@ -12,9 +12,9 @@ use arges_train::rl::run::Outcome;
 use arges_train::rl::{RlConfig, RlRun};
 use clap::{Args, Subcommand};
 
-use crate::args::{at_least_1, instruction_set};
+use crate::args::{DeviceChoice, at_least_1, instruction_set};
 use crate::plan::gib;
-use crate::train::stop_on_interrupt;
+use crate::train::{device_name, stop_on_interrupt, training_device};
 use display::Display;
 
 #[derive(Debug, Args)]
@@ -29,6 +29,7 @@ pub struct RlArgs {
 const EXAMPLES: &str = "\
 Examples:
   arges rl -c docs/rl-example.toml
+  arges rl -c docs/rl-example.toml --device cuda
   arges rl inspect runs/rl-word-sorting
   arges rl inspect runs/rl-word-sorting --batch 3 --group 17 --member 2
   arges plot runs/rl-word-sorting --metric reward/mean --metric eval/pass@1";
@@ -47,6 +48,9 @@ struct RunArgs {
     /// Go on from the run's newest checkpoint, if there is one
     #[arg(long)]
     resume: bool,
+    /// What to train and sample on: cpu, cuda or cuda:N (the GPU of that number), or auto, which is the CPU
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = str::parse::<DeviceChoice>)]
+    device: DeviceChoice,
     /// Threads to compute with; the result does not depend on it [default: one a core]
     #[arg(long, value_name = "N", value_parser = at_least_1)]
     threads: Option<usize>,
@@ -72,7 +76,7 @@ fn train(args: &RunArgs) -> Result<()> {
     };
     let config = RlConfig::from_file(config)?;
     let cpu = Arc::new(Cpu::new(CpuOptions { threads: args.threads, isa: args.isa })?);
-    let mut run = RlRun::open(config, cpu, args.resume)?;
+    let mut run = RlRun::open(config, training_device(args.device, cpu)?, args.resume)?;
     introduce(&run);
     let stop = stop_on_interrupt("saving after this batch; once more ends at once")?;
     let mut display = Display::new(&run);
@@ -87,13 +91,12 @@ fn train(args: &RunArgs) -> Result<()> {
 fn introduce(run: &RlRun) {
     let (trainer, config) = (run.trainer(), run.config());
     eprintln!(
-        "{}: {:.1} M values learn, {:.2} GiB with gradients, moments and caches; computes in {} on {} with {} threads",
+        "{}: {:.1} M values learn, {:.2} GiB with gradients, moments and caches; computes in {} on {}",
         config.run.display(),
         trainer.parameters().values().len() as f64 / 1e6,
         gib(run.bytes() as u64),
         arges_kernels::matmul::Compute::from(config.model.compute),
-        trainer.cpu().isa(),
-        trainer.cpu().pool().threads(),
+        device_name(trainer),
     );
     if run.step() > 0 {
         eprintln!("goes on after batch {}, step {}", run.batch(), run.step());

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use arges_kernels::device::cpu::{Cpu, CpuOptions, Isa};
 use arges_kernels::device::cuda::Cuda;
-use arges_model::training::TrainingDevice;
+use arges_model::training::{DeviceTrainer, TrainingDevice};
 use arges_train::run::{Event, Outcome, StepReport};
 use arges_train::{Learn, Run, TrainConfig};
 use clap::{Args, Subcommand};
@@ -58,13 +58,7 @@ pub fn run(command: &TrainCommand) -> Result<()> {
     };
     let config = TrainConfig::from_file(&args.config)?;
     let cpu = Arc::new(Cpu::new(CpuOptions { threads: args.threads, isa: args.isa })?);
-    let cuda = match args.device {
-        DeviceChoice::Cuda(ordinal) => {
-            Some(Cuda::open(ordinal).with_context(|| format!("--device cuda:{ordinal}"))?)
-        }
-        DeviceChoice::Cpu | DeviceChoice::Auto => None,
-    };
-    let mut run = Run::open(config, learn, TrainingDevice { cpu, cuda }, args.resume)?;
+    let mut run = Run::open(config, learn, training_device(args.device, cpu)?, args.resume)?;
     introduce(&run);
     let stop = stop_on_interrupt("saving after this step; once more ends at once")?;
     let mut display = Display::new(&run);
@@ -79,10 +73,7 @@ pub fn run(command: &TrainCommand) -> Result<()> {
 fn introduce(run: &Run) {
     let (trainer, config) = (run.trainer(), run.config());
     let learning = trainer.parameters().values().len();
-    let device = match trainer.cuda() {
-        Some(cuda) => cuda.facts().name.clone(),
-        None => format!("{} with {} threads", trainer.cpu().isa(), trainer.cpu().pool().threads()),
-    };
+    let device = device_name(trainer);
     eprintln!(
         "{}: {:.1} M values learn, {:.2} GiB with gradients and moments; computes in {} on {device}",
         config.run.display(),
@@ -95,6 +86,28 @@ fn introduce(run: &Run) {
     }
     if run.step() >= config.steps {
         eprintln!("all {} steps are taken already", config.steps);
+    }
+}
+
+/// What to train on: a GPU only if it is asked for.
+///
+/// # Errors
+/// A GPU that cannot be used.
+pub fn training_device(choice: DeviceChoice, cpu: Arc<Cpu>) -> Result<TrainingDevice> {
+    let cuda = match choice {
+        DeviceChoice::Cuda(ordinal) => {
+            Some(Cuda::open(ordinal).with_context(|| format!("--device cuda:{ordinal}"))?)
+        }
+        DeviceChoice::Cpu | DeviceChoice::Auto => None,
+    };
+    Ok(TrainingDevice { cpu, cuda })
+}
+
+/// The GPU, or the CPU's instruction set and threads.
+pub fn device_name(trainer: &DeviceTrainer) -> String {
+    match trainer.cuda() {
+        Some(cuda) => cuda.facts().name.clone(),
+        None => format!("{} with {} threads", trainer.cpu().isa(), trainer.cpu().pool().threads()),
     }
 }
 

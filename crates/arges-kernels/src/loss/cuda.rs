@@ -6,9 +6,13 @@ use crate::device::cuda::{
     Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source,
 };
 use crate::matmul::Element;
+use crate::sample::cuda::PART_THREADS;
 
 /// The kernels.
-pub const SOURCE: Source = Source { name: "loss/loss.cu", text: include_str!("loss.cu") };
+pub const SOURCE: Source = Source {
+    name: "loss/loss.cu",
+    text: concat!(include_str!("../sample/log_sum.cuh"), include_str!("loss.cu")),
+};
 
 /// What the kernels are compiled for.
 #[must_use]
@@ -62,7 +66,8 @@ impl LossCuda {
         })
     }
 
-    /// Scores the first `rows` rows of `logits[_, vocab]` for `targets`, which must be tokens. NaN where a logit is not
+    /// Scores the first `rows` rows of `logits[_, vocab]` for `targets`, which must be tokens. A log-probability has the
+    /// bits with which [`DeviceSampler`](crate::sample::cuda::DeviceSampler) samples that token. NaN where a logit is not
     /// finite.
     ///
     /// # Errors
@@ -91,7 +96,7 @@ impl LossCuda {
         ];
         // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked, and that targets are tokens is the
         // caller's promise, which the model checks on the host.
-        unsafe { self.cuda.launch(&self.score, LaunchShape::new(rows, 512).overlap(), &arguments) }
+        unsafe { self.cuda.launch(&self.score, LaunchShape::new(rows, PART_THREADS).overlap(), &arguments) }
     }
 
     /// The gradient by those logits of the sum over rows of `weights` times log-probabilities.
@@ -123,6 +128,8 @@ impl LossCuda {
             Argument::I32(self.vocab as i32),
         ];
         // SAFETY: as for `score`.
-        unsafe { self.cuda.launch(&self.score_backward, LaunchShape::new(rows, 512).overlap(), &arguments) }
+        unsafe {
+            self.cuda.launch(&self.score_backward, LaunchShape::new(rows, PART_THREADS).overlap(), &arguments)
+        }
     }
 }

@@ -6,54 +6,53 @@ typedef bf16 A;
 typedef float A;
 #endif
 
-constexpr int THREADS = 512;
+constexpr int THREADS = PART_WARPS * 32;
 
-// The largest of a block's values, or the sums of two.
-__device__ __forceinline__ float block_max(float x, float* partial) {
-    x = warp_max(x);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
-    __syncthreads();
-    float most = partial[0];
-    for (int i = 1; i < THREADS / 32; ++i) most = fmaxf(most, partial[i]);
-    return most;
-}
-
-__device__ __forceinline__ float block_sum(float x, float* partial) {
-    x = warp_sum(x);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
-    __syncthreads();
-    float sum = 0.0f;
-    for (int i = 0; i < THREADS / 32; ++i) sum += partial[i];
-    return sum;
-}
-
-// NaN where a logit is not finite.
+// The log-probability is that of sampling, to the bit. NaN where a logit is not finite.
 extern "C" __global__ void __launch_bounds__(THREADS) score(
     const float* logits, const int* targets, float* logprobs, float* entropies, float* log_sums, int vocab) {
-    __shared__ float partial[THREADS / 32];
+    static_assert(ROW_PARTS == PART_WARPS, "each warp joins the shares of a part");
+    __shared__ ScaledSum shares[ROW_PARTS][PART_WARPS], parts[ROW_PARTS];
+    // Of each share the sum of x e^x, x being the distance from its largest logit.
+    __shared__ float weighted[ROW_PARTS][PART_WARPS];
+    __shared__ double terms[PART_WARPS];
     wait_for_previous();
     let_next_start();
     i64 row = blockIdx.x;
     logits += row * vocab;
-    float most = MINUS_INFINITY;
-    for (int i = threadIdx.x; i < vocab; i += THREADS) most = fmaxf(most, logits[i]);
-    most = block_max(most, partial);
-    float sum = 0.0f, weighted = 0.0f;
-    for (int i = threadIdx.x; i < vocab; i += THREADS) {
-        float x = logits[i] - most, p = expf(x);
-        sum += p;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (int part = 0; part < ROW_PARTS; ++part) {
+        int begin = part_begin(vocab, part), end = part_begin(vocab, part + 1);
+        float largest = MINUS_INFINITY, sum = 0.0f;
+#pragma unroll 4
+        for (int i = begin + threadIdx.x; i < end; i += THREADS) largest = fmaxf(largest, logits[i]);
         // A token whose probability is 0 adds nothing, however far below it lies.
-        weighted = fmaf(p, fmaxf(x, -1e30f), weighted);
+        auto weigh = [&](float x, float p) { sum = fmaf(p, fmaxf(x, -1e30f), sum); };
+        ScaledSum share = share_sum(logits, begin, end, warp_max(largest), weigh);
+        sum = warp_sum(sum);
+        if (lane == 0) shares[part][warp] = share, weighted[part][warp] = sum;
     }
-    sum = block_sum(sum, partial);
-    weighted = block_sum(weighted, partial);
+    __syncthreads();
+    ScaledSum part = join_sums(shares[warp], PART_WARPS);
+    if (lane == 0) parts[warp] = part;
+    __syncthreads();
+    double log_sum = log_of(join_sums(parts, ROW_PARTS));
+    // The entropy: the sum of p (log_sum - logit).
+    double term = 0.0;
+    if (lane < PART_WARPS && shares[warp][lane].largest > MINUS_INFINITY) {
+        ScaledSum share = shares[warp][lane];
+        double below = log_sum - double(share.largest);
+        term = exp(-below) * (below * share.sum - double(weighted[warp][lane]));
+    }
+    term = warp_sum(term);
+    if (lane == 0) terms[warp] = term;
+    __syncthreads();
     if (threadIdx.x > 0) return;
-    float log_sum = logf(sum);
-    log_sums[row] = most + log_sum;
-    logprobs[row] = logits[targets[row]] - most - log_sum;
-    entropies[row] = log_sum - weighted / sum;
+    double entropy = 0.0;
+    for (int i = 0; i < PART_WARPS; ++i) entropy += terms[i];
+    log_sums[row] = float(log_sum);
+    logprobs[row] = logprob_of(logits[targets[row]], log_sum);
+    entropies[row] = float(entropy);
 }
 
 // out = weights[row] (1[i = target] - p_i); `out` may be `logits`.

@@ -20,11 +20,11 @@ struct Best {
     int token;
 };
 
-// What is known of a row or a part of it: the largest of its logits that may be chosen, the logarithm of the sum of
-// e^logit over all of it, and whether a logit is no number.
+// What is known of a row or a part of it: the largest of its logits that may be chosen, the sum of e^logit over all of it,
+// and whether a logit is no number.
 struct Part {
     Best best;
-    double sum;
+    ScaledSum sum;
     int broken;
 };
 
@@ -44,81 +44,73 @@ __device__ __forceinline__ bool allows(const u32* mask, int token) {
     return mask == nullptr || (mask[token >> 5] >> (token & 31) & 1);
 }
 
-extern "C" __global__ void __launch_bounds__(512) choose_parts(const float* logits, int vocabulary, int sampleable,
-                                                               const Rule* rules, const u32* masks, int mask_words,
-                                                               Part* parts) {
-    __shared__ Best bests[16];
-    __shared__ float maxima[16];
-    __shared__ double sums[16];
-    __shared__ int broken[16];
+__device__ __forceinline__ Best warp_best(Best best) {
+#pragma unroll
+    for (int lane = 16; lane > 0; lane >>= 1) {
+        Best other = {__shfl_xor_sync(~0u, best.logit, lane), __shfl_xor_sync(~0u, best.token, lane)};
+        best = better(best, other);
+    }
+    return best;
+}
+
+extern "C" __global__ void __launch_bounds__(PART_WARPS * 32)
+    choose_parts(const float* logits, int vocabulary, int sampleable, const Rule* rules, const u32* masks,
+                 int mask_words, Part* parts) {
+    __shared__ Best bests[PART_WARPS];
+    __shared__ ScaledSum sums[PART_WARPS];
+    __shared__ int broken[PART_WARPS];
     wait_for_previous();
     let_next_start();
     const float* row = logits + i64(blockIdx.y) * vocabulary;
     int mask_index = rules[blockIdx.y].mask;
     const u32* mask = mask_index < 0 ? nullptr : masks + i64(mask_index) * mask_words;
-    int begin = i64(vocabulary) * blockIdx.x / gridDim.x, end = i64(vocabulary) * (blockIdx.x + 1) / gridDim.x;
+    int begin = part_begin(vocabulary, blockIdx.x), end = part_begin(vocabulary, blockIdx.x + 1);
     // What cannot be chosen counts for the sum, and so for the logit that it is taken relative to, alone.
     float largest = MINUS_INFINITY;
     Best best = {MINUS_INFINITY, 0x7fffffff};
     bool bad = false;
 #pragma unroll 4
-    for (int i = begin + threadIdx.x; i < end; i += blockDim.x) {
+    for (int i = begin + threadIdx.x; i < end; i += PART_WARPS * 32) {
         float logit = row[i];
         bad |= !(logit < -MINUS_INFINITY);
         largest = fmaxf(largest, logit);
         if (i < sampleable && allows(mask, i)) best = better(best, Best{logit, i});
     }
-    largest = warp_max(largest);
-    for (int lane = 16; lane > 0; lane >>= 1) {
-        Best other = {__shfl_xor_sync(~0u, best.logit, lane), __shfl_xor_sync(~0u, best.token, lane)};
-        best = better(best, other);
-    }
+    ScaledSum own = share_sum(row, begin, end, warp_max(largest), [](float, float) {});
+    best = warp_best(best);
     bad = __any_sync(~0u, bad);
     int warp = threadIdx.x / 32;
-    if (threadIdx.x % 32 == 0) bests[warp] = best, maxima[warp] = largest, broken[warp] = bad;
+    if (threadIdx.x % 32 == 0) bests[warp] = best, sums[warp] = own, broken[warp] = bad;
     __syncthreads();
-    for (int i = 0; i < 16; ++i) largest = fmaxf(largest, maxima[i]);
-    double sum = 0.0;
-#pragma unroll 4
-    for (int i = begin + threadIdx.x; i < end; i += blockDim.x) sum += double(expf(row[i] - largest));
-    for (int lane = 16; lane > 0; lane >>= 1) sum += __shfl_xor_sync(~0u, sum, lane);
-    if (threadIdx.x % 32 == 0) sums[warp] = sum;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        double all = 0.0;
-        int any = 0;
-        for (int i = 0; i < 16; ++i) all += sums[i], best = better(best, bests[i]), any |= broken[i];
-        double sum = largest > MINUS_INFINITY ? log(all) + double(largest) : double(MINUS_INFINITY);
-        parts[blockIdx.y * gridDim.x + blockIdx.x] = {best, sum, any};
-    }
+    if (warp > 0) return;
+    ScaledSum sum = join_sums(sums, PART_WARPS);
+    if (threadIdx.x > 0) return;
+    int any = 0;
+    for (int i = 0; i < PART_WARPS; ++i) best = better(best, bests[i]), any |= broken[i];
+    parts[blockIdx.y * ROW_PARTS + blockIdx.x] = {best, sum, any};
 }
 
-// Joins the parts of a row, in order, in the first of them.
-extern "C" __global__ void choose_join(const float* logits, int vocabulary, const Rule* rules, Part* parts, int count,
-                                       int* tokens, float* logprobs, int rows) {
+// Joins the parts of a row in the first of them, a warp a row.
+extern "C" __global__ void choose_join(const float* logits, int vocabulary, const Rule* rules, Part* parts, int* tokens,
+                                       float* logprobs, int rows) {
     wait_for_previous();
     let_next_start();
-    int row = blockIdx.x * blockDim.x + threadIdx.x;
+    int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
-    parts += row * count;
-    Part joined = parts[0];
-    double largest = joined.sum;
-    for (int i = 1; i < count; ++i) {
-        joined.best = better(joined.best, parts[i].best);
-        joined.broken |= parts[i].broken;
-        largest = fmax(largest, parts[i].sum);
-    }
-    double sum = 0.0;
-    for (int i = 0; i < count; ++i) sum += exp(parts[i].sum - largest);
-    joined.sum = largest + log(sum);
+    parts += i64(row) * ROW_PARTS;
+    Part joined = lane < ROW_PARTS ? parts[lane] : Part{{MINUS_INFINITY, 0x7fffffff}, {MINUS_INFINITY, 0.0}, 0};
+    joined.best = warp_best(joined.best);
+    joined.sum = join_sums(joined.sum);
+    joined.broken = __any_sync(~0u, joined.broken);
+    if (lane > 0) return;
     parts[0] = joined;
     int asked = rules[row].token;
     int token = asked >= 0 ? asked : joined.best.token;
     float logit = asked >= 0 ? logits[i64(row) * vocabulary + asked] : joined.best.logit;
     if (asked < 0 && !(logit > MINUS_INFINITY)) token = NOTHING_ALLOWED;
-    if (joined.broken || !(largest > double(MINUS_INFINITY))) token = NOT_A_NUMBER;
+    if (joined.broken || !(joined.sum.largest > MINUS_INFINITY)) token = NOT_A_NUMBER;
     tokens[row] = token;
-    logprobs[row] = float(double(logit) - joined.sum);
+    logprobs[row] = logprob_of(logit, log_of(joined.sum));
 }
 
 // Ascends with the logit; zeros of either sign are equal.
@@ -264,14 +256,14 @@ __device__ Cut find_cut(const Row& row, int tile, u64 target, u64* histogram, Sh
 
 extern "C" __global__ void __launch_bounds__(DRAW_THREADS, 1)
     choose_draw(const float* logits, int vocabulary, int sampleable, const Rule* rules, const u32* masks,
-                int mask_words, const Part* parts, int part_count, int* tokens, float* logprobs) {
+                int mask_words, const Part* parts, int* tokens, float* logprobs) {
     extern __shared__ u64 histogram[];
     __shared__ Shared shared;
     wait_for_previous();
     let_next_start();
     Rule rule = rules[blockIdx.x];
     if (rule.temperature == 0.0f || rule.token >= 0 || tokens[blockIdx.x] < 0) return;
-    Part joined = parts[blockIdx.x * part_count];
+    Part joined = parts[i64(blockIdx.x) * ROW_PARTS];
     const u32* mask = rule.mask < 0 ? nullptr : masks + i64(rule.mask) * mask_words;
     Row row = {logits + i64(blockIdx.x) * vocabulary, mask, min(vocabulary, sampleable), joined.best.logit,
                1.0f / rule.temperature};
@@ -308,5 +300,5 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS, 1)
         if (threadIdx.x == 0) tokens[blockIdx.x] = token;
     }
     if (threadIdx.x == 0)
-        logprobs[blockIdx.x] = float(double(row.logits[tokens[blockIdx.x]]) - joined.sum);
+        logprobs[blockIdx.x] = logprob_of(row.logits[tokens[blockIdx.x]], log_of(joined.sum));
 }

@@ -8,12 +8,16 @@ use super::{SampleError, Sampled};
 use crate::device::cuda::{Argument, Buffer, Cuda, CudaError, Kernel, LaunchShape, Pinned, Source};
 
 /// The kernels.
-pub const SOURCE: Source = Source { name: "sample/choose.cu", text: include_str!("choose.cu") };
+pub const SOURCE: Source = Source {
+    name: "sample/choose.cu",
+    text: concat!(include_str!("log_sum.cuh"), include_str!("choose.cu")),
+};
 
-/// Blocks that share a row.
+/// Blocks that share a row, and threads of each, as `log_sum.cuh` has them.
 const PARTS: usize = 16;
-/// Bytes of what the device knows of a part: a logit, a token, a sum in f64 and a flag.
-const PART_BYTES: usize = 24;
+pub(crate) const PART_THREADS: usize = 512;
+/// Bytes of what the device knows of a part: a logit, a token, a sum in f64 with its scale, and a flag.
+const PART_BYTES: usize = 32;
 /// Threads that draw from a row, and bytes of the histogram that finds where to cut: 256 bins for each lane of a warp.
 const DRAW_THREADS: usize = 1024;
 const HISTOGRAM_BYTES: usize = 256 * 32 * 8;
@@ -167,21 +171,21 @@ impl DeviceSampler {
         let parts = Argument::Pointer(self.scratch.address(0));
         let results =
             [Argument::Pointer(self.tokens.address(0)), Argument::Pointer(self.logprobs.address(0))];
-        let shape = LaunchShape::grid(PARTS, rows, 1, 512).overlap();
+        let shape = LaunchShape::grid(PARTS, rows, 1, PART_THREADS).overlap();
         let [sampleable, rules, masks, words] = allowed;
         let arguments = [logits, vocabulary, sampleable, rules, masks, words, parts];
         // SAFETY: here and below, the kernels' arguments, in order; there are `rows` rows of logits, rules and results,
         // scratch for each part of them, and a mask for every index that the rules hold.
         unsafe { self.cuda.launch(&self.parts, shape, &arguments)? };
-        let count = Argument::I32(PARTS as i32);
-        let arguments =
-            [logits, vocabulary, rules, parts, count, results[0], results[1], Argument::I32(rows as i32)];
-        let shape = LaunchShape::new(rows.div_ceil(128), 128).overlap();
+        let count = Argument::I32(rows as i32);
+        let arguments = [logits, vocabulary, rules, parts, results[0], results[1], count];
+        // A warp a row.
+        let shape = LaunchShape::new(rows.div_ceil(4), 128).overlap();
         // SAFETY: see above.
         unsafe { self.cuda.launch(&self.join, shape, &arguments)? };
         if draws {
             let arguments =
-                [logits, vocabulary, sampleable, rules, masks, words, parts, count, results[0], results[1]];
+                [logits, vocabulary, sampleable, rules, masks, words, parts, results[0], results[1]];
             let shape = LaunchShape::new(rows, DRAW_THREADS).shared(HISTOGRAM_BYTES).overlap();
             // SAFETY: see above.
             unsafe { self.cuda.launch(&self.draw, shape, &arguments)? };

@@ -9,6 +9,7 @@ use arges_kernels::matmul::Compute;
 use super::cuda::CudaTrainer;
 use super::{Parameters, StepOutput, Trainer, TrainingBatch, TrainingError, TrainingPlan};
 use crate::config::Config;
+use crate::executor::DeviceModel;
 
 /// What a model is trained on.
 #[derive(Clone)]
@@ -92,7 +93,7 @@ impl DeviceTrainer {
         }
     }
 
-    /// Brings changed values into the model.
+    /// Brings changed values into the model; those who hold [`Self::shared_model`] keep it as it was.
     ///
     /// # Errors
     /// When a parameter can no longer be read, or the device fails.
@@ -100,6 +101,14 @@ impl DeviceTrainer {
         match self {
             Self::Cpu(trainer) => trainer.publish(),
             Self::Cuda(trainer, _) => trainer.publish(),
+        }
+    }
+
+    /// The model as it computes now, to be shared with an engine; see [`Trainer::shared_model`].
+    pub fn shared_model(&self) -> DeviceModel {
+        match self {
+            Self::Cpu(trainer) => DeviceModel::Cpu(trainer.shared_model()),
+            Self::Cuda(trainer, cpu) => DeviceModel::Cuda(trainer.shared_model(), Arc::clone(cpu)),
         }
     }
 

@@ -33,6 +33,8 @@ use buffers::Buffers;
 /// A model that learns on a GPU: its weights, what learns of it, and the memory for one batch at a time.
 pub struct CudaTrainer {
     model: Arc<CudaModel>,
+    /// The model before it, which others may still hold. Once they hold it no more, it is written anew.
+    before: Option<Arc<CudaModel>>,
     parameters: Parameters,
     values: Buffer<f32>,
     gradients: Buffer<f32>,
@@ -117,6 +119,7 @@ impl CudaTrainer {
             gradients: Buffer::zeroed(cuda, values.len())?,
             adamw: AdamWCuda::new(cuda, values.len())?,
             model: Arc::new(model),
+            before: None,
             parameters,
             values,
             cache,
@@ -304,21 +307,28 @@ impl CudaTrainer {
     }
 
     /// Brings changed values into the model. Where others hold [`CudaTrainer::shared_model`], they keep the model as it
-    /// was, and the trainer goes on with a new one.
+    /// was, and the trainer goes on with another one: that which was in use before, if they hold it no more. Two take
+    /// turns so, however often weights change.
     ///
     /// # Errors
     /// When the device fails, or has no room for a new model.
     pub fn publish(&mut self) -> Result<(), TrainingError> {
         if Arc::get_mut(&mut self.model).is_none() {
-            let CudaModel { config, compute, cuda, .. } = &*self.model;
-            let new = CudaModel::zeroed(config, *compute, &|_| Ok(DType::F32), cuda)?;
-            self.model = Arc::new(new);
+            let free = self.before.take().filter(|model| Arc::strong_count(model) == 1);
+            let other = match free {
+                Some(model) => model,
+                None => {
+                    let CudaModel { config, compute, cuda, .. } = &*self.model;
+                    Arc::new(CudaModel::zeroed(config, *compute, &|_| Ok(DType::F32), cuda)?)
+                }
+            };
+            self.before = Some(std::mem::replace(&mut self.model, other));
         }
         let model = Arc::get_mut(&mut self.model).expect("nobody else holds it");
         Ok(publish::pack(model, &self.parameters, &self.values, &self.buffers.kernels.products)?)
     }
 
-    /// The model as it computes now, to be shared with an engine.
+    /// The model as it computes now, to be shared with an engine: the same bits in the same memory, not a copy.
     pub fn shared_model(&self) -> Arc<CudaModel> {
         Arc::clone(&self.model)
     }
@@ -331,6 +341,7 @@ impl CudaTrainer {
     /// Bytes on the device: the model, the values with their gradients, caches and buffers.
     pub fn bytes(&self) -> usize {
         self.model.weight_bytes()
+            + self.before.as_ref().map_or(0, |model| model.weight_bytes())
             + self.values.bytes()
             + self.gradients.bytes()
             + self.cache.bytes()

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use arges_kernels::device::cpu::Cpu;
 use arges_kernels::matmul::Compute;
 use arges_model::DType;
 use arges_model::publication::{PublicationError, PublishOptions, Published, Publisher};
-use arges_model::training::Trainer;
+use arges_model::training::Parameters;
 
 use super::{RemoteConfig, RemoteError, RolloutEndpoints};
 use crate::rl::policy::Policy;
@@ -44,8 +45,13 @@ impl Remote {
     ///
     /// # Errors
     /// A directory that cannot be written; then the endpoints go on with what they have.
-    pub fn publish(&mut self, version: u64, trainer: &Trainer) -> Result<Published, PublicationError> {
-        let published = self.publisher.publish(version, &trainer.parameters().weights(trainer.cpu()))?;
+    pub fn publish(
+        &mut self,
+        version: u64,
+        parameters: &Parameters,
+        cpu: &Cpu,
+    ) -> Result<Published, PublicationError> {
+        let published = self.publisher.publish(version, &parameters.weights(cpu))?;
         self.endpoints.publish(version);
         Ok(published)
     }

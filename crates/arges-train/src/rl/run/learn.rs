@@ -7,6 +7,7 @@ use arges_model::{DType, NewWeights};
 
 use super::{Event, RlError, RlRun};
 use crate::data::mix;
+use crate::optimizer::UpdateError;
 use crate::rl::batch::{Batch, Piece};
 use crate::rl::config::Agreement;
 use crate::rl::groups::Group;
@@ -112,7 +113,7 @@ impl RlRun {
         let balance = self.config.balance_loss as f32 / pieces.len().max(1) as f32;
         let (mut stats, mut balance_loss) = (TokenStats::default(), 0.0);
         let step = self.step() + 1;
-        self.trainer.parameters_mut().zero_gradients();
+        self.trainer.zero_gradients()?;
         for piece in &pieces {
             let owners = piece.owners();
             let weight = |target: usize, now: f32| {
@@ -142,10 +143,11 @@ impl RlRun {
         }
         let share = schedule::share(&self.config.optimizer.schedule(), self.config.steps(), step);
         let learning_rate = self.config.optimizer.learning_rate * share;
-        let cpu = self.trainer.shared_cpu();
-        let (values, gradients) = self.trainer.parameters_mut().values_and_gradients_mut();
-        let norm = self.optimizer.update(&cpu, learning_rate, values, gradients);
-        let norm = norm.map_err(|source| RlError::NotFinite { step, source })?;
+        let norm = self.optimizer.update_trainer(learning_rate, &mut self.trainer);
+        let norm = norm.map_err(|error| match error {
+            UpdateError::NotFinite(source) => RlError::NotFinite { step, source },
+            UpdateError::Training(error) => error.into(),
+        })?;
         self.trainer.publish()?;
         let mut values = stats.values();
         values.extend([
@@ -154,7 +156,7 @@ impl RlRun {
             ("train/tokens".to_owned(), self.tokens as f64),
             ("train/targets".to_owned(), self.targets as f64),
         ]);
-        if self.trainer.model().config().is_moe() {
+        if self.trainer.config().is_moe() {
             values.push(("train/balance_loss".to_owned(), balance_loss));
         }
         Ok(values)
@@ -163,10 +165,11 @@ impl RlRun {
     /// Brings the weights in force, as the next version.
     fn publish(&mut self) -> Result<(), RlError> {
         self.place.batch += 1;
-        let weights = NewWeights::Model(self.trainer.shared_model().into());
+        let weights = NewWeights::Model(self.trainer.shared_model());
         self.policy.publish(weights, self.place.batch)?;
         if let Some(remote) = &mut self.remote {
-            remote.publish(self.place.batch, &self.trainer)?;
+            let cpu = self.trainer.shared_cpu();
+            remote.publish(self.place.batch, self.trainer.fetch()?, &cpu)?;
         }
         Ok(())
     }
@@ -192,7 +195,7 @@ impl RlRun {
         let trained: usize =
             learning.batch.trajectories.iter().map(|trajectory| trajectory.tokens.len()).sum();
         let passes = if learning.old.is_some() { 8.0 } else { 6.0 };
-        let config = self.trainer.model().config();
+        let config = self.trainer.config();
         let weights = Accounting::of(config, 1, 1, DType::F32, DType::F32).parameters.active_with_head as f64;
         let tflops = weights * (2.0 * computed + passes * trained as f64) / cycle / 1e12;
         let mut values = vec![

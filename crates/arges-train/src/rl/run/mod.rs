@@ -12,9 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arges_engine::{EngineError, EngineStats};
-use arges_kernels::device::cpu::Cpu;
 use arges_model::publication::PublicationError;
-use arges_model::training::{Trainer, TrainingError};
+use arges_model::training::{DeviceTrainer, TrainingDevice, TrainingError};
 use arges_text::TextError;
 use serde::{Deserialize, Serialize};
 
@@ -130,7 +129,7 @@ struct Place {
 /// A run that is under way.
 pub struct RlRun {
     config: RlConfig,
-    trainer: Trainer,
+    trainer: DeviceTrainer,
     optimizer: Optimizer,
     policy: Arc<LocalPolicy>,
     remote: Option<Remote>,
@@ -165,8 +164,8 @@ impl RlRun {
     ///
     /// # Errors
     /// Whatever cannot be used, by name.
-    pub fn open(config: RlConfig, cpu: Arc<Cpu>, resume: bool) -> Result<Self, RlError> {
-        start::open(config, cpu, resume)
+    pub fn open(config: RlConfig, device: impl Into<TrainingDevice>, resume: bool) -> Result<Self, RlError> {
+        start::open(config, device.into(), resume)
     }
 
     /// Its description.
@@ -184,17 +183,16 @@ impl RlRun {
         self.optimizer.step()
     }
 
-    /// The model and what learns of it.
-    pub fn trainer(&self) -> &Trainer {
+    /// The model and what learns of it; values on a GPU are as they were at the last checkpoint.
+    pub fn trainer(&self) -> &DeviceTrainer {
         &self.trainer
     }
 
     /// Bytes of weights, activations, gradients, the optimizer's state and the engine's caches. Trainer and engine share
     /// the model but for the time of a batch's updates, when there are two.
     pub fn bytes(&self) -> usize {
-        let [m, v] = self.optimizer.moments();
         let memory = self.policy.engine().memory();
-        self.trainer.bytes() + size_of_val(m) + size_of_val(v) + memory.total()
+        self.trainer.bytes() + self.optimizer.bytes() + memory.total()
     }
 
     /// Learns the batches that are left, telling what happens. After `stop` was set it saves its state and ends.
@@ -254,15 +252,11 @@ impl RlRun {
         let dtype = self.config.model.save_dtype.into();
         let form = Form { dtype, shard_bytes: checkpoint.shard_bytes, keep: checkpoint.keep };
         let files: [(&str, &[u8]); 1] = [(QUEUE_FILE, &queue)];
-        let path = self.checkpoints.save(
-            &state,
-            self.trainer.parameters(),
-            &self.optimizer,
-            &self.tokenizer,
-            form,
-            self.trainer.cpu(),
-            &files,
-        )?;
+        self.optimizer.fetch()?;
+        self.trainer.fetch()?;
+        let (parameters, cpu) = (self.trainer.parameters(), self.trainer.cpu());
+        let path =
+            self.checkpoints.save(&state, parameters, &self.optimizer, &self.tokenizer, form, cpu, &files)?;
         self.saved = Some(step);
         tell(Event::Saved { step, path });
         Ok(())

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arges_engine::{Engine, EngineOptions, EngineStats, RepetitionStop};
-use arges_kernels::device::cpu::Cpu;
 use arges_model::checkpoint::copy_tokenizer_files;
-use arges_model::training::{Parameters, Trainer};
+use arges_model::training::{DeviceTrainer, Parameters, TrainingDevice};
 use arges_model::{Checkpoint, NewWeights};
 use arges_text::{ChatTemplate, Tokenizer};
 
@@ -29,7 +28,7 @@ use crate::rl::window::WindowState;
 use crate::run::TrainError;
 use crate::run::start::{check_context, difference, lock};
 
-pub fn open(config: RlConfig, cpu: Arc<Cpu>, resume: bool) -> Result<RlRun, RlError> {
+pub fn open(config: RlConfig, device: TrainingDevice, resume: bool) -> Result<RlRun, RlError> {
     let checkpoints = Checkpoints::of(&config.run);
     let taken = config.run.exists().then(|| lock(&config.run)).transpose()?;
     let left = left_state(&config, &checkpoints, resume)?;
@@ -48,11 +47,11 @@ pub fn open(config: RlConfig, cpu: Arc<Cpu>, resume: bool) -> Result<RlRun, RlEr
         groups = read_queue(&checkpoints.path(state.step).join(QUEUE_FILE))?;
     }
     let plan = config.update.plan();
-    let trainer = Trainer::new(parameters, config.model.compute.into(), cpu, plan)?;
+    let mut trainer = DeviceTrainer::new(parameters, config.model.compute.into(), device, plan)?;
     let talk = Talk::new(tokenizer.clone(), template)?;
     let engine = Engine::start(trainer.shared_model(), Some(tokenizer), engine_options(&config))?;
     let policy = Arc::new(LocalPolicy::new(engine, config.rollout.caches.into()));
-    policy.publish(NewWeights::Model(trainer.shared_model().into()), place.batch)?;
+    policy.publish(NewWeights::Model(trainer.shared_model()), place.batch)?;
     let limits = Limits {
         longest,
         max_turns: config.rollout.max_turns,
@@ -67,7 +66,8 @@ pub fn open(config: RlConfig, cpu: Arc<Cpu>, resume: bool) -> Result<RlRun, RlEr
     if let Some(settings) = &config.remote {
         let local = Some((sampler, concurrency));
         let mut opened = Remote::open(settings.clone(), config.model.compute.into(), local)?;
-        opened.publish(place.batch, &trainer)?;
+        let cpu = trainer.shared_cpu();
+        opened.publish(place.batch, trainer.fetch()?, &cpu)?;
         concurrency += settings.turns * settings.endpoints.len();
         sampler = Arc::clone(opened.endpoints()) as _;
         remote = Some(opened);
