@@ -3,13 +3,16 @@
 
 mod support;
 
+use std::path::Path;
 use std::sync::Arc;
 
-use arges_engine::{Engine, EngineOptions, GenerateRequest, SamplingParams};
+use arges_engine::{Engine, EngineOptions, GenerateRequest, NewWeights, RunningCaches, SamplingParams};
 use arges_kernels::device::cpu::{Cpu, CpuOptions};
 use arges_kernels::device::cuda::Cuda;
 use arges_kernels::matmul::Compute;
 use arges_model::model::cuda::CudaModel;
+use arges_model::training::cuda::CudaTrainer;
+use arges_model::training::{Parameters, TrainingBatch, TrainingPlan};
 use arges_model::{Checkpoint, DeviceModel, LoadOptions};
 use support::*;
 
@@ -92,5 +95,58 @@ fn in_exact_mode_no_bit_depends_on_what_runs_beside() {
     for (request, answer) in requests.iter().zip(answers) {
         // The second time, the prompt's beginning comes from the cache.
         assert_eq!(together(&gpu, std::slice::from_ref(request)).remove(0).tokens, answer.tokens);
+    }
+}
+
+#[test]
+fn a_trainer_computes_the_bits_of_every_sampled_tokens_log_probability() {
+    let Some(cuda) = Cuda::for_test() else { return };
+    let cpu = Arc::new(Cpu::new(CpuOptions { threads: Some(2), isa: None }).unwrap());
+    // arges-nano has the shapes for which there are tensor cores.
+    let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano");
+    for (checkpoint, compute) in [
+        (data().join("fp32"), Compute::F32),
+        (data().join("bf16"), Compute::Bf16),
+        (nano.clone(), Compute::F32),
+        (nano, Compute::Bf16),
+    ] {
+        let name = format!("{} in {compute}", checkpoint.display());
+        let parameters = Parameters::full(&Checkpoint::open(&checkpoint).unwrap()).unwrap();
+        let mut trainer = CudaTrainer::new(parameters, compute, &cuda, TrainingPlan::new(900, 8)).unwrap();
+        let shared = |trainer: &CudaTrainer| DeviceModel::Cuda(trainer.shared_model(), Arc::clone(&cpu));
+        let options = EngineOptions { exact: true, ..options() };
+        let engine = Engine::start(shared(&trainer), None, options).unwrap();
+        let requests: Vec<GenerateRequest> = (0..20u32)
+            .map(|index| {
+                let prompt = prompt([1, 63, 64, 65, 100, 17, 90, 5][index as usize % 8], index);
+                seeded(prompt, 7 * (1 + index as usize % 9), index.into())
+            })
+            .collect();
+        for version in 0..3 {
+            let answers = together(&engine, &requests);
+            // Sequences share batches with others than in the engine, and not all of them with as many.
+            for several in (0..requests.len()).collect::<Vec<_>>().chunks(3 + version) {
+                let mut batch = TrainingBatch::default();
+                let mut sampled = Vec::new();
+                for &index in several {
+                    let (prompt, answer) = (&requests[index].prompt, &answers[index]);
+                    batch.push_masked(&[&prompt[..], &answer.ids()[..]].concat(), |place| {
+                        place >= prompt.len()
+                    });
+                    sampled.extend(answer.tokens.iter().map(|token| token.logprob));
+                }
+                let trained = trainer.evaluate(&batch).unwrap().logprobs;
+                assert_eq!(trained.len(), sampled.len());
+                let same = trained.iter().zip(&sampled).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{name}, version {version}: {trained:?} and {sampled:?}");
+            }
+            // Other weights, which the engine gets while it may be at work.
+            let values: Vec<f32> =
+                trainer.fetch().unwrap().values().iter().map(|value| 0.97 * value).collect();
+            trainer.set_values(&values).unwrap();
+            trainer.publish().unwrap();
+            let weights = NewWeights::Model(shared(&trainer));
+            engine.update_weights(weights, version as u64 + 1, RunningCaches::Recompute).unwrap();
+        }
     }
 }

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arges_kernels::device::cpu::{Cpu, CpuOptions};
+use arges_kernels::device::cuda::Cuda;
+use arges_model::training::TrainingDevice;
 use arges_train::rl::run::{Event, Outcome};
 use arges_train::rl::trajectory::{self, Trajectory};
 use arges_train::rl::{RlConfig, RlRun, inspect};
@@ -123,8 +125,12 @@ fn train(run: &mut RlRun, on: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Outc
 }
 
 fn whole(config: RlConfig, threads: usize) -> PathBuf {
+    whole_on(config, cpu(threads).into())
+}
+
+fn whole_on(config: RlConfig, device: TrainingDevice) -> PathBuf {
     let directory = config.run.clone();
-    let mut run = RlRun::open(config, cpu(threads), false).unwrap();
+    let mut run = RlRun::open(config, device, false).unwrap();
     assert_eq!(train(&mut run, &mut |_| ControlFlow::Continue(())), Outcome::Finished);
     directory
 }
@@ -250,6 +256,91 @@ fn rollouts_that_run_ahead_keep_to_the_bound_and_still_agree_bit_for_bit() {
         for trajectory in trajectory::read(&run, batch).unwrap() {
             assert!(trajectory.oldest_version().unwrap() + 2 >= batch - 1);
         }
+    }
+}
+
+/// The first GPU, if there is one; see [`Cuda::for_test`].
+fn gpu() -> Option<TrainingDevice> {
+    Some(TrainingDevice { cpu: cpu(2), cuda: Some(Cuda::for_test()?) })
+}
+
+#[test]
+fn on_a_gpu_too_every_log_probability_has_the_bits_that_it_was_sampled_with() {
+    let Some(gpu) = gpu() else { return };
+    let place = Place::new();
+    // arges-nano has the shapes for which there are tensor cores.
+    let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano");
+    let nano = format!("from = {nano:?}\ncompute = \"bf16\"");
+    let start = place.text("from = \"DIR/start/checkpoints/step-000001\"", "");
+    let bf16 = format!("{start}\ncompute = \"bf16\"");
+    let ahead = "concurrency = 4\nmax_staleness = 2";
+    for (name, model, concurrency) in [
+        ("f32", &start, "concurrency = 4"),
+        ("bf16", &bf16, "concurrency = 3"),
+        ("nano", &nano, "concurrency = 6"),
+        ("ahead", &bf16, ahead),
+        ("nano-ahead", &nano, ahead),
+    ] {
+        let changes = [
+            (&*start, &**model),
+            ("concurrency = 4", concurrency),
+            ("[objective]", "[objective]\nanchor = \"old\""),
+            ("learning_rate = 1e-2", "learning_rate = 1e-3"),
+        ];
+        let run = whole_on(place.config(name, &changes), gpu.clone());
+        assert_eq!(metric(&run, "train_infer_logprob_maxdiff"), [0.0; 4], "{name}");
+        assert!(metric(&run, "train_infer_tokens").iter().sum::<f64>() > 100.0, "{name}");
+        let norms = metric(&run, "train/gradient_norm");
+        assert!(norms.iter().all(|norm| *norm > 0.0), "{name}: {norms:?}");
+        let ratios = metric(&run, "train/log_ratio_max");
+        assert!(ratios.iter().skip(1).step_by(2).any(|ratio| *ratio > 0.0), "{name}: {ratios:?}");
+    }
+}
+
+#[test]
+fn a_run_that_is_stopped_on_a_gpu_and_resumed_comes_to_the_same_bits() {
+    let Some(gpu) = gpu() else { return };
+    let place = Place::new();
+    let undisturbed = whole_on(place.config("undisturbed", &[]), gpu.clone());
+    let config = place.config("stopped", &[]);
+    for last in [1, 3, 4] {
+        let mut run = RlRun::open(config.clone(), gpu.clone(), last > 1).unwrap();
+        train(&mut run, &mut |event| match event {
+            Event::Step { batch, .. } if *batch == last => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        });
+    }
+    let bytes = |run: &Path| file(run, 8, "training-state.safetensors");
+    assert!(bytes(&undisturbed) == bytes(&config.run));
+    assert_eq!(told(&undisturbed), told(&config.run));
+    assert_eq!(trajectories(&undisturbed), trajectories(&config.run));
+}
+
+#[test]
+fn a_run_moves_from_the_cpu_to_a_gpu_and_back() {
+    let Some(gpu) = gpu() else { return };
+    let place = Place::new();
+    let whole = whole(place.config("whole", &[]), 2);
+    let config = place.config("moved", &[]);
+    for (last, device) in [(1, cpu(2).into()), (3, gpu), (4, cpu(2).into())] {
+        let mut run = RlRun::open(config.clone(), device, last > 1).unwrap();
+        train(&mut run, &mut |event| match event {
+            Event::Step { batch, .. } if *batch == last => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        });
+        assert_eq!(run.batch(), last);
+    }
+    let (whole_told, moved_told) = (told(&whole), told(&config.run));
+    let steps = |told: &[(u64, _)]| told.iter().map(|line| line.0).collect::<Vec<_>>();
+    assert_eq!(steps(&whole_told), steps(&moved_told));
+    assert_eq!(metric(&config.run, "train_infer_logprob_maxdiff"), [0.0; 4]);
+    // The second batch is sampled and first learned from with the weights that the CPU left.
+    let of = |run: &Path| trajectory::read(run, 2).unwrap();
+    let ids = |run: &Path| of(run).into_iter().map(|one| one.tokens).collect::<Vec<_>>();
+    assert_eq!(ids(&whole), ids(&config.run));
+    for tag in ["train/gradient_norm", "train/entropy"] {
+        let (on_cpu, moved) = (metric(&whole, tag)[2], metric(&config.run, tag)[2]);
+        assert!((on_cpu / moved - 1.0).abs() < 1e-3, "{tag}: {on_cpu} and {moved}");
     }
 }
 

@@ -118,7 +118,7 @@ impl Run {
         self.trainer.parameters_mut().values_mut().iter_mut().step_by(7).for_each(|value| *value *= 1.01);
         self.trainer.publish().unwrap();
         self.local.publish(NewWeights::Model(self.trainer.shared_model().into()), version).unwrap();
-        remote.publish(version, &self.trainer).unwrap();
+        remote.publish(version, self.trainer.parameters(), self.trainer.cpu()).unwrap();
     }
 }
 

@@ -2,6 +2,7 @@ use super::cuda::*;
 use super::reference;
 use crate::device::cuda::{Activations, Buffer};
 use crate::matmul::Element;
+use crate::sample::cuda::{DeviceSampler, Rule};
 use crate::testing::{CARDS, Random, assert_close, assert_compiles, gpu, widen};
 
 #[test]
@@ -32,6 +33,47 @@ fn scores_and_their_gradients_agree_with_the_reference() {
                 let expected = reference::score_backward(&row, target, f64::from(weights[t]));
                 assert_close(&out[t * vocab..][..vocab], &expected, tolerance, "logits");
             }
+        }
+    }
+}
+
+#[test]
+fn a_token_is_scored_with_the_bits_with_which_it_was_sampled() {
+    let Some(cuda) = gpu() else { return };
+    let mut random = Random::new(43);
+    for (rows, vocab, spread) in
+        [(1, 1, 1.0), (3, 31, 4.0), (130, 2048, 2.0), (9, 40_003, 6.0), (5, 200_064, 1.0)]
+    {
+        let mut logits: Vec<f32> = random.normal(rows * vocab).iter().map(|x| spread * x).collect();
+        // Whole shares of impossible tokens, and single ones.
+        logits.iter_mut().skip(1).step_by(7).for_each(|logit| *logit = f32::NEG_INFINITY);
+        logits.iter_mut().skip(1).take(vocab / 3).for_each(|logit| *logit = f32::NEG_INFINITY);
+        let device = Buffer::from_slice(&cuda, &logits).unwrap();
+        let mut sampler = DeviceSampler::new(&cuda, vocab, rows).unwrap();
+        let rules: Vec<Rule> = (0..rows)
+            .map(|row| match row % 4 {
+                0 => Rule::draw(random.uniform(), 1.0, 0, 1.0, 0.0),
+                1 => Rule::draw(random.uniform(), 0.7, 20, 0.9, 0.0),
+                2 => Rule::largest(),
+                _ => Rule::given(0),
+            })
+            .collect();
+        sampler.set_rules(rules.iter().map(|rule| (*rule, None)));
+        sampler.run(&device, vocab).unwrap();
+        cuda.synchronize().unwrap();
+        let sampled: Vec<_> = (0..rows).map(|row| sampler.chosen(row).unwrap()).collect();
+        let targets: Vec<i32> = sampled.iter().map(|token| token.id.cast_signed()).collect();
+        let targets = Buffer::from_slice(&cuda, &targets).unwrap();
+        let loss = LossCuda::new(&cuda, Element::F32, vocab).unwrap();
+        let mut scores = Scores::zeroed(&cuda, rows).unwrap();
+        loss.score(&device, rows, &targets, &mut scores).unwrap();
+        let scored = scores.logprobs.to_vec().unwrap();
+        for (row, (sampled, scored)) in sampled.iter().zip(&scored).enumerate() {
+            assert_eq!(
+                sampled.logprob.to_bits(),
+                scored.to_bits(),
+                "row {row} of {vocab}: {sampled:?}, {scored}"
+            );
         }
     }
 }
