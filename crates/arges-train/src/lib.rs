@@ -13,6 +13,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+mod http;
 pub mod metrics;
 pub mod optimizer;
 pub mod plot;

@@ -357,3 +357,114 @@ fn a_runs_trajectories_can_be_looked_into() {
         sampled.iter().all(|token| token.ratio.is_some() && token.advantage.is_some() && token.version == 0)
     );
 }
+
+/// A judge that prefers the longer of two answers, unless it refuses everything; its base address.
+fn judge(refuses: bool) -> String {
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut reader = BufReader::new(&stream);
+            let (mut length, mut line) = (0, String::new());
+            while reader.read_line(&mut line).unwrap() > 2 {
+                if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                line.clear();
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).unwrap();
+            let told: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let told = told["messages"][0]["content"].as_str().unwrap();
+            let length = |name: &str| {
+                let (_, rest) = told.split_once(&format!("[answer {name}]\n")).unwrap();
+                rest.split("\n[end of answer").next().unwrap().len()
+            };
+            let (status, verdict) = match length("A").cmp(&length("B")) {
+                _ if refuses => (500, "none"),
+                std::cmp::Ordering::Less => (200, "Verdict: B"),
+                std::cmp::Ordering::Equal => (200, "Verdict: tie"),
+                std::cmp::Ordering::Greater => (200, "Verdict: A"),
+            };
+            let body = serde_json::json!({ "choices": [{ "message": { "content": verdict } }] }).to_string();
+            let head =
+                format!("HTTP/1.1 {status} x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            // A client may have gone.
+            let _ = stream.write_all((head + &body).as_bytes());
+        }
+    });
+    url
+}
+
+impl Place {
+    /// A run with a file of questions beside its tasks.
+    fn judged(&self, name: &str, url: &str, more: &str) -> RlConfig {
+        let prompts = self.path().join("prompts.jsonl");
+        let reference = |n: usize| "a ".repeat(6 * n);
+        let line = |n| format!("{{\"prompt\": \"Question {n}\", \"reference\": \"{}b\"}}\n", reference(n));
+        std::fs::write(&prompts, (0..5).map(line).collect::<String>()).unwrap();
+        let text = format!(
+            "{}[[task]]\nname = \"general\"\nweight = 6.0\nprompts = {prompts:?}\n[reward_model]\nurl = \"{url}\"\nmodel = \"j\"\n\
+             retries = 0\npause = 0\n{more}",
+            self.text(RUN, name)
+        );
+        RlConfig::from_toml(&text, Path::new("run.toml")).unwrap()
+    }
+}
+
+#[test]
+fn answers_to_questions_are_learned_by_what_a_reward_model_says() {
+    let place = Place::new();
+    let run = whole(place.judged("judged", &judge(false), ""), 2);
+    let general: Vec<Trajectory> =
+        trajectories(&run).into_iter().filter(|trajectory| trajectory.task == "general").collect();
+    assert!(!general.is_empty() && general.iter().all(|trajectory| trajectory.reward.abs() <= 1.0));
+    assert!(general.iter().any(|trajectory| trajectory.reward > 0.0));
+    let shares = ["better", "equal", "worse"].map(|name| metric(&run, &format!("reward_model/{name}")));
+    for line in 0..shares[0].len() {
+        assert!((shares.iter().map(|share| share[line]).sum::<f64>() - 1.0).abs() < 1e-12);
+    }
+    // Longer answers win here, and that is seen.
+    assert!(*metric(&run, "reward_model/length_correlation").last().unwrap() > 0.2);
+    assert_eq!(metric(&run, "reward_model/unjudged"), [0.0; 4]);
+    assert_eq!(metric(&run, "train_infer_logprob_maxdiff"), [0.0; 4]);
+    // Only what has a verifier is evaluated.
+    assert!(metric(&run, "eval/general/pass@1").is_empty() && metric(&run, "eval/pass@1").len() == 3);
+}
+
+#[test]
+fn a_reward_model_that_fails_costs_its_groups_and_nothing_else() {
+    let place = Place::new();
+    let run = whole(place.judged("unjudged", &judge(true), ""), 2);
+    assert!(metric(&run, "reward_model/unjudged").iter().sum::<f64>() > 0.0);
+    let all = trajectories(&run);
+    assert!(all.len() == 24 && all.iter().all(|trajectory| trajectory.task != "general"));
+    // With nothing else to ask it is the end.
+    let mut config = place.judged("alone", &judge(true), "");
+    config.evaluation = None;
+    config.task.retain(|task| task.prompts.is_some());
+    let mut run = RlRun::open(config, cpu(2), false).unwrap();
+    let error = run.train(&AtomicBool::new(false), &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("could not be judged") && error.contains("status 500"), "{error}");
+}
+
+#[test]
+fn a_run_whose_rewards_follow_lengths_stops_if_asked_to_and_can_be_resumed() {
+    let place = Place::new();
+    let watch = "length_bias = { window = 4, threshold = 0.1, action = \"stop\" }\n";
+    let config = place.judged("biased", &judge(false), watch);
+    let mut run = RlRun::open(config.clone(), cpu(2), false).unwrap();
+    let mut told = Vec::new();
+    let error = run.train(&AtomicBool::new(false), &mut |event| told.push(event)).unwrap_err().to_string();
+    assert!(error.contains("follow the lengths of answers: their correlation is 0."), "{error}");
+    assert!(told.iter().any(|event| matches!(event, Event::Biased { correlation } if *correlation > 0.1)));
+    let (batch, step) = (run.batch(), run.step());
+    drop(run);
+    // With another judge, or another watch, it goes on.
+    let config = place.judged("biased", &judge(false), "");
+    let mut run = RlRun::open(config, cpu(2), true).unwrap();
+    assert_eq!((run.batch(), run.step()), (batch, step));
+    assert_eq!(train(&mut run, &mut |_| ControlFlow::Continue(())), Outcome::Finished);
+}

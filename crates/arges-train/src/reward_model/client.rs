@@ -1,15 +1,16 @@
 //! Requests to the judge.
 
-use std::io;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::json;
+use tokio::sync::Semaphore;
 
 use super::RewardModelConfig;
+use crate::http::{self, chain};
 
 /// Longest answer that is read, in bytes.
-const MAX_ANSWER: u64 = 1 << 20;
+const MAX_ANSWER: usize = 1 << 20;
 /// Longest part of a refusal that is told.
 const MAX_TOLD: usize = 300;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -19,13 +20,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub enum RewardModelError {
     #[error("the reward model at {url} refuses requests with status {status}: {body}")]
     Refused { url: String, status: u16, body: String },
-    #[error("the reward model's address {url} cannot be used: {reason}")]
-    Address { url: String, reason: String },
+    #[error("the reward model's address {url:?} is no URL such as http://127.0.0.1:8000/v1")]
+    Address { url: String },
+    #[error("the HTTP client does not start: {0}")]
+    Client(String),
 }
 
 #[derive(Debug)]
 pub(super) struct Client {
-    agent: ureq::Agent,
+    client: reqwest::Client,
+    places: Semaphore,
     config: RewardModelConfig,
     url: String,
 }
@@ -53,27 +57,35 @@ enum Attempt {
 }
 
 impl Client {
-    pub(super) fn new(config: RewardModelConfig) -> Self {
-        let agent = ureq::Agent::config_builder()
-            .timeout_global(Some(config.timeout))
-            .http_status_as_error(false)
-            .build()
-            .new_agent();
+    pub(super) fn new(config: RewardModelConfig) -> Result<Self, RewardModelError> {
+        if !http::is_url(&config.url) {
+            return Err(RewardModelError::Address { url: config.url });
+        }
+        let client = http::client(config.timeout).map_err(RewardModelError::Client)?;
         let url = format!("{}/chat/completions", config.url.trim_end_matches('/'));
-        Self { agent, config, url }
+        Ok(Self { client, places: Semaphore::new(config.concurrency), config, url })
+    }
+
+    pub(super) fn config(&self) -> &RewardModelConfig {
+        &self.config
     }
 
     /// What the judge says, or why it says nothing.
-    pub(super) fn ask(&self, prompt: &str) -> Result<Result<String, String>, RewardModelError> {
+    pub(super) async fn ask(&self, prompt: &str) -> Result<Result<String, String>, RewardModelError> {
         let mut pause = self.config.pause;
         let mut reason = String::new();
         for attempt in 0..=self.config.retries {
-            match self.attempt(prompt)? {
+            // The places are never closed. A pause takes none.
+            let place = self.places.acquire().await;
+            let timed_out = || Attempt::Failed(format!("no answer for {:?}", self.config.timeout), None);
+            let outcome = tokio::time::timeout(self.config.timeout, self.attempt(prompt)).await;
+            drop(place);
+            match outcome.unwrap_or_else(|_| Ok(timed_out()))? {
                 Attempt::Said(text) => return Ok(Ok(text)),
                 Attempt::Failed(why, wait) => {
                     reason = why;
                     if attempt < self.config.retries {
-                        std::thread::sleep(wait.unwrap_or(pause).min(LONGEST_PAUSE));
+                        tokio::time::sleep(wait.unwrap_or(pause).min(LONGEST_PAUSE)).await;
                         pause = pause.saturating_mul(2);
                     }
                 }
@@ -82,26 +94,27 @@ impl Client {
         Ok(Err(reason))
     }
 
-    fn attempt(&self, prompt: &str) -> Result<Attempt, RewardModelError> {
+    async fn attempt(&self, prompt: &str) -> Result<Attempt, RewardModelError> {
         let body = json!({
             "model": self.config.model,
             "messages": [{ "role": "user", "content": prompt }],
             "temperature": 0,
             "max_tokens": self.config.max_tokens,
         });
-        let mut request = self.agent.post(&self.url);
+        let mut request = self.client.post(&self.url).json(&body);
         if let Some(key) = &self.config.api_key {
-            request = request.header("Authorization", format!("Bearer {key}"));
+            request = request.bearer_auth(key);
         }
-        let mut response = match request.send_json(&body) {
+        let response = match request.send().await {
             Ok(response) => response,
-            Err(error) => return self.unsent(error),
+            Err(error) => {
+                return Ok(Attempt::Failed(format!("it cannot be reached: {}", chain(&error)), None));
+            }
         };
         let status = response.status().as_u16();
         let header = response.headers().get("Retry-After").and_then(|value| value.to_str().ok());
         let wait = header.and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
-        let read = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
-        let body = match read {
+        let body = match read(response).await {
             Ok(body) => body,
             Err(error) => return Ok(Attempt::Failed(format!("its answer broke off: {error}"), None)),
         };
@@ -119,19 +132,17 @@ impl Client {
             }
         }
     }
+}
 
-    /// An error before there was an answer: of the network, mostly.
-    fn unsent(&self, error: ureq::Error) -> Result<Attempt, RewardModelError> {
-        match &error {
-            ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::TlsRequired => {
-                Err(RewardModelError::Address { url: self.url.clone(), reason: error.to_string() })
-            }
-            ureq::Error::Io(source) if source.kind() == io::ErrorKind::Unsupported => {
-                Err(RewardModelError::Address { url: self.url.clone(), reason: error.to_string() })
-            }
-            _ => Ok(Attempt::Failed(format!("it cannot be reached: {error}"), None)),
+async fn read(mut response: reqwest::Response) -> Result<Vec<u8>, String> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| chain(&error))? {
+        if body.len() + chunk.len() > MAX_ANSWER {
+            return Err(format!("it is longer than {MAX_ANSWER} bytes"));
         }
+        body.extend_from_slice(&chunk);
     }
+    Ok(body)
 }
 
 fn read_answer(body: &[u8]) -> Option<String> {

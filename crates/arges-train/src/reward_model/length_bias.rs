@@ -2,9 +2,11 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 /// Watches the correlation (Pearson's) of rewards with lengths over the last answers. The M1 report names the bias of a
 /// generative reward model towards long answers as what has to be watched while training, since a policy finds it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LengthBias {
     /// Rewards and lengths.
     pairs: VecDeque<(f64, f64)>,

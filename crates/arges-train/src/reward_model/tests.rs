@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use super::*;
 
 /// What an endpoint does with a request: a status and body, or silence.
-type Reply = Box<dyn Fn(&Value) -> Option<(u16, String)> + Send>;
+pub(crate) type Reply = Box<dyn Fn(&Value) -> Option<(u16, String)> + Send>;
 
 /// An endpoint that answers each connection by the function; its address, and the requests it had.
-fn endpoint(reply: Reply) -> (String, mpsc::Receiver<Value>) {
+pub(crate) fn endpoint(reply: Reply) -> (String, mpsc::Receiver<Value>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v1/", listener.local_addr().unwrap());
     let (sender, received) = mpsc::channel();
@@ -52,12 +52,22 @@ fn read_request(stream: &TcpStream) -> Value {
     serde_json::from_slice(&body).unwrap()
 }
 
-fn said(text: &str) -> Option<(u16, String)> {
+pub(crate) fn said(text: &str) -> Option<(u16, String)> {
     Some((200, json!({ "choices": [{ "message": { "role": "assistant", "content": text } }] }).to_string()))
 }
 
-fn judge(url: &str) -> RewardModel {
-    RewardModel::new(RewardModelConfig {
+/// A judge, and what it says of answers to the question "q".
+struct Judge(RewardModel);
+
+impl Judge {
+    fn compare(&self, answer: &str, reference: &str) -> Result<Comparison, RewardModelError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(self.0.compare("q", answer, reference))
+    }
+}
+
+fn judge(url: &str) -> Judge {
+    with(RewardModelConfig {
         url: url.to_owned(),
         model: "judge".to_owned(),
         timeout: Duration::from_millis(500),
@@ -65,6 +75,10 @@ fn judge(url: &str) -> RewardModel {
         pause: Duration::from_millis(1),
         ..RewardModelConfig::default()
     })
+}
+
+fn with(config: RewardModelConfig) -> Judge {
+    Judge(RewardModel::new(config).unwrap())
 }
 
 /// Whether a prompt has `good` as its answer A.
@@ -82,17 +96,26 @@ fn a_preference_counts_that_holds_in_both_orders() {
         })
     }));
     let judge = judge(&url);
-    assert_eq!(judge.compare("q", "good", "bad").unwrap().score, Some(1));
-    assert_eq!(judge.compare("q", "bad", "good").unwrap().score, Some(-1));
+    assert_eq!(judge.compare("good", "bad").unwrap().score, Some(1));
+    assert_eq!(judge.compare("bad", "good").unwrap().score, Some(-1));
     let request = requests.recv().unwrap();
     assert_eq!((&request["model"], &request["temperature"]), (&json!("judge"), &json!(0)));
     assert!(request["messages"][0]["content"].as_str().unwrap().contains("[question]\nq\n"));
 }
 
 #[test]
+fn the_judge_goes_by_the_rubric() {
+    let (url, requests) = endpoint(Box::new(|_| said("Verdict: tie")));
+    let judge = with(RewardModelConfig { url, rubric: "by rhyme".to_owned(), ..Default::default() });
+    assert_eq!(judge.compare("good", "bad").unwrap().score, Some(0));
+    let told = requests.recv().unwrap()["messages"][0]["content"].as_str().unwrap().to_owned();
+    assert!(told.contains("Judge which is better: by rhyme. Its length"), "{told}");
+}
+
+#[test]
 fn a_judge_that_always_takes_the_first_prefers_neither() {
     let (url, _requests) = endpoint(Box::new(|_| said("Verdict: A")));
-    let comparison = judge(&url).compare("q", "good", "bad").unwrap();
+    let comparison = judge(&url).compare("good", "bad").unwrap();
     assert_eq!((comparison.score, comparison.votes), (Some(0), [Some(1), Some(-1)]));
 }
 
@@ -100,12 +123,12 @@ fn a_judge_that_always_takes_the_first_prefers_neither() {
 fn what_cannot_be_read_is_unknown_and_not_a_tie() {
     for text in ["", "A is better", "Verdict: both", "<think>Verdict: A", "Verdict: A or B", "[[A]]"] {
         let (url, _requests) = endpoint(Box::new(move |_| said(text)));
-        let comparison = judge(&url).compare("q", "good", "bad").unwrap();
+        let comparison = judge(&url).compare("good", "bad").unwrap();
         assert_eq!((comparison.score, comparison.votes), (None, [None, None]), "{text}");
         assert!(!comparison.reason.is_empty());
     }
     let (url, requests) = endpoint(Box::new(|_| Some((200, "{\"choices\": []}".to_owned()))));
-    assert_eq!(judge(&url).compare("q", "good", "bad").unwrap().score, None);
+    assert_eq!(judge(&url).compare("good", "bad").unwrap().score, None);
     // The endpoint tells of a request after it has answered it.
     let second = std::time::Duration::from_secs(1);
     assert!((0..6).all(|_| requests.recv_timeout(second).is_ok()));
@@ -127,7 +150,7 @@ fn a_busy_endpoint_is_asked_again_and_a_lost_or_silent_one_is_unknown() {
             1 => Some((429, String::new())),
             _ => said("Verdict: tie"),
         }));
-    assert_eq!(judge(&url).compare("q", "good", "bad").unwrap().score, Some(0));
+    assert_eq!(judge(&url).compare("good", "bad").unwrap().score, Some(0));
     assert_eq!(requests.try_iter().count(), 4);
 
     let (url, _requests) = endpoint(Box::new(|_| None));
@@ -139,21 +162,24 @@ fn a_busy_endpoint_is_asked_again_and_a_lost_or_silent_one_is_unknown() {
         ..RewardModelConfig::default()
     };
     let started = Instant::now();
-    let comparison = RewardModel::new(hasty).compare("q", "good", "bad").unwrap();
+    let comparison = with(hasty).compare("good", "bad").unwrap();
     assert_eq!(comparison.score, None);
     assert!(started.elapsed() < Duration::from_secs(5));
 
     let lost = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let comparison = judge(&format!("http://{lost}/v1")).compare("q", "good", "bad").unwrap();
+    let comparison = judge(&format!("http://{lost}/v1")).compare("good", "bad").unwrap();
     assert!(comparison.score.is_none() && comparison.reason.contains("cannot be reached"), "{comparison:?}");
 }
 
 #[test]
 fn a_refusal_is_an_error_that_says_what_was_refused() {
     let (url, requests) = endpoint(Box::new(|_| Some((401, "no such key".to_owned()))));
-    let error = judge(&url).compare("q", "good", "bad").unwrap_err().to_string();
+    let error = judge(&url).compare("good", "bad").unwrap_err().to_string();
     assert!(error.contains("401") && error.contains("no such key"), "{error}");
-    assert_eq!(requests.try_iter().count(), 1);
+    // Once for each order at most: it is not asked again.
+    assert!((1..=2).contains(&requests.try_iter().count()));
+    let error = RewardModel::new(RewardModelConfig { url: "judge:80".to_owned(), ..Default::default() });
+    assert!(error.unwrap_err().to_string().contains("\"judge:80\" is no URL"));
 }
 
 #[test]

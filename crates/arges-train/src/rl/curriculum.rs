@@ -1,13 +1,18 @@
 //! What is asked next: tasks and difficulties by how often they are solved, and sources that come in on schedule.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 /// A source of problems.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskConfig {
-    /// Name of the task; `arges tasks list` names them.
+    /// Name of the task; `arges tasks list` names them. With `prompts`, any other name.
     pub name: String,
+    /// File of questions without a verifier, whose answers the reward model judges.
+    #[serde(default)]
+    pub prompts: Option<PathBuf>,
     /// Lowest and highest difficulty; the task's own range when absent.
     #[serde(default)]
     pub difficulty: Option<[u32; 2]>,
@@ -55,13 +60,16 @@ pub struct Cell {
     pub difficulty: u32,
     /// Which source it is of.
     source: usize,
+    /// Whether a reward model judges it, by rewards from -1 to 1.
+    #[serde(default)]
+    pub judged: bool,
     /// Responses seen, as far as they are remembered, and rewards of them.
     seen: f64,
     rewards: f64,
 }
 
 impl Cell {
-    /// Mean reward of the responses that are remembered.
+    /// Mean reward of the responses that are remembered; of comparisons the share that was won, a draw counting half.
     pub fn pass_rate(&self) -> Option<f64> {
         (self.seen > 0.0).then(|| self.rewards / self.seen)
     }
@@ -83,6 +91,7 @@ impl Curriculum {
                 task: config.name.clone(),
                 difficulty,
                 source,
+                judged: config.prompts.is_some(),
                 seen: 0.0,
                 rewards: 0.0,
             })
@@ -99,7 +108,8 @@ impl Curriculum {
     pub fn observe(&mut self, cell: usize, rewards: &[f64], config: &CurriculumConfig) {
         let cell = &mut self.cells[cell];
         cell.seen += rewards.len() as f64;
-        cell.rewards += rewards.iter().sum::<f64>();
+        let passed = |reward: &f64| if cell.judged { (reward + 1.0) / 2.0 } else { *reward };
+        cell.rewards += rewards.iter().map(passed).sum::<f64>();
         let memory = config.memory as f64;
         if cell.seen > memory {
             cell.rewards *= memory / cell.seen;
@@ -158,7 +168,8 @@ mod tests {
     use super::*;
 
     fn source(name: &str, difficulty: [u32; 2]) -> TaskConfig {
-        TaskConfig { name: name.to_owned(), difficulty: Some(difficulty), weight: 1.0, start: 0, ramp: 0 }
+        let (name, difficulty) = (name.to_owned(), Some(difficulty));
+        TaskConfig { name, prompts: None, difficulty, weight: 1.0, start: 0, ramp: 0 }
     }
 
     #[test]
@@ -181,6 +192,18 @@ mod tests {
         // Once it is solved now and then, it is asked again.
         curriculum.observe(1, &[1.0; 8], &config);
         assert!(curriculum.weights(&sources, &config, 0)[1] > 0.4);
+    }
+
+    #[test]
+    fn comparisons_count_as_won_by_half_where_nothing_was_better() {
+        let sources = [TaskConfig { prompts: Some("x.jsonl".into()), ..source("a", [1, 1]) }];
+        let config = CurriculumConfig::default();
+        let mut curriculum = Curriculum::new(&sources, |_| 1);
+        curriculum.observe(0, &[0.0; 64], &config);
+        assert_eq!(curriculum.cells()[0].pass_rate(), Some(0.5));
+        assert_eq!(curriculum.weights(&sources, &config, 0), [1.0]);
+        curriculum.observe(0, &[-1.0, 1.0, -1.0, -1.0], &config);
+        assert!(curriculum.cells()[0].pass_rate().unwrap() < 0.5);
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub struct Outcome {
     pub index: u64,
     pub cell: usize,
     pub rewards: Vec<f64>,
+    /// Tokens that each of these took.
+    pub lengths: Vec<usize>,
     /// Whether there is something to learn from it.
     pub kept: bool,
 }
@@ -75,6 +77,9 @@ pub struct Groups {
     outcomes: Vec<Outcome>,
     /// Members lost since the last batch.
     lost: usize,
+    /// Those of them that were sampled, but could not be judged.
+    #[serde(default)]
+    unjudged: usize,
 }
 
 impl Groups {
@@ -106,7 +111,8 @@ impl Groups {
         }
         let rewards = group.rewards();
         let kept = rewards.len() > 1 && (keep_uniform || differ(&rewards));
-        self.outcomes.push(Outcome { index: group.index, cell: group.cell, rewards, kept });
+        let lengths = group.members.iter().flatten().map(Trajectory::sampled).collect();
+        self.outcomes.push(Outcome { index: group.index, cell: group.cell, rewards, lengths, kept });
         if kept {
             return Taken::Kept;
         }
@@ -127,9 +133,19 @@ impl Groups {
         (outcomes, std::mem::take(&mut self.lost))
     }
 
-    /// Members that were lost since the last batch.
-    pub fn lost(&self) -> usize {
-        self.lost
+    /// Notes that a member was lost because it could not be judged.
+    pub fn count_unjudged(&mut self) {
+        self.unjudged += 1;
+    }
+
+    /// Members that were lost since the last batch, in sampling and in judging.
+    pub fn lost(&self) -> (usize, usize) {
+        (self.lost.saturating_sub(self.unjudged), self.unjudged)
+    }
+
+    /// Members that could not be judged since the last call.
+    pub fn take_unjudged(&mut self) -> usize {
+        std::mem::take(&mut self.unjudged)
     }
 
     /// Responses that have ended and wait to be learned from, and all that are awaited.
@@ -251,7 +267,9 @@ mod tests {
         for (member, reward) in [(1, 0.0), (2, 1.0)] {
             groups.take(&job(0, member), Some(Trajectory { reward, ..example() }), false);
         }
-        assert_eq!(groups.lost(), 2);
+        assert_eq!(groups.lost(), (2, 0));
+        groups.count_unjudged();
+        assert_eq!((groups.lost(), groups.take_unjudged(), groups.lost()), ((1, 1), 1, (2, 0)));
         groups.take(&job(1, 1), Some(example()), false);
         assert_eq!(groups.batch(1).unwrap()[0].rewards(), [0.0, 1.0]);
         assert!(groups.waiting.is_empty());

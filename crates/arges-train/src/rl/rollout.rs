@@ -1,5 +1,8 @@
 //! Episodes under way: each a task of a small runtime beside the trainer's thread.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
@@ -10,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
+use super::judged::{Judged, Question};
 use super::policy::{Policy, PolicyError, Turn, TurnEnd};
 use super::talk::{Talk, TalkError};
 use super::trajectory::{End, Trajectory};
@@ -86,6 +90,7 @@ pub struct Player {
     policy: Arc<dyn Policy>,
     talk: Talk,
     limits: Limits,
+    judged: Option<Judged>,
 }
 
 /// What happens in an episode, told as it does.
@@ -104,12 +109,7 @@ impl Rollouts {
     ///
     /// # Errors
     /// Threads that cannot be started.
-    pub fn new(
-        policy: Arc<dyn Policy>,
-        talk: Talk,
-        limits: Limits,
-        concurrency: usize,
-    ) -> std::io::Result<Self> {
+    pub fn new(player: Player, concurrency: usize) -> std::io::Result<Self> {
         // Verifiers may block while programs run, each in a thread of its own.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -117,8 +117,13 @@ impl Rollouts {
             .enable_all()
             .build()?;
         let (sender, played) = mpsc::channel();
-        let player = Arc::new(Player::new(policy, talk, limits));
-        Ok(Self { player, runtime, places: Arc::new(Semaphore::new(concurrency)), sender, played })
+        Ok(Self {
+            player: Arc::new(player),
+            runtime,
+            places: Arc::new(Semaphore::new(concurrency)),
+            sender,
+            played,
+        })
     }
 
     /// Begins an episode as soon as there is a place.
@@ -127,8 +132,15 @@ impl Rollouts {
         let sender = self.sender.clone();
         self.runtime.spawn(async move {
             // The places are never closed.
-            let _place = places.acquire().await;
-            let outcome = player.play(&job).await;
+            let place = places.acquire().await;
+            let played = player.play(&job).await;
+            // A reward model takes its time, which is none of the sampler's.
+            drop(place);
+            let outcome = match played {
+                Ok((trajectory, None)) => Ok(trajectory),
+                Ok((trajectory, Some(reference))) => player.judge(&job, trajectory, &reference).await,
+                Err(error) => Err(error),
+            };
             // An error means that nobody waits any more.
             let _ = sender.send(Played { job, outcome });
         });
@@ -148,15 +160,99 @@ impl Rollouts {
 impl Player {
     /// One that samples from `policy`.
     pub fn new(policy: Arc<dyn Policy>, talk: Talk, limits: Limits) -> Self {
-        Self { policy, talk, limits }
+        Self { policy, talk, limits, judged: None }
     }
 
-    async fn play(&self, job: &Job) -> Result<Trajectory, EpisodeError> {
-        let task = arges_tasks::find(&job.task).ok_or_else(|| EpisodeError::NoTask(job.task.clone()))?;
-        let instance = task.generate(job.seed, job.difficulty);
-        let trajectory = self.episode(job, task, &instance, &mut |_| ()).await?;
+    /// The same, with questions that a reward model judges.
+    #[must_use]
+    pub fn with_judged(self, judged: Option<Judged>) -> Self {
+        Self { judged, ..self }
+    }
+
+    /// An episode, and where it has yet to be judged what it is compared with.
+    async fn play(&self, job: &Job) -> Result<(Trajectory, Option<Arc<str>>), EpisodeError> {
+        let (trajectory, reference) = match self.question(job) {
+            Some((judged, question)) => {
+                let trajectory = self.answer(job, question).await?;
+                (trajectory, Some(self.reference(job, judged, question).await?))
+            }
+            None => {
+                let task =
+                    arges_tasks::find(&job.task).ok_or_else(|| EpisodeError::NoTask(job.task.clone()))?;
+                let instance = task.generate(job.seed, job.difficulty);
+                (self.episode(job, task, &instance, &mut |_| ()).await?, None)
+            }
+        };
         trajectory.check().map_err(EpisodeError::Unusable)?;
+        Ok((trajectory, reference))
+    }
+
+    fn question(&self, job: &Job) -> Option<(&Judged, &Question)> {
+        let judged = self.judged.as_ref()?;
+        Some((judged, judged.question(&job.task, job.seed)?))
+    }
+
+    /// An answer, not yet judged.
+    async fn answer(&self, job: &Job, question: &Question) -> Result<Trajectory, EpisodeError> {
+        let message = json!({ "role": "user", "content": question.prompt });
+        let mut trajectory = self.begin(job, std::slice::from_ref(&message), &[])?;
+        let seed = mix(&[job.sampling_seed, 0]);
+        trajectory.end = self.sample(job, seed, &mut trajectory).await?;
         Ok(trajectory)
+    }
+
+    /// The answer of the file, or else the likeliest one of the model, the same for a whole group.
+    async fn reference(
+        &self,
+        job: &Job,
+        judged: &Judged,
+        question: &Question,
+    ) -> Result<Arc<str>, EpisodeError> {
+        if let Some(reference) = &question.reference {
+            return Ok(reference.as_str().into());
+        }
+        let likeliest = || async {
+            let answer = self.answer(&Job { greedy: true, ..job.clone() }, question).await?;
+            Ok(self.last_turn(&answer).into())
+        };
+        judged.reference(job.group).get_or_try_init(likeliest).await.cloned()
+    }
+
+    async fn judge(
+        &self,
+        job: &Job,
+        mut trajectory: Trajectory,
+        reference: &str,
+    ) -> Result<Trajectory, EpisodeError> {
+        let Some((judged, question)) = self.question(job) else { return Ok(trajectory) };
+        let judgement = judged.judge(question, &self.last_turn(&trajectory), reference).await;
+        let judgement = judgement.map_err(EpisodeError::Unjudged)?;
+        (trajectory.reward, trajectory.reason) = (judgement.reward, judgement.reason.to_owned());
+        Ok(trajectory)
+    }
+
+    fn last_turn(&self, trajectory: &Trajectory) -> String {
+        let turn = trajectory.turns.last().cloned().unwrap_or_default();
+        self.talk.text(&trajectory.tokens[turn])
+    }
+
+    /// A trajectory with its prompt alone.
+    fn begin(&self, job: &Job, messages: &[Value], tools: &[Value]) -> Result<Trajectory, EpisodeError> {
+        Ok(Trajectory {
+            group: job.group,
+            member: job.member,
+            task: job.task.clone(),
+            difficulty: job.difficulty,
+            seed: job.seed,
+            tokens: self.talk.prompt(messages, tools)?,
+            turns: Vec::new(),
+            logprobs: Vec::new(),
+            versions: Vec::new(),
+            end: End::Stop,
+            reward: 0.0,
+            reason: String::new(),
+            trained: None,
+        })
     }
 
     /// Plays that instance of a task; of the job its place, samples and window count. On a runtime of several threads:
@@ -173,27 +269,12 @@ impl Player {
     ) -> Result<Trajectory, EpisodeError> {
         let mut episode = Episode::begin(task, instance);
         let mut messages = episode.messages();
-        let mut trajectory = Trajectory {
-            group: job.group,
-            member: job.member,
-            task: job.task.clone(),
-            difficulty: job.difficulty,
-            seed: job.seed,
-            tokens: self.talk.prompt(&messages, &instance.tools)?,
-            turns: Vec::new(),
-            logprobs: Vec::new(),
-            versions: Vec::new(),
-            end: End::Stop,
-            reward: 0.0,
-            reason: String::new(),
-            trained: None,
-        };
+        let mut trajectory = self.begin(job, &messages, &instance.tools)?;
         loop {
             tell(Told::Begins);
             let seed = mix(&[job.sampling_seed, trajectory.turns.len() as u64]);
             trajectory.end = self.sample(job, seed, &mut trajectory).await?;
-            let turn = trajectory.turns.last().cloned().unwrap_or_default();
-            let answer = self.talk.text(&trajectory.tokens[turn]);
+            let answer = self.last_turn(&trajectory);
             tell(Told::Wrote(&answer));
             let next = tokio::task::block_in_place(|| episode.step(&answer));
             let results: Vec<Value> = match next {

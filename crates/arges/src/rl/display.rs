@@ -53,6 +53,9 @@ impl Display {
                 }
             }
             Event::Widened { window } => self.line(&format!("responses may have {window} tokens now")),
+            Event::Biased { correlation } => {
+                self.line(&format!("the reward model favours long answers: correlation {correlation:.2}"));
+            }
             Event::Saved { path, .. } => self.line(&format!("saved {}", path.display())),
         }
         self.bar.set_message([&*self.sampling, &self.learned, &self.evaluated].join("\n"));

@@ -45,6 +45,7 @@ impl RlConfig {
         self.check_optimizer()?;
         self.check_windows()?;
         self.check_tasks()?;
+        self.check_reward_model()?;
         at_least_1("checkpoint.every", self.checkpoint.every)?;
         at_least_1("checkpoint.shard_bytes", self.checkpoint.shard_bytes)?;
         if let Some(evaluation) = &self.evaluation {
@@ -122,6 +123,49 @@ impl RlConfig {
         require(self.update.max_sequences != Some(0), "update.max_sequences", "must be at least 1")
     }
 
+    fn check_prompts(&self, index: usize) -> Checked {
+        let task = &self.task[index];
+        let field = |name: &str| format!("task[{index}].{name}");
+        require(!task.name.is_empty(), field("name"), "is empty")?;
+        let others = self.task.iter().filter(|other| other.name == task.name).count();
+        let new = arges_tasks::find(&task.name).is_none() && others == 1;
+        require(new, field("name"), "is that of another task: beside `prompts` it is one of your own")?;
+        require(task.difficulty.is_none(), field("difficulty"), "is none of a file of prompts")?;
+        positive(&field("weight"), task.weight)?;
+        require(self.reward_model.is_some(), "reward_model", "is missing: a file of prompts has no verifier")
+    }
+
+    fn check_reward_model(&self) -> Checked {
+        let Some(settings) = &self.reward_model else { return Ok(()) };
+        let judges = self.task.iter().any(|task| task.prompts.is_some());
+        require(judges, "reward_model", "has nothing to judge: no `[[task]]` has `prompts`")?;
+        let verified = self.task.iter().any(|task| task.prompts.is_none());
+        require(
+            verified || self.evaluation.is_none(),
+            "evaluation",
+            "has nothing to ask: answers to files of prompts are neither right nor wrong",
+        )?;
+        require(!settings.model.is_empty(), "reward_model.model", "is empty")?;
+        let one_key = settings.api_key_file.is_none() || settings.api_key_env.is_none();
+        require(one_key, "reward_model.api_key_env", "stands beside `api_key_file`: give one of them")?;
+        at_least_1("reward_model.concurrency", settings.concurrency as u64)?;
+        at_least_1("reward_model.max_tokens", settings.max_tokens as u64)?;
+        let seconds = |value: f64| (0.0..1e9).contains(&value);
+        require(
+            seconds(settings.timeout) && settings.timeout > 0.0,
+            "reward_model.timeout",
+            "must be a number of seconds above 0",
+        )?;
+        require(seconds(settings.pause), "reward_model.pause", "must be a number of seconds from 0")?;
+        let watch = settings.length_bias;
+        require(watch.window >= 2, "reward_model.length_bias.window", "must be at least 2")?;
+        require(
+            (0.0..=1.0).contains(&watch.threshold),
+            "reward_model.length_bias.threshold",
+            "must be from 0 to 1",
+        )
+    }
+
     fn check_optimizer(&self) -> Checked {
         let optimizer = &self.optimizer;
         positive("optimizer.learning_rate", optimizer.learning_rate)?;
@@ -162,6 +206,10 @@ impl RlConfig {
         require(!self.task.is_empty(), "task", "is missing: give at least one `[[task]]`")?;
         for (index, task) in self.task.iter().enumerate() {
             let field = |name: &str| format!("task[{index}].{name}");
+            if task.prompts.is_some() {
+                self.check_prompts(index)?;
+                continue;
+            }
             let known = arges_tasks::find(&task.name).map(|task| task.max_difficulty());
             let reason = format!("there is no task {:?}; `arges tasks list` names them", task.name);
             require(known.is_some(), field("name"), reason)?;

@@ -1,6 +1,7 @@
 //! The file that describes a run of reinforcement learning.
 
 mod check;
+mod reward_model;
 #[cfg(test)]
 mod tests;
 
@@ -9,6 +10,8 @@ use std::path::{Path, PathBuf};
 use arges_engine::RunningCaches;
 use arges_model::training::{LoraOptions, TrainingPlan};
 use serde::{Deserialize, Serialize};
+
+pub use reward_model::{BiasAction, LengthBiasSettings, RewardModelSettings};
 
 use super::advantage::OverlongPenalty;
 use super::curriculum::{CurriculumConfig, TaskConfig};
@@ -52,6 +55,9 @@ pub struct RlConfig {
     /// Endpoints that sample too.
     #[serde(default)]
     pub remote: Option<RemoteConfig>,
+    /// What judges answers to questions without a verifier.
+    #[serde(default)]
+    pub reward_model: Option<RewardModelSettings>,
     /// How they are learned from.
     pub update: UpdateConfig,
     /// AdamW and its rate.
@@ -398,7 +404,9 @@ impl RlConfig {
     pub fn identity(&self) -> serde_json::Value {
         let mut value = serde_json::to_value(self).expect("a configuration has string keys");
         if let Some(fields) = value.as_object_mut() {
-            for free in ["run", "batches", "checkpoint", "evaluation", "remote", "peak_tflops"] {
+            for free in
+                ["run", "batches", "checkpoint", "evaluation", "remote", "reward_model", "peak_tflops"]
+            {
                 fields.shift_remove(free);
             }
         }

@@ -80,6 +80,13 @@ fn a_wrong_field_is_named() {
         ("tokens = 200", "tokens = 2048", "field `window[0].tokens`: must be less than `update.max_tokens`"),
         ("name = \"word_sorting\"", "name = \"x\"", "field `task[0].name`: there is no task \"x\""),
         ("difficulty = [1, 3]", "difficulty = [3, 1]", "field `task[0].difficulty`"),
+        ("difficulty = [1, 3]", "prompts = \"p\"", "field `task[0].name`: is that of another task"),
+        (
+            "name = \"word_sorting\"",
+            "name = \"x\"\nprompts = \"p\"",
+            "`task[0].difficulty`: is none of a file",
+        ),
+        ("[curriculum]", "[reward_model]\nurl = \"u\"\nmodel = \"m\"\n[curriculum]", "has nothing to judge"),
         ("start = 0", "start = 1", "field `task`: has no source that is there from the start"),
         ("explore = 0.05", "explore = 0.0", "field `curriculum.explore`: must be a number above 0"),
         ("step_tokens = 512", "step_tokens = 8", "field `rollout.step_tokens`: must be at least"),

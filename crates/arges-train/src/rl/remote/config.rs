@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::http::is_url;
+
 /// Endpoints that sample for a run, and where its weights are published for them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -148,7 +150,7 @@ impl RemoteConfig {
             return invalid("endpoints", "names none");
         }
         for url in self.endpoints.iter().chain(&self.url) {
-            if reqwest::Url::parse(url).is_err() || !url.starts_with("http") {
+            if !is_url(url) {
                 return invalid("endpoints", &format!("{url:?} is no URL such as http://10.0.0.2:8000"));
             }
         }

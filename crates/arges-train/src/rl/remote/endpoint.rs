@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::config::Keys;
 use super::turn::{Answer, stream};
 use super::{EndpointState, Shared, Target, Turn};
+use crate::http::chain;
 
 /// Answers of an endpoint that are no stream are no longer than this.
 const MAX_ANSWER: usize = 1 << 20;
@@ -213,15 +214,4 @@ impl Drop for Seat {
         self.endpoint.status().turns -= 1;
         self.endpoint.shared.changed.notify_waiters();
     }
-}
-
-/// An error with its causes, which `reqwest` keeps to itself.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

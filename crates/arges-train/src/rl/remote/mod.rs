@@ -24,6 +24,7 @@ pub use config::{RemoteConfig, RemoteError};
 pub use publish::Remote;
 
 use super::policy::{Policy, PolicyError, Sampled, Turn, TurnEnd};
+use crate::http;
 use endpoint::Endpoint;
 use turn::{Answer, Broken};
 
@@ -105,15 +106,7 @@ impl RolloutEndpoints {
         if let Some(url) = config.endpoints.iter().find(|url| !seen.insert(url.trim_end_matches('/'))) {
             return Err(RemoteError::Twice { url: url.clone() });
         }
-        #[cfg(feature = "tls")]
-        {
-            // An error says that a provider was installed before, which is as well.
-            let _ = rustls::crypto::ring::default_provider().install_default();
-        }
-        let client = reqwest::Client::builder()
-            .connect_timeout(config.answer_timeout())
-            .build()
-            .map_err(|error| RemoteError::Client(error.to_string()))?;
+        let client = http::client(config.answer_timeout()).map_err(RemoteError::Client)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("arges-endpoints")

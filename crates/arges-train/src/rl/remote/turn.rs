@@ -7,8 +7,8 @@ use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::endpoint::chain;
 use super::{Sampled, Turn, TurnEnd};
+use crate::http::chain;
 
 /// Longest line of a stream; the ids of a prompt of a million tokens have 7 MB.
 const MAX_LINE: usize = 64 << 20;

@@ -7,7 +7,7 @@ use super::{Event, LOOK, RlError, RlRun};
 use crate::data::{FIRST_TRAINING_SEED, mix};
 use crate::rl::curriculum::choose;
 use crate::rl::groups::{Group, Taken};
-use crate::rl::rollout::{Job, Played};
+use crate::rl::rollout::{EpisodeError, Job, Played};
 
 /// Numbers of groups from here up are of evaluation.
 pub const FIRST_EVALUATION_GROUP: u64 = 1 << 63;
@@ -15,6 +15,8 @@ pub const FIRST_EVALUATION_GROUP: u64 = 1 << 63;
 const MOST_UNIFORM: usize = 20;
 /// Lost responses, in batches, after which a run gives up.
 const MOST_LOST: usize = 2;
+/// The same, of responses that cannot be judged: meanwhile those of other tasks are learned from.
+const MOST_UNJUDGED: usize = 8;
 
 /// What a random choice is for.
 #[derive(Clone, Copy)]
@@ -110,12 +112,17 @@ impl RlRun {
     /// Puts an episode where it belongs; gives up when nothing can come of it.
     pub(super) fn take(&mut self, played: Played, tell: &mut dyn FnMut(Event)) -> Result<(), RlError> {
         let Played { job, outcome } = played;
+        let unjudged = matches!(outcome, Err(EpisodeError::Unjudged(_)));
         let (member, reason) = match outcome {
             Ok(trajectory) => (Some(trajectory), None),
             Err(error) => (None, Some(error.to_string())),
         };
         let keeps = !self.config.advantage.dynamic_sampling;
-        match self.groups.take(&job, member, keeps) {
+        let taken = self.groups.take(&job, member, keeps);
+        if unjudged && taken != Taken::Unknown {
+            self.groups.count_unjudged();
+        }
+        match taken {
             Taken::Unknown | Taken::Open => {}
             Taken::Kept => self.uniform = 0,
             Taken::Dropped => {
@@ -128,8 +135,12 @@ impl RlRun {
             return Err(RlError::Uniform { groups: self.uniform });
         }
         if let Some(reason) = reason {
-            let lost = self.groups.lost();
-            if lost >= MOST_LOST * rollout.prompts * rollout.responses {
+            let (lost, unjudged) = self.groups.lost();
+            let responses = rollout.prompts * rollout.responses;
+            if unjudged >= MOST_UNJUDGED * responses {
+                return Err(RlError::Unjudged { unjudged, reason });
+            }
+            if lost >= MOST_LOST * responses {
                 return Err(RlError::Lost { lost, reason });
             }
             tell(Event::Lost { reason });

@@ -16,8 +16,9 @@ impl RlRun {
     /// rollouts go on meanwhile.
     pub(super) fn evaluate(&mut self, tell: &mut dyn FnMut(Event)) -> Result<(), RlError> {
         let Some(evaluation) = self.config.evaluation.clone() else { return Ok(()) };
-        let cells: Vec<(String, u32)> =
-            self.place.curriculum.cells().iter().map(|cell| (cell.task.clone(), cell.difficulty)).collect();
+        // What a reward model judges is neither right nor wrong.
+        let cells = self.place.curriculum.cells().iter().filter(|cell| !cell.judged);
+        let cells: Vec<(String, u32)> = cells.map(|cell| (cell.task.clone(), cell.difficulty)).collect();
         let mut problems = Vec::new();
         for (task, difficulty) in &cells {
             problems.extend((0..evaluation.problems).map(|seed| (task.clone(), *difficulty, seed)));

@@ -47,6 +47,7 @@ impl RlRun {
         let batch = Batch::new(groups, &self.config.advantage, self.window().tokens);
         let mut summary = metrics::of_batch(&batch, &outcomes, lost, version);
         summary.extend(self.pass_rates());
+        summary.extend(self.judgements(&outcomes));
         let mut learning = self.begin(batch)?;
         let (updates, key) = (self.config.update.updates, mix(&[self.config.seed, version, ORDER]));
         for (number, of) in learning.batch.updates(updates, key).iter().enumerate() {

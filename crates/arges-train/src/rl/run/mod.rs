@@ -2,6 +2,7 @@
 
 mod collect;
 mod evaluate;
+mod judgements;
 mod learn;
 mod start;
 
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::config::RlConfig;
 use super::curriculum::Curriculum;
 use super::groups::Groups;
+use super::judged::JudgedError;
 use super::metrics::Values;
 use super::policy::{LocalPolicy, PolicyError};
 use super::remote::{Remote, RemoteError};
@@ -30,6 +32,7 @@ use super::window::{Window, WindowState};
 use crate::checkpoint::{CheckpointError, Checkpoints, Form, State};
 use crate::metrics::{Metrics, MetricsError, MetricsWriter};
 use crate::optimizer::{NotFinite, Optimizer};
+use crate::reward_model::LengthBias;
 use crate::run::{TrainError, now};
 
 /// File of the groups that are not learned from yet, beside a checkpoint's state.
@@ -82,6 +85,18 @@ pub enum RlError {
     /// Rollouts fail, all of them.
     #[error("{lost} responses of a batch were lost in sampling, the last one: {reason}")]
     Lost { lost: usize, reason: String },
+    /// Responses that cannot be judged, and hardly any that can.
+    #[error("{unjudged} responses could not be judged while a batch was sampled, the last one: {reason}")]
+    Unjudged { unjudged: usize, reason: String },
+    /// Questions for the reward model, or the model itself, cannot be used.
+    #[error(transparent)]
+    Judged(#[from] JudgedError),
+    /// The reward model favours long answers.
+    #[error(
+        "the reward model's rewards follow the lengths of answers: their correlation is {correlation:.2} over the last \
+         {window} answers; the state is saved, so that the run can be resumed with another `reward_model`"
+    )]
+    Biased { correlation: f64, window: usize },
     /// Groups without anything to learn, one after the other.
     #[error(
         "{groups} groups in a row had the same reward for every response: nothing can be learned from these tasks; try \
@@ -103,6 +118,8 @@ pub enum Event {
     Evaluated { step: u64, values: Values },
     /// Responses may be longer from now on.
     Widened { window: usize },
+    /// The rewards of the reward model follow the lengths of answers.
+    Biased { correlation: f64 },
     /// A checkpoint was written.
     Saved { step: u64, path: PathBuf },
 }
@@ -124,6 +141,9 @@ struct Place {
     batch: u64,
     window: WindowState,
     curriculum: Curriculum,
+    /// Whether the reward model favours long answers, where there is one.
+    #[serde(default)]
+    length_bias: Option<LengthBias>,
 }
 
 /// A run that is under way.
@@ -213,6 +233,7 @@ impl RlRun {
                 return Ok(Outcome::Stopped);
             };
             self.learn(batch, tell)?;
+            self.check_bias(tell)?;
             let (done, last) = (self.place.batch, self.place.batch == self.config.batches);
             let every = self.config.evaluation.as_ref().map(|evaluation| evaluation.every);
             if every.is_some_and(|every| last || done.is_multiple_of(every)) {

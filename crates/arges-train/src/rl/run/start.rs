@@ -19,9 +19,10 @@ use crate::rl::config::RlConfig;
 use crate::rl::curriculum::Curriculum;
 use crate::rl::groups::Groups;
 use crate::rl::inspect::TOKENIZER;
+use crate::rl::judged::Judged;
 use crate::rl::policy::{LocalPolicy, Policy};
 use crate::rl::remote::Remote;
-use crate::rl::rollout::{Limits, Rollouts};
+use crate::rl::rollout::{Limits, Player, Rollouts};
 use crate::rl::talk::Talk;
 use crate::rl::trajectory;
 use crate::rl::window::WindowState;
@@ -29,6 +30,7 @@ use crate::run::TrainError;
 use crate::run::start::{check_context, difference, lock};
 
 pub fn open(config: RlConfig, device: TrainingDevice, resume: bool) -> Result<RlRun, RlError> {
+    let judged = Judged::open(&config)?;
     let checkpoints = Checkpoints::of(&config.run);
     let taken = config.run.exists().then(|| lock(&config.run)).transpose()?;
     let left = left_state(&config, &checkpoints, resume)?;
@@ -72,7 +74,8 @@ pub fn open(config: RlConfig, device: TrainingDevice, resume: bool) -> Result<Rl
         sampler = Arc::clone(opened.endpoints()) as _;
         remote = Some(opened);
     }
-    let rollouts = Rollouts::new(sampler, talk, limits, concurrency)
+    let player = Player::new(sampler, talk, limits).with_judged(judged);
+    let rollouts = Rollouts::new(player, concurrency)
         .map_err(|source| RlError::File { path: "the threads of the rollouts".into(), source })?;
     // The directory is made only when all else is known to be right.
     let lock = taken.map_or_else(|| lock(&config.run), Ok)?;
@@ -110,7 +113,7 @@ pub fn open(config: RlConfig, device: TrainingDevice, resume: bool) -> Result<Rl
 fn first_place(config: &RlConfig) -> Place {
     let highest = |task: &str| arges_tasks::find(task).map(|task| task.max_difficulty()).unwrap_or(1);
     let curriculum = Curriculum::new(&config.task, highest);
-    Place { batch: 0, window: WindowState::default(), curriculum }
+    Place { batch: 0, window: WindowState::default(), curriculum, length_bias: None }
 }
 
 /// The newest state in the run's directory, if it is to be gone on from.
