@@ -120,6 +120,9 @@ pub struct GenerateRequest {
     pub prompt_logprobs: Option<usize>,
     /// Higher goes first; equal ones in order of arrival.
     pub priority: i32,
+    /// Give the tokens all at once, in [`Finished::tokens`]. Text is made only if thinking, a grammar or a stop string
+    /// needs it. Spares whoever waits for the end anyway an event a token.
+    pub tokens_at_end: bool,
 }
 
 /// A token of the prompt under the model's raw distribution.
@@ -206,10 +209,12 @@ pub struct Finished {
     pub usage: Usage,
     /// Version of the weights at the end.
     pub weight_version: u64,
+    /// The tokens, if [`GenerateRequest::tokens_at_end`] asked for them.
+    pub tokens: Vec<TokenEvent>,
 }
 
-/// What a generation gives, in order: at most one `Prompt`, any number of `Token`, then one `Finished`,
-/// `Failed` or `GrammarFailed`.
+/// What a generation gives, in order: at most one `Prompt`, any number of `Token` (none with
+/// [`GenerateRequest::tokens_at_end`]), then one `Finished`, `Failed` or `GrammarFailed`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The prompt was computed; sent when [`GenerateRequest::prompt_logprobs`] asked for it.

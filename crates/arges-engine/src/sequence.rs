@@ -93,6 +93,8 @@ pub(crate) struct Sequence {
     logprobs: Option<usize>,
     scores: Option<PromptScores>,
     events: UnboundedSender<Event>,
+    /// Tokens that are told at the end.
+    kept: Option<Vec<TokenEvent>>,
     sampleable: usize,
     /// Tokens of the prompt that were in the caches.
     cached_tokens: usize,
@@ -140,7 +142,9 @@ impl Sequence {
             let closing = tokenizer.encode(&thinking_end()).map_or(0, |ids| ids.len());
             budget.min(last_chance_to_answer(max_tokens, closing).unwrap_or(budget))
         });
-        let text = model.tokenizer.clone().map(|tokenizer| TextStream::new(tokenizer, thinking, strings));
+        let needs_text = thinking.is_some() || grammar.is_some() || !strings.is_empty();
+        let tokenizer = model.tokenizer.clone().filter(|_| needs_text || !request.tokens_at_end);
+        let text = tokenizer.map(|tokenizer| TextStream::new(tokenizer, thinking, strings));
         let constraint = grammar.zip(text.as_ref()).map(|(grammar, text)| Constraint::new(grammar, text));
         Ok(Self {
             tokens: request.prompt,
@@ -160,6 +164,7 @@ impl Sequence {
             logprobs: request.logprobs,
             scores: request.prompt_logprobs.map(|top| PromptScores { top, logprobs: vec![None] }),
             events,
+            kept: request.tokens_at_end.then(Vec::new),
             sampleable: model.sampleable,
             cached_tokens: 0,
             weight_version: model.weight_version,
@@ -381,14 +386,18 @@ impl Sequence {
             piece = self.take_text(id, generated)?;
         }
         let stop = piece.stop;
-        self.send(Event::Token(TokenEvent {
+        let event = TokenEvent {
             id,
             text: piece.answer,
             reasoning: piece.reasoning,
             logprob,
             top,
             weight_version: self.weight_version,
-        }));
+        };
+        match &mut self.kept {
+            Some(kept) => kept.push(event),
+            None => self.send(Event::Token(event)),
+        }
         let circles = self.repetition.as_mut().is_some_and(|repetition| repetition.push(logprob, was_forced));
         if stop.is_none() && !circles && generated < self.max_tokens {
             return Ok(Next::Grown);
@@ -440,13 +449,14 @@ impl Sequence {
     }
 
     /// Sends the end, with the text held back until now.
-    fn finish(&self, reason: FinishReason, Piece { reasoning, answer: text, stop }: Piece) {
+    fn finish(&mut self, reason: FinishReason, Piece { reasoning, answer: text, stop }: Piece) {
         let usage = Usage {
             prompt_tokens: self.prompt_len,
             completion_tokens: self.tokens.len() - self.prompt_len,
             reasoning_tokens: self.reasoning_tokens,
             cached_tokens: self.cached_tokens,
         };
+        let tokens = self.kept.take().unwrap_or_default();
         self.send(Event::Finished(Finished {
             reason,
             stop,
@@ -454,6 +464,7 @@ impl Sequence {
             reasoning,
             usage,
             weight_version: self.weight_version,
+            tokens,
         }));
     }
 

@@ -2,7 +2,9 @@
 
 mod support;
 
-use arges_engine::{EngineOptions, FinishReason, GenerateRequest, SamplingParams};
+use arges_engine::{
+    EngineOptions, Event, FinishReason, GenerateRequest, SamplingParams, StopConditions, TokenEvent,
+};
 use support::*;
 
 #[test]
@@ -122,6 +124,38 @@ fn log_probabilities_of_decoding_and_of_scoring_are_the_same_bits() {
             assert_eq!(token.top.len(), 4);
             assert!(token.top.iter().all(|&(_, logprob)| logprob <= token.top[0].1));
         }
+    }
+}
+
+#[test]
+fn tokens_that_are_told_at_the_end_are_those_told_one_by_one() {
+    let engine = engine(options());
+    for (request, with_text) in [
+        (seeded(prompt(40, 1), 30, 5), false),
+        (
+            GenerateRequest {
+                stop: StopConditions { strings: vec!["never".to_owned()], ..StopConditions::default() },
+                ..seeded(prompt(20, 2), 25, 6)
+            },
+            true,
+        ),
+    ] {
+        let expected = together(&engine, std::slice::from_ref(&request)).remove(0);
+        let request = GenerateRequest { tokens_at_end: true, ..request };
+        let mut generation = engine.submit(request).unwrap();
+        let Some(Event::Finished(finished)) = generation.blocking_next() else { panic!("no end") };
+        assert_eq!(generation.blocking_next(), None);
+        if with_text {
+            assert_eq!(finished.tokens, expected.tokens);
+            assert_eq!(finished.text, expected.finished.text);
+        }
+        let bits = |tokens: &[TokenEvent]| -> Vec<(u32, u32)> {
+            tokens.iter().map(|token| (token.id, token.logprob.to_bits())).collect()
+        };
+        assert_eq!(bits(&finished.tokens), bits(&expected.tokens));
+        assert!(with_text || finished.tokens.iter().all(|token| token.text.is_empty()));
+        assert_eq!((finished.reason, finished.usage), (expected.finished.reason, expected.finished.usage));
+        assert!(expected.finished.tokens.is_empty());
     }
 }
 

@@ -98,6 +98,7 @@ impl Job {
             logprobs: self.logprobs,
             prompt_logprobs: self.logprobs.filter(|_| prompt.echo.is_some()),
             priority: self.settings.priority,
+            tokens_at_end: false,
         }
     }
 

@@ -96,7 +96,7 @@ impl AnswerEvents {
                 let texts = (std::mem::take(&mut token.reasoning), std::mem::take(&mut token.text));
                 Ok(AnswerEvent::Token { token, parts: self.parts(texts, false) })
             }
-            Event::Finished(Finished { reason, stop, text, reasoning, usage, weight_version }) => {
+            Event::Finished(Finished { reason, stop, text, reasoning, usage, weight_version, .. }) => {
                 let parts = self.parts((reasoning, text), true);
                 let has_calls = self.calls.as_ref().is_some_and(|calls| calls.calls() > 0);
                 let reason = match reason {

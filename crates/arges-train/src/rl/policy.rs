@@ -93,11 +93,12 @@ impl Policy for LocalPolicy {
     fn sample(&self, turn: Turn) -> BoxFuture<'_, Result<Sampled, PolicyError>> {
         let temperature = if turn.greedy { 0.0 } else { 1.0 };
         let sampling = SamplingParams { temperature, ..SamplingParams::default() };
-        Box::pin(sample_from(&self.engine, turn, sampling, |_| ()))
+        Box::pin(sample_from(&self.engine, turn, sampling, None))
     }
 }
 
-/// Samples a turn from an engine with those parameters, of which the seed is the turn's, and shows its text as it comes.
+/// Samples a turn from an engine with those parameters, of which the seed is the turn's, and shows its text as it comes,
+/// where anybody wants to see it.
 ///
 /// # Errors
 /// A turn that the engine refuses or fails.
@@ -105,28 +106,36 @@ pub async fn sample_from(
     engine: &Engine,
     turn: Turn,
     sampling: SamplingParams,
-    mut show: impl FnMut(&str) + Send,
+    mut show: Option<&mut (dyn FnMut(&str) + Send)>,
 ) -> Result<Sampled, PolicyError> {
     let request = GenerateRequest {
         prompt: turn.prompt,
         max_tokens: Some(turn.max_tokens),
         sampling: SamplingParams { seed: Some(turn.seed), ..sampling },
         stop: StopConditions { repetition: turn.repetition, ..StopConditions::default() },
+        tokens_at_end: show.is_none(),
         ..GenerateRequest::default()
     };
     let mut generation = engine.submit(request)?;
-    let (mut tokens, mut logprobs, mut versions) = (Vec::new(), Vec::new(), Vec::new());
+    let mut shown = |text: &str| {
+        if let Some(show) = &mut show {
+            show(text);
+        }
+    };
+    let mut sampled = Vec::new();
     loop {
         match generation.next().await {
             Some(Event::Prompt { .. }) => {}
             Some(Event::Token(token)) => {
-                show(&token.text);
-                tokens.push(token.id);
-                logprobs.push(token.logprob);
-                versions.push(token.weight_version);
+                shown(&token.text);
+                sampled.push(token);
             }
             Some(Event::Finished(finished)) => {
-                show(&finished.text);
+                shown(&finished.text);
+                sampled.extend(finished.tokens);
+                let tokens = sampled.iter().map(|token| token.id).collect();
+                let logprobs = sampled.iter().map(|token| token.logprob).collect();
+                let versions = sampled.iter().map(|token| token.weight_version).collect();
                 let end = match finished.reason {
                     FinishReason::Stop => TurnEnd::Stop,
                     FinishReason::Length => TurnEnd::Length,

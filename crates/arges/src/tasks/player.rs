@@ -93,6 +93,9 @@ struct Sampler<F> {
 
 impl<F: Fn(&str) + Send + Sync> Policy for Sampler<F> {
     fn sample(&self, turn: Turn) -> BoxFuture<'_, Result<Sampled, PolicyError>> {
-        Box::pin(sample_from(&self.engine, turn, self.sampling.clone(), |text| (self.show)(text)))
+        Box::pin(async move {
+            let mut show = |text: &str| (self.show)(text);
+            sample_from(&self.engine, turn, self.sampling.clone(), Some(&mut show)).await
+        })
     }
 }
