@@ -20,10 +20,11 @@ use tracing::{debug, error, warn};
 use crate::engine::hold::{Hold, LOOK_FOR_CANCELLED};
 use crate::handle::{Engine, Limits, Message, Shared, Submission};
 use crate::prefix::Costs;
-use crate::request::{EngineError, EngineOptions, EngineStats, Event};
+use crate::request::{EngineError, EngineOptions, Event};
 use crate::runner::{Reading, Row, Runner, lock};
 use crate::scheduler::{Budget, Rank, Scheduler, Step};
 use crate::sequence::{ModelFacts, Next, RowError, Sequence};
+use crate::stats::EngineStats;
 use crate::timing::{Load, StepTimes};
 
 impl Engine {
@@ -304,7 +305,7 @@ impl Worker {
             self.give_up_on_stuck();
             return;
         }
-        self.stats.steps += 1;
+        self.count_step();
         let Self { runner, step, sequences, .. } = self;
         let start = Instant::now();
         let result = catch(|| runner.forward(step, sequences).map_err(|error| error.to_string()));
@@ -321,6 +322,13 @@ impl Worker {
                 }
             }
         }
+    }
+
+    fn count_step(&mut self) {
+        let pieces = &self.step.pieces;
+        self.stats.steps += 1;
+        self.stats.step_sequences.observe(pieces.len());
+        self.stats.step_tokens.observe(pieces.iter().map(|piece| piece.tokens.len()).sum());
     }
 
     /// A step without pieces is one that made room for the next, or nothing to do, or a request that does not

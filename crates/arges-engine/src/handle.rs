@@ -10,9 +10,8 @@ use arges_text::grammar::GrammarState;
 use tokio::sync::{mpsc as events, watch};
 
 use crate::control::{Order, Reply};
-use crate::request::{
-    EngineStats, Event, GenerateRequest, Generation, MAX_TOP_LOGPROBS, MemoryPlan, SubmitError,
-};
+use crate::request::{Event, GenerateRequest, Generation, MAX_TOP_LOGPROBS, SubmitError};
+use crate::stats::{EngineStats, MemoryPlan};
 
 /// What the thread is told.
 pub(crate) enum Message {

@@ -20,6 +20,7 @@ mod runner;
 mod scheduler;
 mod sequence;
 mod speculation;
+mod stats;
 mod text;
 mod timing;
 
@@ -27,3 +28,4 @@ pub use arges_model::{NewWeights, UpdateError};
 pub use control::{ControlError, PauseMode, RunningCaches};
 pub use handle::Engine;
 pub use request::*;
+pub use stats::*;

@@ -9,9 +9,10 @@ use arges_model::{DType, DeviceModel, Executor, SequenceId, SnapshotPlan};
 use tracing::error;
 
 use crate::prefix::{Costs, NodeId, PrefixCache, ROOT};
-use crate::request::{EngineStats, PrefixCacheOptions};
+use crate::request::PrefixCacheOptions;
 use crate::scheduler::{Opened, Progress, Rank, Room};
 use crate::sequence::Sequence;
+use crate::stats::EngineStats;
 
 /// How far a running sequence is in the tree of prefixes.
 #[derive(Debug)]

@@ -1,6 +1,5 @@
 //! What goes into the engine and what comes out of it: requests, events, options, errors.
 
-use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -335,84 +334,4 @@ pub enum EngineError {
     /// The thread could not be started.
     #[error("cannot start the engine's thread: {0}")]
     Thread(#[from] std::io::Error),
-}
-
-/// Counters of an engine at one moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct EngineStats {
-    /// Sequences in the caches.
-    pub running: usize,
-    /// Requests that wait for room, those that were set back included.
-    pub waiting: usize,
-    /// KV pages that no sequence holds, those kept for later ones included.
-    pub free_pages: usize,
-    /// KV pages altogether.
-    pub total_pages: usize,
-    /// Steps run.
-    pub steps: u64,
-    /// Tokens put through the model, of prompts and answers, those computed again included.
-    pub computed_tokens: u64,
-    /// Tokens generated.
-    pub generated_tokens: u64,
-    /// Guesses that were tried.
-    pub drafted_tokens: u64,
-    /// Of these, those that were right.
-    pub accepted_drafts: u64,
-    /// Times a running sequence was set back for want of pages.
-    pub preemptions: u64,
-    /// Tokens that did not have to be computed, because a sequence before had them.
-    pub cached_tokens: u64,
-    /// KV pages that are kept for later sequences, or would be if they were not in use.
-    pub cached_pages: usize,
-    /// States that are kept for later sequences.
-    pub cached_states: usize,
-    /// Pages no longer kept, for want of room.
-    pub evicted_pages: u64,
-    /// States no longer kept, for want of room.
-    pub evicted_states: u64,
-    /// Requests that ended by themselves.
-    pub finished: u64,
-    /// Requests whose generation was dropped.
-    pub cancelled: u64,
-    /// Requests that failed.
-    pub failed: u64,
-    /// Requests that a pause ended.
-    pub aborted: u64,
-    /// Whether no new requests begin: see [`crate::Engine::pause`].
-    pub paused: bool,
-}
-
-/// Bytes an engine holds, fixed at start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MemoryPlan {
-    /// Packed weights.
-    pub weights: usize,
-    /// KV pages and linear states.
-    pub cache: usize,
-    /// Room for linear states that are kept for later sequences, on the device and on its host.
-    pub snapshots: usize,
-    /// Activations, logits and sampling buffers of one step.
-    pub workspace: usize,
-}
-
-impl MemoryPlan {
-    /// All of it.
-    pub fn total(&self) -> usize {
-        self.weights + self.cache + self.snapshots + self.workspace
-    }
-}
-
-impl fmt::Display for MemoryPlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |bytes: usize| bytes as f64 / (1 << 20) as f64;
-        write!(
-            f,
-            "weights {:.1} MiB, caches {:.1} MiB, kept states {:.1} MiB, workspace {:.1} MiB, together {:.1} MiB",
-            mib(self.weights),
-            mib(self.cache),
-            mib(self.snapshots),
-            mib(self.workspace),
-            mib(self.total())
-        )
-    }
 }

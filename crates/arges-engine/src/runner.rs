@@ -12,9 +12,10 @@ use arges_model::{
 };
 
 use crate::memory::{Memory, snapshots};
-use crate::request::{EngineError, EngineOptions, MemoryPlan};
+use crate::request::{EngineError, EngineOptions};
 use crate::scheduler::{Rank, Step};
 use crate::sequence::{RowError, RowReading, Sequence};
+use crate::stats::MemoryPlan;
 
 /// The model and everything a step of it needs.
 pub(crate) struct Runner {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use arges_engine::{EngineStats, MemoryPlan, Usage};
+use arges_engine::{EngineStats, MemoryPlan, Sizes, Usage};
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
@@ -174,6 +174,9 @@ impl Metrics {
         page.one("steps_total", "counter", "Steps of the model.", stats.steps as f64);
         let computed = "Tokens put through the model, those computed again included.";
         page.one("computed_tokens_total", "counter", computed, stats.computed_tokens as f64);
+        page.sizes("step_sequences", "Sequences of a step: the batch.", &stats.step_sequences);
+        let tokens = "Tokens of a step, of prompts, answers and guesses.";
+        page.sizes("step_tokens", tokens, &stats.step_tokens);
         page.one("preemptions_total", "counter", "Sequences set back.", stats.preemptions as f64);
         let kept = "Key-value pages and states kept for later requests.";
         page.family("prefix_cache_held", "gauge", kept);
@@ -256,16 +259,34 @@ impl Page {
     }
 
     fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram, bounds: &[f64; 12]) {
-        self.family(name, "histogram", help);
-        let mut count = 0;
-        for (bucket, observed) in histogram.buckets.iter().enumerate() {
-            count += observed.load(Ordering::Relaxed);
-            let bound = bounds.get(bucket).map_or_else(|| "+Inf".to_owned(), f64::to_string);
-            self.value(&format!("{name}_bucket"), &format!("{{le=\"{bound}\"}}"), count as f64);
-        }
+        let counts = histogram.buckets.iter().map(|count| count.load(Ordering::Relaxed));
         let seconds = histogram.nanoseconds.load(Ordering::Relaxed) as f64 / 1e9;
-        self.value(&format!("{name}_sum"), "", seconds);
-        self.value(&format!("{name}_count"), "", count as f64);
+        self.buckets(name, help, bounds, counts, seconds);
+    }
+
+    fn sizes(&mut self, name: &str, help: &str, sizes: &Sizes) {
+        let bounds: [f64; Sizes::BUCKETS - 1] = std::array::from_fn(|power| (1u64 << power) as f64);
+        self.buckets(name, help, &bounds, sizes.counts.into_iter(), sizes.sum as f64);
+    }
+
+    /// A histogram of which `counts` has those up to each bound and above the one before, and those above all.
+    fn buckets(
+        &mut self,
+        name: &str,
+        help: &str,
+        bounds: &[f64],
+        counts: impl Iterator<Item = u64>,
+        sum: f64,
+    ) {
+        self.family(name, "histogram", help);
+        let bounds = bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
+        let mut total = 0;
+        for (bound, count) in bounds.zip(counts) {
+            total += count;
+            self.value(&format!("{name}_bucket"), &format!("{{le=\"{bound}\"}}"), total as f64);
+        }
+        self.value(&format!("{name}_sum"), "", sum);
+        self.value(&format!("{name}_count"), "", total as f64);
     }
 }
 
@@ -282,12 +303,22 @@ mod tests {
         let usage = Usage { prompt_tokens: 5, completion_tokens: 7, reasoning_tokens: 3, cached_tokens: 2 };
         timer.finished(&usage, Some(Duration::from_millis(20)), "stop");
         let memory = MemoryPlan { weights: 1, cache: 2, snapshots: 4, workspace: 3 };
-        let text = metrics.text(&EngineStats::default(), &memory);
+        let mut stats = EngineStats::default();
+        for sequences in [1, 3, 4, 100_000] {
+            stats.step_sequences.observe(sequences);
+        }
+        let text = metrics.text(&stats, &memory);
         for line in [
             "arges_time_to_first_token_seconds_bucket{le=\"0.01\"} 1",
             "arges_time_to_first_token_seconds_bucket{le=\"+Inf\"} 1",
             "arges_inter_token_latency_seconds_count 1",
             "arges_queue_seconds_bucket{le=\"0.025\"} 1",
+            "arges_step_sequences_bucket{le=\"1\"} 1",
+            "arges_step_sequences_bucket{le=\"4\"} 3",
+            "arges_step_sequences_bucket{le=\"65536\"} 3",
+            "arges_step_sequences_bucket{le=\"+Inf\"} 4",
+            "arges_step_sequences_sum 100008",
+            "arges_step_sequences_count 4",
             "arges_finish_total{reason=\"stop\"} 1",
             "arges_tokens_total{kind=\"prompt\"} 3",
             "arges_tokens_total{kind=\"cached_prompt\"} 2",

@@ -99,4 +99,10 @@ async fn queueing_and_ends_are_counted() {
         assert!(body.lines().any(|found| found == line), "{line} is not in\n{body}");
     }
     assert!(body.contains("arges_build_info{version="));
+    let value = |name: &str| {
+        let line = body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{name} is not in\n{body}")).to_owned()
+    };
+    assert_eq!(value("arges_step_sequences_count"), value("arges_steps_total"));
+    assert_eq!(value("arges_step_tokens_sum"), value("arges_computed_tokens_total"));
 }
