@@ -11,7 +11,7 @@ use arges_kernels::device::cpu::{Cpu, CpuOptions};
 use arges_kernels::matmul::Compute;
 use arges_model::synth::{SynthOptions, SynthShape, write_checkpoint};
 use arges_model::{Checkpoint, LoadOptions, Model};
-use support::{collect, greedy, prompt, seeded};
+use support::{Answer, collect, greedy, prompt, seeded};
 
 /// A random model of 3 M parameters.
 static SYNTH: LazyLock<Arc<Model>> = LazyLock::new(|| {
@@ -66,15 +66,26 @@ fn collect_rest(mut generation: Generation) {
 #[test]
 #[ignore = "a measurement"]
 fn time_to_first_token_behind_a_shared_prefix_of_16k_tokens() {
-    let engine = engine(options());
+    let warm = engine(options());
     let shared = prompt(16 << 10, 1);
-    let request = |salt| greedy([shared.clone(), prompt(40, salt)].concat(), 2);
-    let cold = first_token(&engine, request(1));
-    first_token(&engine, request(2));
-    let mut hits: Vec<Duration> = (3..12).map(|salt| first_token(&engine, request(salt))).collect();
+    let request = |salt| greedy([shared.clone(), prompt(40, salt)].concat(), 32);
+    let cold = first_token(&warm, request(1));
+    first_token(&warm, request(2));
+    let mut hits: Vec<Duration> = (3..12).map(|salt| first_token(&warm, request(salt))).collect();
     hits.sort();
     let ratio = cold.as_secs_f64() / hits[4].as_secs_f64();
     println!("cold {cold:?}, hit {:?} (median of 9): {ratio:.0} times faster", hits[4]);
+    // The same to the last bit of each log-probability as on an engine that keeps nothing.
+    let hit = collect(warm.submit(request(12)).unwrap());
+    let whole =
+        collect(engine(EngineOptions { prefix_cache: None, ..options() }).submit(request(12)).unwrap());
+    let bits = |answer: &Answer| -> Vec<(u32, u32)> {
+        answer.tokens.iter().map(|token| (token.id, token.logprob.to_bits())).collect()
+    };
+    println!("{} tokens taken up; {} tokens alike", hit.finished.usage.cached_tokens, bits(&hit).len());
+    assert!(hit.finished.usage.cached_tokens >= 16 << 10, "no hit");
+    assert_eq!(whole.finished.usage.cached_tokens, 0);
+    assert_eq!(bits(&hit), bits(&whole));
     assert!(ratio > 20.0);
 }
 
