@@ -74,7 +74,8 @@ describe("a conversation", () => {
     const call = page.locator(".call").first();
     assert.equal(await call.locator(".name").textContent(), "watch_model");
     assert.match(await call.locator(".gist").textContent(), /batch 22167 is watched/);
-    assert.equal(await page.locator(".thinking").count(), 2);
+    // It goes on after the result, be it with another call.
+    assert.ok((await page.locator(".thinking").count()) >= 2);
     await call.locator("summary").click();
     assert.deepEqual(JSON.parse(await call.locator("pre").first().textContent()), { batch: "22167" });
     await picture(page, "tool-light-wide");
@@ -231,7 +232,7 @@ describe("looks", () => {
       document.getElementById("turns").append(new UserView(turns[0], {}).node, view.node);
       await view.update(2048);
       view.toggleThinking();
-      return view.node.querySelector(".thinking summary").textContent;
+      return [...view.node.querySelectorAll(".thinking summary")].at(-1).textContent;
     }, RUNNING);
     assert.equal(shown, "Thinking812 of 2,048 tokens");
     await picture(page, "busy-light-wide");
@@ -283,7 +284,8 @@ describe("what a model writes", () => {
       await new Markdown(whole).show(text, false);
       return { grown, whole: whole.innerHTML, kept: first === element.firstChild && first.isConnected };
     }, [module, RICH[1].steps[0].content]);
-    assert.equal(seen.grown, seen.whole);
+    // What a window is too narrow for can be scrolled by keys, too.
+    assert.equal(...[seen.grown, seen.whole].map((html) => html.replaceAll(` tabindex="0"`, "")));
     // What has been finished is not made anew.
     assert.equal(seen.kept, true);
     await close();
