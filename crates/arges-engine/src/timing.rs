@@ -22,6 +22,10 @@ const SLOWDOWN: f64 = 2.0;
 const LEAST_WORK: f64 = 16.0;
 /// Work of the first step of a prompt beside decoding.
 const FIRST_WORK: f64 = 64.0;
+/// How much of the way, in the logarithm, the work of prompts moves after a step that was too slow, and after one that
+/// was faster than need be. Times vary, and it is the slow steps that clients notice.
+const DOWN: f64 = 0.3;
+const UP: f64 = 0.1;
 /// Steps after which one without prompts is run, to measure what that takes now.
 const MEASURE_AFTER: u32 = 64;
 /// Weight of a new observation.
@@ -143,8 +147,9 @@ impl Bucket {
         let aim = work * room / taken;
         // A step that had less work than it might says nothing of more.
         if aim < allowed || work > 0.6 * allowed {
-            self.work =
-                Some((allowed + 0.3 * (aim - allowed)).clamp(allowed / 2.0, 2.0 * allowed).max(LEAST_WORK));
+            let pace = if aim < allowed { DOWN } else { UP };
+            let factor = (aim / allowed).powf(pace).clamp(0.5, 2.0);
+            self.work = Some((allowed * factor).max(LEAST_WORK));
         }
     }
 }
