@@ -120,20 +120,28 @@ fn speed_of_guesses_on_a_text_that_repeats_itself() {
     }
 }
 
-/// Seconds between tokens of some clients, while `meanwhile` runs or for so many tokens.
-fn latencies(engine: &Engine, clients: u32, tokens: usize, until: impl Fn() -> bool + Sync) -> Vec<f64> {
-    let clients: Vec<_> = (0..clients).collect();
+/// Seconds between tokens of eight clients, which ask for one answer after the other as long as `goes_on` says; the first
+/// is whole in any case.
+fn latencies(engine: &Engine, goes_on: impl Fn() -> bool + Sync) -> Vec<f64> {
+    let clients: Vec<_> = (0..8).collect();
     std::thread::scope(|scope| {
-        let client = |salt: &u32| {
-            let mut request = seeded(prompt(100, *salt), tokens, u64::from(*salt));
-            request.stop.ignore_eos = true;
-            let mut generation = engine.submit(request).unwrap();
-            let (mut gaps, mut last) = (Vec::new(), None::<Instant>);
-            while let Some(Event::Token(_)) = generation.blocking_next() {
-                let now = Instant::now();
-                gaps.extend(last.map(|last| (now - last).as_secs_f64()));
-                last = Some(now);
-                if until() {
+        let client = |client: &u32| {
+            let mut gaps = Vec::new();
+            for answer in 0.. {
+                let salt = 1000 * client + answer;
+                let mut request = seeded(prompt(100, salt), 4000, u64::from(salt));
+                request.stop.ignore_eos = true;
+                let mut generation = engine.submit(request).unwrap();
+                let mut last = None::<Instant>;
+                while let Some(Event::Token(_)) = generation.blocking_next() {
+                    let now = Instant::now();
+                    gaps.extend(last.map(|last| (now - last).as_secs_f64()));
+                    last = Some(now);
+                    if answer > 0 && !goes_on() {
+                        break;
+                    }
+                }
+                if !goes_on() {
                     break;
                 }
             }
@@ -153,7 +161,7 @@ fn quantile(values: &mut [f64], q: f64) -> f64 {
 #[ignore = "a measurement"]
 fn latency_between_tokens_while_another_prompt_of_100k_tokens_is_read() {
     let engine = engine(EngineOptions { max_drafts: 0, ..options() });
-    let mut alone = latencies(&engine, 8, 1500, || false);
+    let mut alone = latencies(&engine, || false);
     let long = engine.submit(greedy(prompt(100 << 10, 77), 1)).unwrap();
     let start = Instant::now();
     let done = std::sync::atomic::AtomicBool::new(false);
@@ -162,7 +170,7 @@ fn latency_between_tokens_while_another_prompt_of_100k_tokens_is_read() {
             collect_rest(long);
             done.store(true, std::sync::atomic::Ordering::Release);
         });
-        latencies(&engine, 8, 100_000, || done.load(std::sync::atomic::Ordering::Acquire))
+        latencies(&engine, || !done.load(std::sync::atomic::Ordering::Acquire))
     });
     let taken = start.elapsed();
     let [before, under] = [&mut alone, &mut beside].map(|gaps| [0.5, 0.99].map(|q| 1e3 * quantile(gaps, q)));
