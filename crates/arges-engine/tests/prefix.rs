@@ -2,9 +2,10 @@
 
 mod support;
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use arges_engine::{Engine, EngineOptions, Event, GenerateRequest, PrefixCacheOptions};
+use arges_model::DeviceModel;
 use support::*;
 
 fn with_cache(prefix_cache: Option<PrefixCacheOptions>) -> EngineOptions {
@@ -111,6 +112,22 @@ fn without_room_for_states_nothing_is_found() {
         assert_eq!([0; 2].map(|_| run(&engine, &greedy(prompt(300, 1), 5)).1), [0; 2]);
         assert_eq!(engine.memory().snapshots, 0);
     }
+}
+
+#[test]
+fn states_that_went_to_the_host_are_taken_up_to_the_same_bits() {
+    let state = DeviceModel::from(Arc::clone(&MODEL)).snapshot_bytes();
+    // The first of four prompts, with the places that its states had long since taken by others.
+    let hit = |host_states| {
+        let options =
+            PrefixCacheOptions { state_bytes: state, host_bytes: host_states * state, interval: 256 };
+        let engine = engine(with_cache(Some(options)));
+        for salt in 0..4 {
+            run(&engine, &greedy(prompt(300, salt), 2));
+        }
+        run(&engine, &with_logprobs(greedy(prompt(320, 0), 80))).1
+    };
+    assert_eq!([0, 8].map(hit), [0, 256]);
 }
 
 #[test]
