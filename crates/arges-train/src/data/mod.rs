@@ -2,9 +2,10 @@
 //!
 //! `files` and `tasks` give records by position; `order` shuffles the positions of an epoch; `encode` makes samples,
 //! tokens with a mask of what is learned, of a record; a `source` walks through its positions; the `mixture` takes
-//! from each source its share; `packing` puts samples together into batches. None of them holds random state: a
-//! [`StreamState`] is a few counters.
+//! from each source its share; `packing` puts samples together into batches, and `ahead` has that done while others are
+//! trained on. None of them holds random state: a [`StreamState`] is a few counters.
 
+mod ahead;
 mod encode;
 mod files;
 mod jsonl;
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 use arges_text::TextError;
 use serde_json::Value;
 
+pub use ahead::BatchesAhead;
 pub use encode::{Encoder, Sample};
 pub use mixture::{Mixture, MixtureState, SourceState, first_documents};
 pub use packing::{PackedBatch, Stream, StreamState, pack_all};
@@ -51,6 +53,12 @@ pub enum DataError {
          longer than `batch.sequence_length`, and the others hold nothing to learn"
     )]
     Nothing { name: String, records: u64, too_long: u64 },
+    /// The thread that makes batches cannot be started.
+    #[error("cannot start the thread that makes batches: {0}")]
+    Thread(std::io::Error),
+    /// Batches were asked for after an error.
+    #[error("there is no more data: it ended with an error before")]
+    Ended,
     /// The state of a run does not belong to this data.
     #[error("the data is not that of the run: {reason}")]
     Changed { reason: String },

@@ -10,7 +10,7 @@ use super::encode::{Encoder, Sample};
 use super::files::FileRecords;
 use super::mixture::SourceState;
 use super::tasks::TaskRecords;
-use super::{DataError, Record, RecordPlace, mix};
+use super::{DataError, EncodeError, Record, RecordPlace, mix};
 use crate::config::{DataConfig, DataKind};
 
 /// What of a conversation is learned. Of a text it is always everything.
@@ -236,27 +236,23 @@ impl Source {
         // Files are read in turn; what is made is made by the threads.
         let records: Vec<_> = positions
             .map(|position| match &mut self.records {
-                Records::Files(files) => (position, Some(files.read(position)), files.place(position)),
-                Records::Tasks(_) => {
-                    let place = RecordPlace(format!("{}, made instance {position}", self.name));
-                    (position, None, place)
-                }
+                Records::Files(files) => (position, Some(files.read(position))),
+                Records::Tasks(_) => (position, None),
             })
             .collect();
         let this = &*self;
         let each = records.len().div_ceil(threads);
         let mut records = records.into_iter();
         let parts: Vec<Vec<_>> = (0..threads).map(|_| records.by_ref().take(each).collect()).collect();
-        let ahead = thread::scope(|scope| {
+        let encoded: Vec<_> = thread::scope(|scope| {
             let threads: Vec<_> = parts
                 .into_iter()
                 .map(|part| {
                     scope.spawn(move || {
-                        let encode =
-                            |(position, record, place): (u64, Option<Result<Record, DataError>>, _)| {
-                                let record = record.unwrap_or_else(|| Ok(this.made(position)));
-                                (position, record.and_then(|record| this.encode(&record, place, encoder)))
-                            };
+                        let encode = |(position, record): (u64, Option<Result<Record, DataError>>)| {
+                            let record = record.unwrap_or_else(|| Ok(this.made(position)));
+                            (position, record.map(|record| this.encode(&record, encoder)))
+                        };
                         part.into_iter().map(encode).collect::<Vec<_>>()
                     })
                 })
@@ -266,7 +262,21 @@ impl Source {
             };
             threads.into_iter().flat_map(join).collect()
         });
-        self.ahead = ahead;
+        let told = |(position, record): (u64, Result<Result<Usable, EncodeError>, DataError>)| {
+            let usable = record.and_then(|encoded| {
+                encoded.map_err(|source| DataError::Encode { place: self.place(position), source })
+            });
+            (position, usable)
+        };
+        self.ahead = encoded.into_iter().map(told).collect();
+    }
+
+    /// Where a record stands. That of a file's is looked for in it.
+    fn place(&mut self, position: u64) -> RecordPlace {
+        match &mut self.records {
+            Records::Files(files) => files.place(position),
+            Records::Tasks(_) => RecordPlace(format!("{}, made instance {position}", self.name)),
+        }
     }
 
     /// A record of tasks.
@@ -277,9 +287,8 @@ impl Source {
         }
     }
 
-    fn encode(&self, record: &Record, place: RecordPlace, encoder: &Encoder) -> Result<Usable, DataError> {
-        let samples = encoder.samples(record, self.answers_only);
-        let samples = samples.map_err(|source| DataError::Encode { place, source })?;
+    fn encode(&self, record: &Record, encoder: &Encoder) -> Result<Usable, EncodeError> {
+        let samples = encoder.samples(record, self.answers_only)?;
         let mut usable = Usable::default();
         let whole = self.answers_only && matches!(record, Record::Conversation { .. });
         for sample in samples {

@@ -13,7 +13,7 @@ use arges_text::TextError;
 
 use crate::checkpoint::{CheckpointError, Checkpoints, Form, State};
 use crate::config::{ConfigError, TrainConfig};
-use crate::data::{DataError, Learn, PackedBatch, Stream};
+use crate::data::{BatchesAhead, DataError, Learn, PackedBatch};
 use crate::metrics::{Metrics, MetricsError, MetricsWriter};
 use crate::optimizer::{NotFinite, Optimizer, UpdateError};
 use crate::schedule;
@@ -119,7 +119,7 @@ pub struct Run {
     learn: Learn,
     trainer: DeviceTrainer,
     optimizer: Optimizer,
-    stream: Stream,
+    batches: BatchesAhead,
     evaluation: Option<Evaluation>,
     checkpoints: Checkpoints,
     metrics: MetricsWriter,
@@ -198,7 +198,7 @@ impl Run {
 
     fn take_step(&mut self) -> Result<StepReport, TrainError> {
         let start = Instant::now();
-        let batches = (0..self.config.batch.accumulation).map(|_| self.stream.next_batch());
+        let batches = (0..self.config.batch.accumulation).map(|_| self.batches.next_batch());
         let batches = batches.collect::<Result<Vec<PackedBatch>, _>>()?;
         let targets: usize = batches.iter().map(|packed| packed.batch.targets.len()).sum();
         let tokens: usize = batches.iter().map(|packed| packed.batch.tokens.len()).sum();
@@ -280,7 +280,7 @@ impl Run {
             return Ok(());
         }
         let (identity, learn) = (self.config.identity(), self.learn.name().to_owned());
-        let state = State::new(step, self.tokens, self.targets, self.stream.state(), identity, learn);
+        let state = State::new(step, self.tokens, self.targets, self.batches.state(), identity, learn);
         let checkpoint = self.config.checkpoint;
         let dtype = self.config.model.save_dtype.into();
         let form = Form { dtype, shard_bytes: checkpoint.shard_bytes, keep: checkpoint.keep };

@@ -13,7 +13,7 @@ use super::evaluation::Evaluation;
 use super::{Run, TrainError, lock_file};
 use crate::checkpoint::{Checkpoints, State};
 use crate::config::{NewModel, TrainConfig};
-use crate::data::{Encoder, Learn, Mixture, Stream};
+use crate::data::{BatchesAhead, Encoder, Learn, Mixture, Stream};
 use crate::metrics::MetricsWriter;
 use crate::optimizer::Optimizer;
 
@@ -53,13 +53,14 @@ pub fn open(
     // The directory is made only when all else is known to be right.
     let lock = taken.map_or_else(|| lock(&config.run), Ok)?;
     let metrics = MetricsWriter::open(&config.run, optimizer.step())?;
+    let batches = BatchesAhead::new(stream)?;
     let saved = (optimizer.step() > 0).then_some(optimizer.step());
     Ok(Run {
         config,
         learn,
         trainer,
         optimizer,
-        stream,
+        batches,
         evaluation,
         checkpoints,
         metrics,
