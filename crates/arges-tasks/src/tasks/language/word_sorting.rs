@@ -1,5 +1,5 @@
-//! Putting words in alphabetical order. The trace sorts by letters: words are gathered by their first letter, those
-//! that share one by their second, and so on, until every group is a single word.
+//! Putting words in alphabetical order. The trace sorts by letters: it names the first letter of each word, gathers the
+//! words by it, those that share one by their second, and so on, until every group is a single word.
 
 use super::{Drawn, Problem, words};
 use crate::Random;
@@ -23,11 +23,13 @@ impl WordSorting {
         sorted
     }
 
-    /// Adds a line for each group of words that share their first `length` letters, in order, and for the groups
-    /// within.
+    /// Adds a line of the words, each with its letter number `length`, one for each group of words that share so many
+    /// letters, in order, and those for the groups within.
     fn group(&self, group: &[&str], length: usize, lines: &mut Vec<String>) {
         // Shorter words come before all that begin with them; a dot stands for the missing letter.
         let prefix = |word: &str| word.get(..length).map_or_else(|| format!("{word}."), str::to_owned);
+        let letter = |word: &&str| format!("{word} {}", word.get(length - 1..length).unwrap_or("."));
+        lines.push(group.iter().map(letter).collect::<Vec<_>>().join(", "));
         let mut prefixes: Vec<String> = group.iter().map(|word| prefix(word)).collect();
         prefixes.sort_unstable();
         prefixes.dedup();
@@ -119,7 +121,9 @@ mod tests {
         let problem = WordSorting { words, backwards: false };
         assert_eq!(
             problem.thinking(),
-            "a: apple\nb: bee\nc: cart car cat\nca: cart car cat\ncar: cart car\ncar.: car\ncart: cart\ncat: cat"
+            "cart c, bee b, car c, apple a, cat c\na: apple\nb: bee\nc: cart car cat\ncart a, car a, cat a\n\
+             ca: cart car cat\ncart r, car r, cat t\ncar: cart car\ncart t, car .\ncar.: car\ncart: cart\n\
+             cat: cat"
         );
         assert_eq!(problem.answer(), "apple bee car cart cat");
     }
