@@ -54,6 +54,7 @@ impl Engine {
             context: options.max_context.min(options.max_tokens),
             max_queue: options.max_queue,
             has_tokenizer: tokenizer.is_some(),
+            tells_experts: runner.memory.executor.can_note_experts(),
         };
         let shared = Arc::new(Shared::new(limits, runner.memory_plan()));
         let (messages, receiver) = mpsc::channel();
@@ -357,6 +358,7 @@ impl Worker {
     }
 
     fn take_readings(&mut self) {
+        self.take_experts();
         for piece in &self.step.pieces {
             let end = piece.tokens.end - piece.drafts;
             self.stats.computed_tokens += piece.tokens.len() as u64;
@@ -386,6 +388,21 @@ impl Worker {
         }
         self.due = due;
         self.forget_guesses();
+    }
+
+    /// Gives sequences that ask for them the experts of their tokens.
+    fn take_experts(&mut self) {
+        let noted = self.runner.memory.executor.noted_experts();
+        let tokens: usize = self.step.pieces.iter().map(|piece| piece.tokens.len()).sum();
+        let Some(each) = noted.len().checked_div(tokens).filter(|each| *each > 0) else { return };
+        let mut first = 0;
+        for piece in &self.step.pieces {
+            let after = first + piece.tokens.len() * each;
+            if let Some(sequence) = self.sequences.get_mut(&piece.rank) {
+                sequence.note_experts(piece.tokens.start, &noted[first..after], each);
+            }
+            first = after;
+        }
     }
 
     /// Whether a row is that of a guess which the token just taken has proved right.

@@ -82,6 +82,8 @@ pub(crate) struct Limits {
     pub context: usize,
     pub max_queue: usize,
     pub has_tokenizer: bool,
+    /// Whether it can tell which experts served tokens.
+    pub tells_experts: bool,
 }
 
 /// State both sides see.
@@ -253,6 +255,9 @@ fn check(request: &GenerateRequest, limits: &Limits) -> Result<usize, SubmitErro
             return invalid(name, "needs a tokenizer, and this model has none".to_owned());
         }
     }
+    if request.experts && !limits.tells_experts {
+        return invalid("experts", "are told by the CPU alone, of models with 256 at most".to_owned());
+    }
     if let Some(repetition) = request.stop.repetition
         && (repetition.tokens == 0 || !(0.0..1.0).contains(&repetition.probability))
     {
@@ -270,7 +275,8 @@ mod tests {
     use super::*;
     use crate::request::{RepetitionStop, SamplingParams, StopConditions, Thinking};
 
-    const LIMITS: Limits = Limits { vocab_size: 100, context: 16, max_queue: 4, has_tokenizer: true };
+    const LIMITS: Limits =
+        Limits { vocab_size: 100, context: 16, max_queue: 4, has_tokenizer: true, tells_experts: true };
 
     fn request(prompt: usize) -> GenerateRequest {
         GenerateRequest { prompt: vec![7; prompt], ..GenerateRequest::default() }
@@ -326,6 +332,8 @@ mod tests {
         assert_eq!(name(GenerateRequest { stop: stop(""), ..request(1) }, &LIMITS), "stop");
         let no_tokenizer = Limits { has_tokenizer: false, ..LIMITS };
         assert_eq!(name(GenerateRequest { stop: stop("x"), ..request(1) }, &no_tokenizer), "stop");
+        let on_gpu = Limits { tells_experts: false, ..LIMITS };
+        assert_eq!(name(GenerateRequest { experts: true, ..request(1) }, &on_gpu), "experts");
         let thinking = Some(Thinking::default());
         assert_eq!(name(GenerateRequest { thinking, ..request(1) }, &no_tokenizer), "thinking");
         for repetition in [(0, 0.99), (1, 1.0), (1, -0.1), (1, f32::NAN)] {

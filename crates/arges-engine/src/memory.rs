@@ -170,8 +170,10 @@ impl Room for View<'_> {
 
     fn open(&mut self, rank: Rank, progress: Progress) -> Option<Opened<SequenceId>> {
         let Self { memory, sequences } = self;
-        let tokens = sequences.get(&rank)?.tokens().get(..progress.length)?;
-        let limit = progress.rows_from;
+        let sequence = sequences.get(&rank)?;
+        let tokens = sequence.tokens().get(..progress.length)?;
+        // Which experts served what is kept of others is not known.
+        let limit = if sequence.wants_experts() { 0 } else { progress.rows_from };
         let mut found = memory.prefix.as_ref().map_or_else(Default::default, |p| p.find(tokens, limit));
         let pages = memory.prefix.as_ref().map_or_else(Vec::new, |prefix| prefix.path(found.node));
         let mut slot = memory.executor.slots_mut().open_with(&pages)?;

@@ -122,6 +122,9 @@ pub struct GenerateRequest {
     /// Give the tokens all at once, in [`Finished::tokens`]. Text is made only if thinking, a grammar or a stop string
     /// needs it. Spares whoever waits for the end anyway an event a token.
     pub tokens_at_end: bool,
+    /// Tell with each token which experts served those before it. On the CPU, for models of 256 experts at most; nothing
+    /// of the prompt is taken from sequences before.
+    pub experts: bool,
 }
 
 /// A token of the prompt under the model's raw distribution.
@@ -152,6 +155,10 @@ pub struct TokenEvent {
     pub top: Vec<(u32, f32)>,
     /// Version of the weights it was sampled with.
     pub weight_version: u64,
+    /// Experts of the tokens that were computed since the last event of this kind, `[tokens, layers, k]`, best first: with
+    /// the first one the prompt's, then the last token's before this one. Empty unless [`GenerateRequest::experts`] asked
+    /// for them.
+    pub experts: Vec<u8>,
 }
 
 /// Why a generation ended.

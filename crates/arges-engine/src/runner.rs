@@ -129,6 +129,7 @@ impl Runner {
         }
         let Self { memory, batch, rows, wishes, chosen, sampleable, .. } = self;
         let executor = &mut memory.executor;
+        executor.note_experts(step.pieces.iter().any(|piece| sequences[&piece.rank].wants_experts()));
         let wishes = &mut wishes[..rows.len()];
         wishes.iter_mut().for_each(|wish| wish.get_mut().unwrap_or_else(PoisonError::into_inner).rule = None);
         if executor.chooses() {

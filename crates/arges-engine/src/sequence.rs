@@ -100,8 +100,21 @@ pub(crate) struct Sequence {
     cached_tokens: usize,
     /// Version of the weights that the last row came from.
     weight_version: u64,
+    /// Experts of its tokens, if they are asked for.
+    experts: Option<Experts>,
     /// Given up when it is admitted for the first time.
     queue_place: Option<QueuePlace>,
+}
+
+/// Experts of a sequence's tokens.
+#[derive(Default)]
+struct Experts {
+    /// `[tokens, layers, k]`, of those that are computed.
+    ids: Vec<u8>,
+    /// Of these, told.
+    told: usize,
+    /// `layers * k`.
+    each: usize,
 }
 
 /// Tokens that end the answer.
@@ -168,12 +181,37 @@ impl Sequence {
             sampleable: model.sampleable,
             cached_tokens: 0,
             weight_version: model.weight_version,
+            experts: request.experts.then(Experts::default),
             queue_place: Some(queue_place),
         })
     }
 
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
+    }
+
+    /// Whether it tells which experts served its tokens.
+    pub fn wants_experts(&self) -> bool {
+        self.experts.is_some()
+    }
+
+    /// Notes the experts of tokens from `position` on, `each` a token; in place of those of guesses that were wrong.
+    pub fn note_experts(&mut self, position: usize, noted: &[u8], each: usize) {
+        let Some(experts) = &mut self.experts else { return };
+        experts.each = each;
+        let (start, end) = (position * each, position * each + noted.len());
+        // What is computed once more, for want of room or for new weights, is told as it was first.
+        let known = experts.told.clamp(start, end);
+        experts.ids.resize(experts.ids.len().max(end), 0);
+        experts.ids[known..end].copy_from_slice(&noted[known - start..]);
+    }
+
+    /// The experts of all tokens so far that are not told yet.
+    fn tell_experts(&mut self) -> Vec<u8> {
+        let Some(experts) = &mut self.experts else { return Vec::new() };
+        let end = (self.tokens.len() * experts.each).min(experts.ids.len());
+        let told = std::mem::replace(&mut experts.told, end);
+        experts.ids[told..end].to_vec()
     }
 
     /// Guesses what comes after its tokens, `most` at most, where that is worth `price`; how many it guesses.
@@ -378,6 +416,7 @@ impl Sequence {
         }
         let was_forced = self.forced.pop_front().is_some();
         self.forced.extend(forced);
+        let experts = self.tell_experts();
         self.tokens.push(id);
         self.sampler.record(id);
         let generated = self.tokens.len() - self.prompt_len;
@@ -393,6 +432,7 @@ impl Sequence {
             logprob,
             top,
             weight_version: self.weight_version,
+            experts,
         };
         match &mut self.kept {
             Some(kept) => kept.push(event),

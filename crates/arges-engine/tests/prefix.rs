@@ -48,6 +48,34 @@ fn a_prompt_that_goes_on_from_an_earlier_one_takes_up_its_whole_chunks() {
 }
 
 #[test]
+fn the_experts_of_every_token_are_told_once_however_it_was_computed() {
+    let tokens = prompt(300, 1);
+    let experts =
+        |answer: &Answer| answer.tokens.iter().flat_map(|token| token.experts.clone()).collect::<Vec<u8>>();
+    let asked = GenerateRequest { experts: true, ..seeded(tokens.clone(), 40, 3) };
+    // One at a time, and beside others; in steps of other sizes; where a beginning is kept, which does not help here.
+    let engine = engine(options());
+    let answer = collect(engine.submit(asked.clone()).unwrap());
+    let each = answer.tokens[1].experts.len();
+    assert_eq!(each, 8 * 2);
+    assert_eq!(answer.tokens[0].experts.len(), 300 * each);
+    assert_eq!(experts(&answer).len(), (300 + answer.tokens.len() - 1) * each);
+    let others = (0..4).map(|salt| seeded(prompt(90, salt), 30, 9));
+    let requests: Vec<GenerateRequest> = [asked.clone()].into_iter().chain(others).collect();
+    let answers = together(&engine, &requests);
+    assert_eq!((experts(&answers[0]), answers[0].ids()), (experts(&answer), answer.ids()));
+    assert_eq!(answers[0].finished.usage.cached_tokens, 0);
+    assert!(answers[1..].iter().all(|answer| experts(answer).is_empty()));
+    let small = support::engine(EngineOptions { step_tokens: 33, max_drafts: 8, ..options() });
+    assert_eq!(experts(&collect(small.submit(asked).unwrap())), experts(&answer));
+    // As a prompt, the answer goes to the same experts.
+    let whole: Vec<u32> = tokens.into_iter().chain(answer.ids()).collect();
+    let again = GenerateRequest { experts: true, ..greedy(whole, 1) };
+    let told = experts(&collect(engine.submit(again).unwrap()));
+    assert_eq!(told[..told.len() - each], experts(&answer));
+}
+
+#[test]
 fn a_conversation_goes_on_from_its_last_answer() {
     let engine = engine(options());
     let mut turns = prompt(100, 2);

@@ -318,6 +318,26 @@ impl Executor {
         Ok(())
     }
 
+    /// Whether [`Self::note_experts`] has any effect: on the CPU, with 256 experts at most.
+    pub fn can_note_experts(&self) -> bool {
+        matches!(self.memory, Memory::Cpu(_)) && self.model.config().num_experts <= 256
+    }
+
+    /// Whether steps note which experts serve their tokens.
+    pub fn note_experts(&mut self, note: bool) {
+        if let Memory::Cpu(memory) = &mut self.memory {
+            memory.1.note_experts(note);
+        }
+    }
+
+    /// Experts of the last step's tokens, `[tokens, layers, k]`; empty unless they were to be noted.
+    pub fn noted_experts(&self) -> &[u8] {
+        match &self.memory {
+            Memory::Cpu(memory) => memory.1.noted_experts(),
+            Memory::Cuda(_) => &[],
+        }
+    }
+
     /// Logits of the last step, `[logit rows, vocab_size]`, with room for more.
     pub fn logits(&self) -> &[f32] {
         match &self.memory {

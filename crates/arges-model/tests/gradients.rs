@@ -10,9 +10,10 @@ use arges_kernels::matmul::Compute;
 use arges_model::checkpoint::WriteOptions;
 use arges_model::synth::SynthShape;
 use arges_model::training::{
-    LoraOptions, LoraTarget, Parameters, Recompute, Trainer, TrainingBatch, TrainingPlan,
+    LoraOptions, LoraTarget, OWN_CHOICE, Parameters, Recompute, Trainer, TrainingBatch, TrainingError,
+    TrainingPlan,
 };
-use arges_model::{Checkpoint, Config, DType};
+use arges_model::{Batch, Cache, CachePlan, Checkpoint, Config, DType, LogitRows, Workspace, WorkspacePlan};
 use support::{Golden, Runner, data};
 
 const MODELS: [&str; 3] = ["tiny-m1", "tiny-text01", "tiny-minimax-hf"];
@@ -261,24 +262,113 @@ fn gradients_are_the_slopes_of_the_loss_in_every_structure() {
         let batch = odd_batch();
         let mut trainer =
             Trainer::new(Parameters::initialized(&config, 7), Compute::F32, cpu(2, None), PLAN).unwrap();
-        let gradient = gradients(&mut trainer, &batch, 0.0);
-        let base = trainer.parameters().values().to_vec();
-        for tensor in trainer.parameters().tensors().to_vec() {
-            let of = |i: usize| if tensor.range.contains(&i) { f64::from(gradient[i]) } else { 0.0 };
-            let norm = tensor.range.clone().map(|i| of(i).powi(2)).sum::<f64>().sqrt();
-            assert!(norm > 0.0, "{name}: {} has no gradient", tensor.name);
-            let mut loss_at = |step: f64| {
-                let moved: Vec<f32> =
-                    (0..base.len()).map(|i| (f64::from(base[i]) + step * of(i) / norm) as f32).collect();
-                trainer.parameters_mut().values_mut().copy_from_slice(&moved);
-                trainer.publish().unwrap();
-                mean_loss(trainer.evaluate(&batch).unwrap().logprobs)
-            };
-            let step = 4e-3;
-            let slope = (loss_at(step) - loss_at(-step)) / (2.0 * step);
-            let error = (slope - norm).abs() / norm.max(2e-3);
-            assert!(error < 0.03, "{name}: {}: slope {slope:e}, gradient {norm:e}", tensor.name);
-        }
+        assert_slopes(&mut trainer, &batch, name);
+    }
+}
+
+/// Holds the gradient of each tensor to the slope of the mean loss along it.
+fn assert_slopes(trainer: &mut Trainer, batch: &TrainingBatch, name: &str) {
+    let gradient = gradients(trainer, batch, 0.0);
+    let base = trainer.parameters().values().to_vec();
+    for tensor in trainer.parameters().tensors().to_vec() {
+        let of = |i: usize| if tensor.range.contains(&i) { f64::from(gradient[i]) } else { 0.0 };
+        let norm = tensor.range.clone().map(|i| of(i).powi(2)).sum::<f64>().sqrt();
+        assert!(norm > 0.0, "{name}: {} has no gradient", tensor.name);
+        let mut loss_at = |step: f64| {
+            let moved: Vec<f32> =
+                (0..base.len()).map(|i| (f64::from(base[i]) + step * of(i) / norm) as f32).collect();
+            trainer.parameters_mut().values_mut().copy_from_slice(&moved);
+            trainer.publish().unwrap();
+            mean_loss(trainer.evaluate(batch).unwrap().logprobs)
+        };
+        let step = 4e-3;
+        let slope = (loss_at(step) - loss_at(-step)) / (2.0 * step);
+        let error = (slope - norm).abs() / norm.max(2e-3);
+        assert!(error < 0.03, "{name}: {}: slope {slope:e}, gradient {norm:e}", tensor.name);
+    }
+}
+
+/// A mixture of which tokens use two of four experts, layer by layer.
+fn mixture() -> Config {
+    let (_, mut config) = odd_configs().swap_remove(0);
+    config.num_experts = 4;
+    config
+}
+
+/// Experts of a batch's tokens, `[tokens, layers, k]`, as the model chooses them in inference.
+fn own_choices(trainer: &Trainer, batch: &TrainingBatch) -> Vec<u16> {
+    let model = trainer.model();
+    let mut cache = Cache::new(model, CachePlan { max_sequences: 8, max_tokens: 1024 }).unwrap();
+    let mut workspace = Workspace::new(model, WorkspacePlan { max_tokens: 512, max_logit_rows: 1 });
+    workspace.note_experts(true);
+    let (mut step, mut first) = (Batch::new(), 0);
+    for &length in &batch.lengths {
+        let sequence = cache.open().unwrap();
+        cache.reserve(sequence, length).unwrap();
+        step.push(sequence, &batch.tokens[first..first + length], LogitRows::None);
+        first += length;
+    }
+    model.forward(&step, &mut cache, &mut workspace).unwrap();
+    workspace.noted_experts().iter().map(|expert| u16::from(*expert)).collect()
+}
+
+#[test]
+fn a_models_own_choices_given_to_it_change_no_bit() {
+    for compute in [Compute::F32, Compute::Bf16] {
+        let parameters = Parameters::initialized(&mixture(), 7);
+        let mut trainer = Trainer::new(parameters, compute, cpu(2, None), PLAN).unwrap();
+        let mut batch = odd_batch();
+        let of = |trainer: &mut Trainer, batch: &TrainingBatch| {
+            let logprobs = trainer.evaluate(batch).unwrap().logprobs.to_vec();
+            (logprobs, gradients(trainer, batch, 0.01))
+        };
+        let free = of(&mut trainer, &batch);
+        batch.experts = own_choices(&trainer, &batch);
+        assert_eq!(batch.experts.len(), batch.tokens.len() * 3 * 2);
+        assert!(of(&mut trainer, &batch) == free, "{compute}");
+        // Some tokens given, some not: the same again.
+        batch.experts.chunks_exact_mut(6).step_by(3).for_each(|token| token.fill(OWN_CHOICE));
+        assert!(of(&mut trainer, &batch) == free, "{compute}");
+        // Others are something else.
+        batch
+            .experts
+            .iter_mut()
+            .filter(|expert| **expert != OWN_CHOICE)
+            .for_each(|expert| *expert = 3 - *expert);
+        assert_ne!(of(&mut trainer, &batch).0, free.0, "{compute}");
+    }
+}
+
+#[test]
+fn gradients_are_the_slopes_of_the_loss_with_experts_that_stay_whatever_the_router_says() {
+    let parameters = Parameters::initialized(&mixture(), 7);
+    let mut trainer = Trainer::new(parameters, Compute::F32, cpu(2, None), PLAN).unwrap();
+    let mut batch = odd_batch();
+    // Choices of other weights: those that were in force when tokens were sampled.
+    let sampler = Trainer::new(Parameters::initialized(&mixture(), 8), Compute::F32, cpu(2, None), PLAN);
+    batch.experts = own_choices(&sampler.unwrap(), &batch);
+    assert_ne!(batch.experts, own_choices(&trainer, &batch));
+    assert_slopes(&mut trainer, &batch, "given experts");
+}
+
+#[test]
+fn experts_that_there_are_not_are_refused() {
+    let parameters = Parameters::initialized(&mixture(), 7);
+    let mut trainer = Trainer::new(parameters, Compute::F32, cpu(1, None), PLAN).unwrap();
+    let batch = odd_batch();
+    let whole = own_choices(&trainer, &batch);
+    for (change, reason) in [
+        ((|experts| experts.truncate(7)) as fn(&mut Vec<u16>), "there are 7 of them, not 606"),
+        (|experts| experts[3] = 4, "4 is none of 4"),
+        (|experts| experts[3] = experts[2], "has one twice"),
+    ] {
+        let mut experts = whole.clone();
+        change(&mut experts);
+        let error = trainer.evaluate(&TrainingBatch { experts, ..batch.clone() }).err().unwrap();
+        assert!(
+            matches!(error, TrainingError::Experts { .. }) && error.to_string().contains(reason),
+            "{error}"
+        );
     }
 }
 

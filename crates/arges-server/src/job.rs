@@ -42,9 +42,9 @@ pub(crate) struct Prompt {
 }
 
 impl Job {
-    /// Whether every token is told of, with its id or its log-probability.
+    /// Whether every token is told of, with its id, its log-probability or experts.
     pub fn tells_tokens(&self) -> bool {
-        self.logprobs.is_some() || self.settings.return_token_ids
+        self.logprobs.is_some() || self.settings.return_token_ids || self.settings.return_experts
     }
 
     /// Answers of the whole job.
@@ -99,6 +99,7 @@ impl Job {
             prompt_logprobs: self.logprobs.filter(|_| prompt.echo.is_some()),
             priority: self.settings.priority,
             tokens_at_end: false,
+            experts: self.settings.return_experts,
         }
     }
 
@@ -109,6 +110,9 @@ impl Job {
             SubmitError::EmptyPrompt => ApiError::invalid_param(param, message),
             SubmitError::TooLong { .. } => ApiError::context_length(param, message),
             SubmitError::UnknownToken { id, .. } => ApiError::invalid_param(self.field_of_token(id), message),
+            SubmitError::InvalidParameter { name: "experts", .. } => {
+                ApiError::unsupported("return_experts", message)
+            }
             SubmitError::InvalidParameter { name, .. } => ApiError::invalid_param(name, message),
             SubmitError::QueueFull { .. } => ApiError::overloaded(message),
             SubmitError::ShutDown => ApiError::shutting_down(),

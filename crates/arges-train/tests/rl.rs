@@ -184,6 +184,30 @@ fn every_log_probability_of_a_whole_run_has_the_bits_that_it_was_sampled_with() 
 }
 
 #[test]
+fn replayed_experts_change_no_bit_of_what_the_weights_in_force_have_sampled() {
+    let place = Place::new();
+    let replay = ("agreement", "replay_experts = true\nagreement");
+    let one_update = ("updates = 2", "updates = 1");
+    let plain = whole(place.config("plain", &[one_update]), 2);
+    let replayed = whole(place.config("replayed", &[one_update, replay]), 2);
+    assert!(
+        file(&plain, 4, "training-state.safetensors") == file(&replayed, 4, "training-state.safetensors")
+    );
+    assert_eq!(metric(&replayed, "train_infer_logprob_maxdiff"), [0.0; 4]);
+    let all = trajectories(&replayed);
+    // Three layers, in each two of four experts.
+    assert!(all.iter().all(|t| t.experts.len() == (t.tokens.len() - 1) * 6));
+    assert!(all.iter().flat_map(|t| &t.experts).all(|expert| *expert < 4));
+    assert!(trajectories(&plain).iter().all(|t| t.experts.is_empty()));
+    // A second update has other weights. What their router would choose is then not what is learned.
+    let [plain, replayed] =
+        [("off", vec![]), ("on", vec![replay])].map(|(name, changes)| whole(place.config(name, &changes), 2));
+    let ratios = |run: &Path| metric(run, "train/log_ratio_mean");
+    assert_eq!(ratios(&plain)[0], ratios(&replayed)[0]);
+    assert_ne!(ratios(&plain)[1], ratios(&replayed)[1]);
+}
+
+#[test]
 fn a_run_repeats_bit_for_bit_whatever_the_threads_and_the_responses_at_once() {
     let place = Place::new();
     let one = whole(place.config("one", &[]), 2);

@@ -125,6 +125,7 @@ impl Run {
 fn turn(seed: u64, max_tokens: usize) -> Turn {
     let prompt = (0..20).map(|i| 100 + (seed as u32 * 31 + i * 7) % 900).collect();
     Turn {
+        experts: false,
         prompt,
         max_tokens,
         seed: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15),
@@ -137,7 +138,8 @@ fn turn(seed: u64, max_tokens: usize) -> Turn {
 async fn to_the_end(policy: &dyn Policy, turn: Turn) -> (Sampled, usize) {
     let (start, max) = (turn.prompt.len(), turn.max_tokens);
     let mut turn = turn;
-    let mut all = Sampled { tokens: vec![], logprobs: vec![], versions: vec![], end: TurnEnd::Aborted };
+    let end = TurnEnd::Aborted;
+    let mut all = Sampled { tokens: vec![], logprobs: vec![], versions: vec![], experts: vec![], end };
     let mut pieces = 0;
     loop {
         let sampled = policy.sample(turn.clone()).await.unwrap();

@@ -47,12 +47,24 @@ impl Routing {
     /// # Panics
     /// When there are more tokens than there is room for.
     pub fn route(&mut self, logits: &[f32]) {
+        self.route_given(logits, |_| None);
+    }
+
+    /// As [`Self::route`], but a token for which `given` has experts, `k` different ones, goes to those, weighed by its
+    /// logits. Where they are the ones it would choose, in that order, the same bits come out.
+    ///
+    /// # Panics
+    /// When there are more tokens than there is room for, and for experts that there are not.
+    pub fn route_given<'g>(&mut self, logits: &[f32], given: impl Fn(usize) -> Option<&'g [u16]>) {
         let (experts, k) = (self.counts.len(), self.experts_per_token);
         self.tokens = logits.len() / experts;
         self.counts.fill(0);
         for (t, logits) in logits.chunks_exact(experts).enumerate() {
-            let chosen = &mut self.experts[t * k..][..k];
-            choose(logits, chosen, &mut self.weights[t * k..][..k]);
+            let (chosen, weights) = (&mut self.experts[t * k..][..k], &mut self.weights[t * k..][..k]);
+            match given(t) {
+                None => choose(logits, chosen, weights),
+                Some(given) => weigh(logits, given, chosen, weights),
+            }
             for expert in chosen {
                 self.counts[*expert as usize] += 1;
             }
@@ -117,7 +129,19 @@ fn choose(logits: &[f32], experts: &mut [u32], weights: &mut [f32]) {
             (weights[at], experts[at]) = (*logit, expert as u32);
         }
     }
-    let max = weights[0];
+    softmax(weights);
+}
+
+/// Experts that were chosen before, and the softmax of their logits among themselves.
+fn weigh(logits: &[f32], given: &[u16], experts: &mut [u32], weights: &mut [f32]) {
+    for ((expert, weight), given) in experts.iter_mut().zip(weights.iter_mut()).zip(given) {
+        (*expert, *weight) = (u32::from(*given), logits[usize::from(*given)]);
+    }
+    softmax(weights);
+}
+
+fn softmax(weights: &mut [f32]) {
+    let max = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut total = 0.0;
     for weight in weights.iter_mut() {
         *weight = (*weight - max).exp();
@@ -199,6 +223,36 @@ mod tests {
                     assert_eq!(routing.experts()[t * k + slot] as usize, expert);
                     assert!((f64::from(routing.weights()[t * k + slot]) - weight).abs() < 1e-6);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn given_experts_are_weighed_by_the_logits_as_they_are_and_their_own_choice_changes_no_bit() {
+        let mut random = Random::new(3);
+        let (tokens, experts, k) = (40, 8, 3);
+        let logits = random.normal(tokens * experts);
+        let [mut own, mut given] = [0, 1].map(|_| Routing::new(tokens, experts, k));
+        own.route(&logits);
+        let chosen: Vec<u16> = own.experts().iter().map(|expert| *expert as u16).collect();
+        given.route_given(&logits, |t| Some(&chosen[t * k..][..k]));
+        assert_eq!((own.experts(), own.weights()), (given.experts(), given.weights()));
+        assert_eq!(own.places, given.places);
+        // Other logits, the same experts: weights are the softmax of the new logits among these.
+        let moved = random.normal(tokens * experts);
+        given.route_given(&moved, |t| (t > 0).then(|| &chosen[t * k..][..k]));
+        own.route(&moved);
+        assert_eq!(
+            (&own.experts()[..k], &own.weights()[..k]),
+            (&given.experts()[..k], &given.weights()[..k])
+        );
+        assert_ne!(own.experts(), given.experts());
+        for t in 1..tokens {
+            let of = |slot: usize| f64::from(moved[t * experts + usize::from(chosen[t * k + slot])]).exp();
+            let total: f64 = (0..k).map(of).sum();
+            for slot in 0..k {
+                assert_eq!(given.experts()[t * k + slot], u32::from(chosen[t * k + slot]));
+                assert!((f64::from(given.weights()[t * k + slot]) - of(slot) / total).abs() < 1e-6);
             }
         }
     }

@@ -8,6 +8,7 @@ use arges_kernels::moe::{combine, mix_shared};
 use arges_kernels::norm::{gated_rms_norm, residual, rms_norm};
 use arges_kernels::softmax_attention::{self, softmax_attention};
 
+use super::given::{GivenExperts, LayerExperts};
 use super::step::{ForwardError, check};
 use super::workspace::ExpertBuffers;
 use super::{Attention, Layer, Model, SharedMlp, Workspace};
@@ -56,6 +57,18 @@ impl Model {
         workspace: &'w mut Workspace,
         observe: &mut dyn FnMut(Stage, &[f32]),
     ) -> Result<&'w mut [f32], ForwardError> {
+        self.forward_given(batch, GivenExperts::NONE, cache, workspace, observe)
+    }
+
+    /// As [`Model::forward_observed`], with experts that were chosen before.
+    pub(crate) fn forward_given<'w>(
+        &self,
+        batch: &Batch,
+        given: GivenExperts<'_>,
+        cache: &mut Cache,
+        workspace: &'w mut Workspace,
+        observe: &mut dyn FnMut(Stage, &[f32]),
+    ) -> Result<&'w mut [f32], ForwardError> {
         check(batch, cache, workspace.plan, self.config.vocab_size)?;
         let (tokens, hidden) = (batch.len(), self.config.hidden_size);
         workspace.set_spans(batch, cache);
@@ -75,7 +88,8 @@ impl Model {
                 &workspace.projected[..tokens * layer.attention.projections()],
             );
             observe(Stage::Middle(index), &workspace.x[..tokens * hidden]);
-            self.expert_block(layer, tokens, workspace);
+            self.expert_block(layer, tokens, given.of_layer(index, &self.config), workspace);
+            workspace.record(index, &self.config);
             if layer.experts.router.is_some() {
                 let logits = &workspace.experts.router_logits[..tokens * self.config.num_experts];
                 observe(Stage::RouterLogits(index), logits);
@@ -153,14 +167,14 @@ impl Model {
     }
 
     /// `x = alpha * base + beta * experts(norm(x))`.
-    fn expert_block(&self, layer: &Layer, tokens: usize, workspace: &mut Workspace) {
+    fn expert_block(&self, layer: &Layer, tokens: usize, given: LayerExperts<'_>, workspace: &mut Workspace) {
         let (cpu, config) = (&*self.cpu, &self.config);
         let hidden = config.hidden_size;
         let ws = workspace;
         let (x, normed) = (&mut ws.x[..tokens * hidden], &mut ws.normed[..tokens * hidden]);
         let branch = &mut ws.branch[..tokens * hidden];
         rms_norm(cpu, x, &layer.post_attention_norm, config.rms_norm_eps as f32, normed);
-        self.mixture(layer, normed, branch, &mut ws.packed_f32, &mut ws.experts);
+        self.mixture(layer, given, normed, branch, &mut ws.packed_f32, &mut ws.experts);
         if let Some(shared) = &layer.shared {
             self.shared_mlp(shared, normed, branch, &mut ws.packed_f32, &mut ws.experts);
         }
@@ -170,6 +184,7 @@ impl Model {
     fn mixture(
         &self,
         layer: &Layer,
+        given: LayerExperts<'_>,
         normed: &[f32],
         out: &mut [f32],
         packed_f32: &mut PackedRows,
@@ -187,7 +202,7 @@ impl Model {
             }
             None => logits.fill(0.0),
         }
-        buffers.routing.route(logits);
+        buffers.routing.route_given(logits, |token| given.of_token(token));
         let (routing, segments) = (&buffers.routing, buffers.routing.segments());
         buffers.used += segments.len() as u64;
         buffers.inputs.pack(cpu, normed, hidden, segments, |row| routing.source(row));

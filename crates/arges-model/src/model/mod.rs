@@ -3,6 +3,7 @@
 mod build;
 pub mod cuda;
 mod forward;
+mod given;
 mod load;
 pub(crate) mod source;
 pub(crate) mod step;
@@ -19,6 +20,8 @@ use arges_kernels::rope::Frequencies;
 use crate::config::Config;
 
 pub use forward::Stage;
+pub(crate) use given::GivenExperts;
+pub use given::OWN_CHOICE;
 pub use load::{LoadOptions, LoadProgress, ModelError};
 pub use step::ForwardError;
 pub use workspace::{Workspace, WorkspacePlan};

@@ -8,6 +8,7 @@ use arges_kernels::{lightning, softmax_attention};
 
 use super::Model;
 use crate::cache::{lightning_shape, softmax_shape};
+use crate::config::Config;
 
 /// The largest step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub struct Workspace {
     /// `[logit rows, vocab]`.
     pub(super) logits: AlignedBuffer<f32>,
     pub(super) spans: Vec<lightning::Span>,
+    /// Experts of the last step's tokens, `[tokens, layers, k]`, where they are asked for.
+    pub(super) chosen: Option<Vec<u8>>,
 }
 
 /// What the experts of one layer work in.
@@ -100,6 +103,7 @@ impl Workspace {
             head_rows: AlignedBuffer::zeroed(rows * hidden),
             logits: AlignedBuffer::zeroed(rows * config.vocab_size),
             spans: Vec::new(),
+            chosen: None,
         }
     }
 
@@ -112,6 +116,30 @@ impl Workspace {
     /// that served a token.
     pub fn experts_used(&self) -> u64 {
         self.experts.used
+    }
+
+    /// Whether steps note which experts serve their tokens; for models of 256 experts at most.
+    pub fn note_experts(&mut self, note: bool) {
+        self.chosen = note.then(|| self.chosen.take().unwrap_or_default());
+    }
+
+    /// Experts of the last step's tokens, `[tokens, layers, k]`, best first; empty unless they were to be noted.
+    pub fn noted_experts(&self) -> &[u8] {
+        self.chosen.as_deref().unwrap_or_default()
+    }
+
+    /// Notes which experts a layer went to.
+    pub(super) fn record(&mut self, layer: usize, config: &Config) {
+        let Some(noted) = &mut self.chosen else { return };
+        let (layers, k) = (config.attention.len(), config.experts_per_token);
+        let chosen = self.experts.routing.experts();
+        noted.resize(chosen.len() * layers, 0);
+        for (token, experts) in chosen.chunks_exact(k).enumerate() {
+            let place = &mut noted[(token * layers + layer) * k..][..k];
+            for (place, expert) in place.iter_mut().zip(experts) {
+                *place = *expert as u8;
+            }
+        }
     }
 
     /// The residual stream after the last step, `[tokens, hidden]` and room for more.

@@ -2,6 +2,7 @@
 
 use super::{TrainingError, TrainingPlan};
 use crate::config::Config;
+use crate::model::OWN_CHOICE;
 
 /// A token to be predicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +22,10 @@ pub struct TrainingBatch {
     pub lengths: Vec<usize>,
     /// What is to be predicted, rows ascending. Rows without a target cost no logits.
     pub targets: Vec<Target>,
+    /// Experts that serve the tokens whatever the router would choose, `[tokens, layers, k]`, best first; a token whose
+    /// experts in a layer begin with [`OWN_CHOICE`] chooses there. Empty where all do. Their weights are the router's in
+    /// any case, and gradients go through those.
+    pub experts: Vec<u16>,
 }
 
 impl TrainingBatch {
@@ -55,12 +60,34 @@ impl TrainingBatch {
         if lengths != tokens || self.lengths.contains(&0) {
             return Err(TrainingError::Lengths { lengths, tokens });
         }
+        self.check_experts(config)?;
         let mut next = 0;
         for (index, &Target { row, token }) in self.targets.iter().enumerate() {
             if row < next || row as usize >= tokens || token as usize >= config.vocab_size {
                 return Err(TrainingError::Target { index, row, token });
             }
             next = row + 1;
+        }
+        Ok(())
+    }
+
+    fn check_experts(&self, config: &Config) -> Result<(), TrainingError> {
+        if self.experts.is_empty() {
+            return Ok(());
+        }
+        let invalid = |reason: String| Err(TrainingError::Experts { reason });
+        let k = config.experts_per_token;
+        let wanted = self.tokens.len() * config.attention.len() * k;
+        if self.experts.len() != wanted {
+            return invalid(format!("there are {} of them, not {wanted}", self.experts.len()));
+        }
+        for experts in self.experts.chunks_exact(k).filter(|experts| experts[0] != OWN_CHOICE) {
+            if let Some(expert) = experts.iter().find(|expert| usize::from(**expert) >= config.num_experts) {
+                return invalid(format!("{expert} is none of {}", config.num_experts));
+            }
+            if (1..k).any(|slot| experts[..slot].contains(&experts[slot])) {
+                return invalid(format!("{experts:?} has one twice"));
+            }
         }
         Ok(())
     }

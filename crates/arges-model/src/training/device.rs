@@ -64,6 +64,7 @@ impl DeviceTrainer {
     ) -> Result<StepOutput<'_>, TrainingError> {
         match self {
             Self::Cpu(trainer) => trainer.accumulate(batch, weight, balance),
+            Self::Cuda(..) if !batch.experts.is_empty() => Err(TrainingError::ExpertsOnCuda),
             Self::Cuda(trainer, _) => trainer.accumulate(batch, weight, balance),
         }
     }
@@ -75,6 +76,7 @@ impl DeviceTrainer {
     pub fn evaluate(&mut self, batch: &TrainingBatch) -> Result<StepOutput<'_>, TrainingError> {
         match self {
             Self::Cpu(trainer) => trainer.evaluate(batch),
+            Self::Cuda(..) if !batch.experts.is_empty() => Err(TrainingError::ExpertsOnCuda),
             Self::Cuda(trainer, _) => trainer.evaluate(batch),
         }
     }

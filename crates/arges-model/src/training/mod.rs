@@ -29,6 +29,7 @@ pub use parameters::{Parameters, TrainableTensor};
 
 use crate::cache::{Cache, CacheError, CachePlan};
 use crate::checkpoint::{CheckpointError, WriteError};
+pub use crate::model::OWN_CHOICE;
 use crate::model::cuda::{CudaCacheError, CudaModelError};
 use crate::model::{ForwardError, Model};
 use buffers::Buffers;
@@ -105,6 +106,15 @@ pub enum TrainingError {
         /// The token.
         token: u32,
     },
+    /// Experts that the model's tokens cannot go to.
+    #[error("experts given for a batch: {reason}")]
+    Experts {
+        /// What is wrong.
+        reason: String,
+    },
+    /// Only the CPU takes experts as they are given.
+    #[error("a GPU's trainer cannot replay choices of experts; train on the CPU, or without replay")]
+    ExpertsOnCuda,
     /// A GPU failed, has too little memory, or no kernel for the model's shape.
     #[error(transparent)]
     Cuda(#[from] CudaError),

@@ -36,6 +36,8 @@ struct CompletionFields {
     logprobs: Option<i64>,
     best_of: Option<i64>,
     suffix: Option<String>,
+    /// An extension, for trainers that replay them.
+    return_experts: Option<bool>,
     /// An extension, as in vLLM.
     structured_outputs: Option<StructuredOutputs>,
 }
@@ -52,8 +54,9 @@ pub(crate) async fn create(
 
 /// From the body to a job: parse, check, tokenise.
 fn prepare(frontend: &Frontend, body: &[u8]) -> Result<Job, ApiError> {
-    let settings = parse_json::<SharedFields>(body)?.validate(&frontend.options)?;
+    let mut settings = parse_json::<SharedFields>(body)?.validate(&frontend.options)?;
     let fields: CompletionFields = parse_json(body)?;
+    settings.return_experts = fields.return_experts.unwrap_or(false);
     if fields.suffix.is_some_and(|suffix| !suffix.is_empty()) {
         return Err(ApiError::unsupported(
             "suffix",
@@ -134,6 +137,9 @@ pub(crate) struct CompletionChoice {
     prompt_token_ids: Option<Vec<u32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<u32>>,
+    /// Two hexadecimal digits for each choice of an expert.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experts: Option<String>,
 }
 
 impl Dialect for Completion {
@@ -161,6 +167,7 @@ impl Dialect for Completion {
             prompt_token_ids: return_ids.then(|| prompt.ids.clone()),
             weights: AnswerWeights::of(job, &answer),
             token_ids: return_ids.then(|| answer.ids()),
+            experts: experts(job, &answer.tokens),
             text: prompt.echo.clone().unwrap_or_default() + &answer.content,
         }
     }
@@ -205,7 +212,9 @@ impl Dialect for Completion {
         let text = text_of(parts);
         let told = job.settings.return_token_ids.then_some(token.weight_version);
         let weights = AnswerWeights { weight_version: told, token_weight_versions: None };
-        vec![CompletionChoice { text, index, logprobs, token_ids, weights, ..CompletionChoice::default() }]
+        let experts = experts(job, std::slice::from_ref(token));
+        let rest = CompletionChoice::default();
+        vec![CompletionChoice { text, index, logprobs, token_ids, weights, experts, ..rest }]
     }
 
     fn closing(index: usize, parts: Vec<Part>, end: &End) -> Vec<CompletionChoice> {
@@ -214,6 +223,14 @@ impl Dialect for Completion {
         let text = text_of(parts);
         vec![CompletionChoice { text, index, finish_reason, weights, ..CompletionChoice::default() }]
     }
+}
+
+/// Experts that served the tokens before each of these, where they are asked for.
+fn experts(job: &Job, tokens: &[TokenEvent]) -> Option<String> {
+    let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or_default();
+    let experts = tokens.iter().flat_map(|token| &token.experts);
+    let digits = || experts.flat_map(|expert| [digit(expert >> 4), digit(expert & 15)]).collect();
+    job.settings.return_experts.then(digits)
 }
 
 /// The text of parts, which are all content.

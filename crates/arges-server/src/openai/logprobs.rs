@@ -156,6 +156,7 @@ mod tests {
             logprob,
             top: top.to_vec(),
             weight_version: 0,
+            experts: Vec::new(),
         }
     }
 

@@ -67,6 +67,8 @@ pub(crate) struct Settings {
     pub include_usage: bool,
     /// Token ids beside the text (an extension, as in vLLM).
     pub return_token_ids: bool,
+    /// Experts that served the tokens (an extension, of completions alone).
+    pub return_experts: bool,
     /// That of the engine, where higher goes first.
     pub priority: i32,
 }
@@ -90,6 +92,7 @@ impl SharedFields {
             stream,
             include_usage: self.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false),
             return_token_ids: self.return_token_ids.unwrap_or(false),
+            return_experts: false,
             priority: -in_range("priority", self.priority, -MAX_PRIORITY..=MAX_PRIORITY)?.unwrap_or(0) as i32,
             sampling: self.sampling(&options.defaults)?,
             stop: self.stop_conditions(options)?,

@@ -186,6 +186,28 @@ async fn token_ids_are_returned_when_asked_for() {
 }
 
 #[tokio::test]
+async fn experts_are_told_when_asked_for_whole_and_streamed() {
+    let server = server();
+    let asked = json!({"return_experts": true});
+    let whole = server.completion(with(greedy(json!("hello"), 5), asked.clone())).await.ok();
+    let experts = whole["choices"][0]["experts"].as_str().unwrap().to_owned();
+    let prompt = server.tokenizer.encode("hello").unwrap().len();
+    // Two digits for each of the prompt's tokens and the answer's but the last, in each layer and slot.
+    assert_eq!(experts.len() % (2 * (prompt + 4)), 0);
+    assert!(!experts.is_empty() && experts.chars().all(|digit| digit.is_ascii_hexdigit()));
+    let chunks = server
+        .completion(with(greedy(json!("hello"), 5), json!({"return_experts": true, "stream": true})))
+        .await
+        .chunks();
+    let streamed: Vec<&str> =
+        chunks.iter().filter_map(|chunk| chunk["choices"][0]["experts"].as_str()).collect();
+    assert_eq!((streamed.len(), streamed.concat()), (5, experts));
+    let plain = server.completion(greedy(json!("hello"), 5)).await.ok();
+    assert!(plain["choices"][0].get("experts").is_none());
+    assert_eq!(plain["choices"][0]["text"], whole["choices"][0]["text"]);
+}
+
+#[tokio::test]
 async fn sixteen_requests_at_once_each_get_the_answer_they_get_alone() {
     let server = server();
     let body = |index: usize| {

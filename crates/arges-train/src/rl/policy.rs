@@ -20,9 +20,11 @@ pub struct Turn {
     pub greedy: bool,
     /// Ends text that goes round in circles.
     pub repetition: Option<RepetitionStop>,
+    /// Tell which experts served the tokens.
+    pub experts: bool,
 }
 
-/// What was sampled. The three lists are of the same length.
+/// What was sampled. The first three lists are of the same length.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampled {
     pub tokens: Vec<u32>,
@@ -30,6 +32,8 @@ pub struct Sampled {
     pub logprobs: Vec<f32>,
     /// Version of the weights that sampled each.
     pub versions: Vec<u64>,
+    /// Experts of all tokens but the last, prompt included, `[tokens, layers, k]`; empty unless asked for.
+    pub experts: Vec<u8>,
     pub end: TurnEnd,
 }
 
@@ -113,6 +117,7 @@ pub async fn sample_from(
         max_tokens: Some(turn.max_tokens),
         sampling: SamplingParams { seed: Some(turn.seed), ..sampling },
         stop: StopConditions { repetition: turn.repetition, ..StopConditions::default() },
+        experts: turn.experts,
         tokens_at_end: show.is_none(),
         ..GenerateRequest::default()
     };
@@ -136,13 +141,14 @@ pub async fn sample_from(
                 let tokens = sampled.iter().map(|token| token.id).collect();
                 let logprobs = sampled.iter().map(|token| token.logprob).collect();
                 let versions = sampled.iter().map(|token| token.weight_version).collect();
+                let experts = sampled.iter().flat_map(|token| token.experts.iter().copied()).collect();
                 let end = match finished.reason {
                     FinishReason::Stop => TurnEnd::Stop,
                     FinishReason::Length => TurnEnd::Length,
                     FinishReason::Repetition => TurnEnd::Repetition,
                     FinishReason::Abort => TurnEnd::Aborted,
                 };
-                return Ok(Sampled { tokens, logprobs, versions, end });
+                return Ok(Sampled { tokens, logprobs, versions, experts, end });
             }
             Some(Event::Failed(message) | Event::GrammarFailed(message)) => {
                 return Err(PolicyError::Failed(message));

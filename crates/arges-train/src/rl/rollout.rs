@@ -74,6 +74,8 @@ pub struct Limits {
     pub max_turns: usize,
     /// Ends responses that go round in circles.
     pub repetition: Option<RepetitionStop>,
+    /// Whether trajectories hold which experts served their tokens.
+    pub experts: bool,
 }
 
 /// Plays episodes, many at once.
@@ -248,6 +250,7 @@ impl Player {
             turns: Vec::new(),
             logprobs: Vec::new(),
             versions: Vec::new(),
+            experts: Vec::new(),
             end: End::Stop,
             reward: 0.0,
             reason: String::new(),
@@ -324,6 +327,7 @@ impl Player {
                 seed,
                 greedy: job.greedy,
                 repetition: self.limits.repetition,
+                experts: self.limits.experts && !job.greedy,
             };
             let sampled = self.policy.sample(turn).await?;
             if sampled.tokens.len() != sampled.logprobs.len()
@@ -333,6 +337,8 @@ impl Player {
                 return Err(EpisodeError::Unusable(reason.to_owned()));
             }
             trajectory.tokens.extend(&sampled.tokens);
+            // Of what was known before, the experts stay that served it first.
+            trajectory.experts.extend(sampled.experts.get(trajectory.experts.len()..).unwrap_or_default());
             trajectory.logprobs.extend(&sampled.logprobs);
             trajectory.push_versions(sampled.versions);
             let end = trajectory.tokens.len();

@@ -7,7 +7,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use arges_model::training::TrainingBatch;
+use arges_model::training::{OWN_CHOICE, TrainingBatch};
 use serde::{Deserialize, Serialize};
 
 const DIRECTORY: &str = "trajectories";
@@ -45,6 +45,9 @@ pub struct Trajectory {
     pub logprobs: Vec<f32>,
     /// Version of the weights that sampled them, as runs: version, tokens.
     pub versions: Vec<(u64, usize)>,
+    /// Experts that served its tokens but the last, `[tokens, layers, k]`; empty where they are not replayed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "hexadecimal")]
+    pub experts: Vec<u8>,
     pub end: End,
     /// What the verifier gave, and why.
     pub reward: f64,
@@ -93,6 +96,10 @@ impl Trajectory {
                 "{sampled} sampled tokens, {logprobs} log-probabilities, {versions} versions"
             ));
         }
+        let experts = self.experts.len();
+        if experts > 0 && !experts.is_multiple_of(self.tokens.len().saturating_sub(1).max(1)) {
+            return Err(format!("{experts} choices of experts, which is not as many for each of its tokens"));
+        }
         match self.logprobs.iter().find(|logprob| !logprob.is_finite() || **logprob > 0.0) {
             Some(logprob) => Err(format!("{logprob} is no log-probability")),
             None => Ok(()),
@@ -119,10 +126,42 @@ impl Trajectory {
         }
     }
 
-    /// Adds it to a batch; what the model sampled is to be predicted.
+    /// Adds it to a batch; what the model sampled is to be predicted. Experts that are noted are given.
     pub fn push_to(&self, batch: &mut TrainingBatch) {
         batch.push_masked(&self.tokens, |place| self.turns.iter().any(|turn| turn.contains(&place)));
+        if let Some(each) =
+            self.experts.len().checked_div(self.tokens.len().saturating_sub(1)).filter(|each| *each > 0)
+        {
+            batch.experts.extend(self.experts.iter().map(|expert| u16::from(*expert)));
+            // The last token was never read when it was sampled, and nothing comes after it.
+            batch.experts.extend(std::iter::repeat_n(OWN_CHOICE, each));
+        }
     }
+}
+
+/// Bytes as text: two digits each, which compression makes short again.
+mod hexadecimal {
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or_default();
+        let text: String = bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect();
+        serializer.serialize_str(&text)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        super::from_hexadecimal(&text)
+            .ok_or_else(|| D::Error::custom("bytes are two hexadecimal digits each"))
+    }
+}
+
+/// Bytes from two digits each.
+pub(crate) fn from_hexadecimal(text: &str) -> Option<Vec<u8>> {
+    let digit = |digit: u8| char::from(digit).to_digit(16);
+    let byte = |pair: &[u8]| Some((digit(pair[0])? * 16 + digit(*pair.get(1)?)?) as u8);
+    text.as_bytes().chunks(2).map(byte).collect()
 }
 
 /// The file of a batch.
@@ -199,6 +238,7 @@ pub mod tests {
             turns: vec![2..4, 5..7],
             logprobs: vec![-0.1, -1.0e-9, -3.402_823_5, -0.333_333_34],
             versions: vec![(4, 3), (5, 1)],
+            experts: Vec::new(),
             end: End::Stop,
             reward: 1.0,
             reason: "right".to_owned(),
@@ -212,6 +252,7 @@ pub mod tests {
         let mut one = example();
         // Every kind of f32, as decimal text.
         one.logprobs = (0..4000u32).map(|i| -f32::from_bits(0x3000_0000 + i * 12_345)).collect();
+        one.experts = (0..=255).collect();
         write(run.path(), 7, &[one.clone(), example()]).unwrap();
         write(run.path(), 9, &[]).unwrap();
         let back = read(run.path(), 7).unwrap();
@@ -231,6 +272,21 @@ pub mod tests {
         let targets: Vec<(u32, u32)> = batch.targets.iter().skip(1).map(|t| (t.row, t.token)).collect();
         assert_eq!(targets, [(3, 7), (4, 8), (6, 10), (7, 11)]);
         assert_eq!(example().sampled(), 4);
+        assert!(batch.experts.is_empty());
+    }
+
+    #[test]
+    fn experts_are_given_for_all_tokens_but_the_last() {
+        // Two layers with one expert each.
+        let trajectory = Trajectory { experts: (0..12).collect(), ..example() };
+        assert_eq!(trajectory.check(), Ok(()));
+        let mut batch = TrainingBatch::default();
+        trajectory.push_to(&mut batch);
+        trajectory.push_to(&mut batch);
+        assert_eq!(batch.experts.len(), 2 * 2 * trajectory.tokens.len());
+        assert_eq!(batch.experts[10..16], [10, 11, OWN_CHOICE, OWN_CHOICE, 0, 1]);
+        let short = Trajectory { experts: (0..11).collect(), ..example() };
+        assert!(short.check().unwrap_err().contains("11 choices of experts"));
     }
 
     #[test]

@@ -40,7 +40,8 @@ impl Player {
     ) -> Result<Self> {
         let talk = Talk::new(opened.tokenizer()?, opened.chat_template()?)?;
         // The tasks themselves bound turns.
-        let limits = Limits { longest: engine.max_context(), max_turns: usize::MAX, repetition: None };
+        let limits =
+            Limits { longest: engine.max_context(), max_turns: usize::MAX, repetition: None, experts: false };
         let seed = sampling.seed.unwrap_or_else(rand::random);
         let policy = Arc::new(Sampler { engine, sampling, show });
         Ok(Self { episodes: Episodes::new(policy, talk.clone(), limits), talk, max_tokens, seed })

@@ -56,7 +56,7 @@ impl Pass<'_> {
         } else {
             dnormed.fill(0.0);
         }
-        self.route(layer, buffers);
+        self.route(index, layer, buffers);
         self.routed(index, layer, buffers);
         if layer.shared.is_some() {
             self.shared(index, layer, buffers);
@@ -69,7 +69,7 @@ impl Pass<'_> {
     }
 
     /// The tokens' experts, and the shared MLP's weight.
-    fn route(&self, layer: &Layer, buffers: &mut LayerBuffers) {
+    fn route(&self, index: usize, layer: &Layer, buffers: &mut LayerBuffers) {
         let (cpu, config, tokens) = (self.cpu, self.model.config(), self.tokens);
         let rows = Segment::all(tokens);
         let normed = &buffers.expert_input[..tokens * config.hidden_size];
@@ -82,7 +82,8 @@ impl Pass<'_> {
             }
             None => logits.fill(0.0),
         }
-        experts.routing.route(logits);
+        let given = self.given.of_layer(index, config);
+        experts.routing.route_given(logits, |token| given.of_token(token));
         if let Some(shared) = &layer.shared {
             let coefficients = &mut experts.coefficients[..tokens];
             let matrix = from_ref(&shared.coefficient);

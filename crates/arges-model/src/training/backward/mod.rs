@@ -16,7 +16,7 @@ use arges_kernels::matmul::{
 
 use super::{Parameters, Trainer, TrainingBatch, TrainingError};
 use crate::batch::{Batch, LogitRows};
-use crate::model::{Model, Stage};
+use crate::model::{GivenExperts, Model, Stage};
 use crate::params::Param;
 
 /// What the layers of one backward pass share.
@@ -29,6 +29,8 @@ struct Pass<'a> {
     /// Pages of the cache, taken by the sequences one after the other.
     pages: &'a [u32],
     parameters: &'a mut Parameters,
+    /// Experts that were chosen before.
+    given: GivenExperts<'a>,
 }
 
 impl Trainer {
@@ -47,8 +49,9 @@ impl Trainer {
         let (inputs, balance) = (&mut self.buffers.inputs, &mut self.buffers.balance);
         let kept = &mut self.buffers.kept;
         balance.clear();
-        let result = self.model.forward_observed(
+        let result = self.model.forward_given(
             &step,
+            GivenExperts(&batch.experts),
             &mut self.cache,
             &mut self.buffers.workspace,
             &mut |stage, values| match stage {
@@ -93,6 +96,7 @@ impl Trainer {
             spans: &spans,
             pages: &pages,
             parameters: &mut self.parameters,
+            given: GivenExperts(&batch.experts),
         };
         let len = pass.tokens * model.config().hidden_size;
         let dx = &mut buffers.dx[..len];

@@ -199,6 +199,10 @@ pub struct RolloutConfig {
     /// update, which costs nothing, or `all`.
     #[serde(default)]
     pub agreement: Agreement,
+    /// Whether tokens go to the experts that served them when they were sampled, whatever the router says by now; their
+    /// weights are the router's in any case. On the CPU.
+    #[serde(default)]
+    pub replay_experts: bool,
 }
 
 fn concurrency() -> usize {

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::{Sampled, Turn, TurnEnd};
 use crate::http::chain;
+use crate::rl::trajectory;
 
 /// Longest line of a stream; the ids of a prompt of a million tokens have 7 MB.
 const MAX_LINE: usize = 64 << 20;
@@ -50,6 +51,7 @@ struct Choice {
     prompt_token_ids: Option<Vec<u32>>,
     logprobs: Option<Logprobs>,
     weight_version: Option<u64>,
+    experts: Option<String>,
     finish_reason: Option<String>,
 }
 
@@ -67,9 +69,8 @@ pub(crate) async fn stream(
     timeout: Duration,
     lost: impl Future<Output = ()>,
 ) -> Answer {
-    let sampled =
-        Sampled { tokens: Vec::new(), logprobs: Vec::new(), versions: Vec::new(), end: TurnEnd::Aborted };
-    let mut reading = Reading { prompt: &turn.prompt, sampled, ended: false };
+    let sampled = nothing();
+    let mut reading = Reading { prompt: &turn.prompt, experts: turn.experts, sampled, ended: false };
     let mut request = client.post(url).json(&body(turn));
     if let Some(key) = key {
         request = request.bearer_auth(key);
@@ -90,6 +91,16 @@ pub(crate) async fn stream(
     }
 }
 
+fn nothing() -> Sampled {
+    Sampled {
+        tokens: Vec::new(),
+        logprobs: Vec::new(),
+        versions: Vec::new(),
+        experts: Vec::new(),
+        end: TurnEnd::Aborted,
+    }
+}
+
 /// The model's own distribution, as the engine of the trainer samples from it.
 fn body(turn: &Turn) -> serde_json::Value {
     json!({
@@ -103,6 +114,7 @@ fn body(turn: &Turn) -> serde_json::Value {
         "seed": turn.seed as i64,
         "logprobs": 0,
         "return_token_ids": true,
+        "return_experts": turn.experts,
         "stream": true,
         "repetition_stop": turn.repetition.map_or(0, |stop| stop.tokens),
     })
@@ -158,6 +170,8 @@ async fn read(
 /// What has arrived of a turn.
 struct Reading<'a> {
     prompt: &'a [u32],
+    /// Whether experts are told.
+    experts: bool,
     sampled: Sampled,
     ended: bool,
 }
@@ -181,6 +195,11 @@ impl Reading<'_> {
             let logprobs = choice.logprobs.map(|logprobs| logprobs.token_logprobs).unwrap_or_default();
             if logprobs.len() != choice.token_ids.len() {
                 return Err("a token came without its log-probability".to_owned());
+            }
+            if self.experts && !choice.token_ids.is_empty() {
+                let experts = choice.experts.as_deref().and_then(trajectory::from_hexadecimal);
+                let experts = experts.filter(|experts| !experts.is_empty());
+                self.sampled.experts.extend(experts.ok_or("a token came without its experts")?);
             }
             for (id, logprob) in choice.token_ids.into_iter().zip(logprobs) {
                 let logprob = logprob.filter(|logprob| logprob.is_finite() && *logprob <= 0.0);
@@ -211,8 +230,7 @@ mod tests {
     use super::*;
 
     fn read(lines: &[&str]) -> Result<(Sampled, bool), String> {
-        let sampled = Sampled { tokens: vec![], logprobs: vec![], versions: vec![], end: TurnEnd::Aborted };
-        let mut reading = Reading { prompt: &[1, 2], sampled, ended: false };
+        let mut reading = Reading { prompt: &[1, 2], experts: false, sampled: nothing(), ended: false };
         for line in lines {
             reading.line(line.as_bytes())?;
         }
@@ -235,6 +253,20 @@ mod tests {
         assert_eq!(sampled.logprobs, [-0.333_333_34_f32; 2]);
         let (sampled, ended) = read(&[TOKEN]).unwrap();
         assert_eq!((sampled.tokens.len(), sampled.end, ended), (1, TurnEnd::Aborted, false));
+    }
+
+    #[test]
+    fn experts_come_with_each_token_where_they_are_asked_for() {
+        let mut reading = Reading { prompt: &[1, 2], experts: true, sampled: nothing(), ended: false };
+        let told =
+            |experts: &str| TOKEN.replace("\"token_ids\"", &format!("\"experts\":{experts},\"token_ids\""));
+        reading.line(told("\"00ff10\"").as_bytes()).unwrap();
+        reading.line(told("\"07\"").as_bytes()).unwrap();
+        assert_eq!(reading.sampled.experts, [0, 255, 16, 7]);
+        for experts in ["null", "\"\"", "\"0\"", "\"0g\""] {
+            let error = reading.line(told(experts).as_bytes()).unwrap_err();
+            assert!(error.contains("without its experts"), "{experts}: {error}");
+        }
     }
 
     #[test]

@@ -53,6 +53,7 @@ impl Script {
             tokens: part,
             logprobs: vec![-0.5; count - usize::from(self.forgets)],
             versions: vec![asked.len() as u64; count],
+            experts: Vec::new(),
             end,
         }
     }
@@ -70,7 +71,7 @@ fn talk() -> Talk {
     Talk::new(Tokenizer::from_dir(&nano).unwrap(), template).unwrap()
 }
 
-const LIMITS: Limits = Limits { longest: 4000, max_turns: 8, repetition: None };
+const LIMITS: Limits = Limits { longest: 4000, max_turns: 8, repetition: None, experts: false };
 
 fn job(task: &str) -> Job {
     Job {
@@ -229,7 +230,9 @@ impl Policy for Answers {
         tokens.push(self.talk.tokenizer().end_token().unwrap());
         self.asked.lock().unwrap().push(turn);
         let (logprobs, versions) = (vec![-0.5; tokens.len()], vec![0; tokens.len()]);
-        Box::pin(async { Ok(Sampled { tokens, logprobs, versions, end: TurnEnd::Stop }) })
+        Box::pin(async {
+            Ok(Sampled { tokens, logprobs, versions, experts: Vec::new(), end: TurnEnd::Stop })
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use arges_engine::{Engine, EngineOptions, EngineStats, RepetitionStop};
 use arges_model::checkpoint::copy_tokenizer_files;
-use arges_model::training::{DeviceTrainer, Parameters, TrainingDevice};
+use arges_model::training::{DeviceTrainer, Parameters, TrainingDevice, TrainingError};
 use arges_model::{Checkpoint, NewWeights};
 use arges_text::{ChatTemplate, Tokenizer};
 
@@ -40,6 +40,9 @@ pub fn open(config: RlConfig, device: TrainingDevice, resume: bool) -> Result<Rl
     let template = ChatTemplate::from_dir(&tokenizer_files)?.unwrap_or_else(ChatTemplate::default_m1);
     let longest = config.update.max_tokens;
     check_context(parameters.config(), longest)?;
+    if config.rollout.replay_experts {
+        check_replay(parameters.config().num_experts, &device)?;
+    }
     let mut optimizer = Optimizer::new(config.optimizer.optimizer(), parameters.tensors());
     let (mut tokens, mut targets) = (0, 0);
     let (mut place, mut groups) = (first_place(&config), Groups::default());
@@ -61,6 +64,7 @@ pub fn open(config: RlConfig, device: TrainingDevice, resume: bool) -> Result<Rl
             .rollout
             .repetition
             .map(|stop| RepetitionStop { tokens: stop.tokens, probability: stop.probability }),
+        experts: config.rollout.replay_experts,
     };
     let mut concurrency = config.rollout.concurrency;
     let mut sampler: Arc<dyn Policy> = Arc::clone(&policy) as _;
@@ -108,6 +112,16 @@ pub fn open(config: RlConfig, device: TrainingDevice, resume: bool) -> Result<Rl
         engine_stats: EngineStats::default(),
         _lock: lock,
     })
+}
+
+/// Whether choices of experts can be noted and given.
+fn check_replay(experts: usize, device: &TrainingDevice) -> Result<(), TrainingError> {
+    const MOST: usize = 256;
+    if device.cuda.is_some() {
+        return Err(TrainingError::ExpertsOnCuda);
+    }
+    let reason = format!("a model of {experts} has more than the {MOST} that can be noted");
+    if experts > MOST { Err(TrainingError::Experts { reason }) } else { Ok(()) }
 }
 
 fn first_place(config: &RlConfig) -> Place {
