@@ -29,9 +29,6 @@ use workload::Workload;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections that are idle for longer are not used again: servers close them, llama.cpp's after five seconds, and what
-/// is sent at that moment is lost.
-const MAX_IDLE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -159,7 +156,9 @@ pub fn run(args: &ServeBenchArgs) -> Result<()> {
 }
 
 async fn report(args: &ServeBenchArgs, url: &str, is_own: bool) -> Result<Value> {
-    let http = arges_mcp::http::builder(CONNECT_TIMEOUT).pool_idle_timeout(MAX_IDLE);
+    // Every request has a connection of its own. Servers close those that were used before, llama.cpp's after five
+    // seconds or a hundred requests, and what is sent at that moment is lost.
+    let http = arges_mcp::http::builder(CONNECT_TIMEOUT).pool_max_idle_per_host(0);
     // What is on this machine is asked without the environment's proxy.
     let is_near = ["//127.", "//localhost", "//[::1]"].iter().any(|host| url.contains(host));
     let http = if is_near { http.no_proxy() } else { http }.build()?;
