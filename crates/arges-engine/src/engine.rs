@@ -15,7 +15,7 @@ use arges_model::cache::PAGE_TOKENS;
 use arges_model::{DeviceModel, LogitRows, SequenceId};
 use arges_text::Tokenizer;
 use tokio::sync::watch;
-use tracing::{debug, error, warn};
+use tracing::{debug, error};
 
 use crate::engine::hold::{Hold, LOOK_FOR_CANCELLED};
 use crate::handle::{Engine, Limits, Message, Shared, Submission};
@@ -173,10 +173,6 @@ enum Todo {
 
 impl Worker {
     fn run(mut self) {
-        if let Err(error) = self.runner.memory.executor.fork() {
-            // Steps wait then for what others do on the device.
-            warn!(%error, "the engine has no stream of its own");
-        }
         self.publish_stats();
         while self.receive() == Todo::Work {
             self.drop_cancelled();

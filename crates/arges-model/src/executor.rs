@@ -136,24 +136,10 @@ impl Executor {
             DeviceModel::Cuda(model, _) => {
                 let cache = CudaCache::new(model, plan.cache)?;
                 let workspace = CudaWorkspace::new(model, plan.workspace, plan.exact)?;
-                let memory = Box::new((cache, workspace, CudaSnapshots::new(model, plan.snapshots)?));
-                // Another thread's stream may be the one to use it.
-                model.cuda().synchronize()?;
-                Memory::Cuda(memory)
+                Memory::Cuda(Box::new((cache, workspace, CudaSnapshots::new(model, plan.snapshots)?)))
             }
         };
         Ok(Self { model, memory })
-    }
-
-    /// Has the calling thread, which is to run all steps from now on, do so beside what other threads do on a GPU.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn fork(&self) -> Result<(), CudaError> {
-        match &self.model {
-            DeviceModel::Cpu(_) => Ok(()),
-            DeviceModel::Cuda(model, _) => model.cuda().fork(),
-        }
     }
 
     /// The model.

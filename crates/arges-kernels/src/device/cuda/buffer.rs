@@ -22,7 +22,7 @@ pub struct Buffer<T> {
 }
 
 // SAFETY: a buffer is an address on the device; every use of it goes through the driver, which takes calls from any
-// thread.
+// thread, and onto the one stream of its device.
 unsafe impl<T: Send> Send for Buffer<T> {}
 // SAFETY: as above; shared references only read the address.
 unsafe impl<T: Sync> Sync for Buffer<T> {}
@@ -384,7 +384,7 @@ impl<T: DeviceValue> Pinned<T> {
 impl<T> Drop for Pinned<T> {
     fn drop(&mut self) {
         // Copies from and to it may still be on their way; their errors were told to whoever waited for them.
-        let _ = self.cuda.context.synchronize();
+        let _ = self.cuda.synchronize();
         // SAFETY: the allocation is this one's, and nothing copies from or to it any more.
         let _ = unsafe { result::free_host(self.pointer.cast()) };
     }

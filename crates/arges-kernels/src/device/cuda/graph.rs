@@ -23,20 +23,18 @@ impl Graph {
 }
 
 impl Cuda {
-    /// Captures what `body` puts into this thread's stream, without running it. Nobody else may use that stream
-    /// meanwhile. The graph runs on it, whoever replays it.
+    /// Captures what `body` puts into the stream, without running it.
     ///
     /// # Errors
     /// Those of `body`, or when it did what cannot be captured, as waiting for the stream.
     pub fn capture(&self, body: impl FnOnce() -> Result<(), CudaError>) -> Result<Graph, CudaError> {
         let failed = |e| CudaError::driver("capturing a graph", e);
         self.bind()?;
-        let stream = self.thread_stream();
-        stream
+        self.stream
             .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
             .map_err(failed)?;
         let result = body();
-        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).map_err(failed);
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0)).map_err(failed);
         result?;
         let graph = graph?.ok_or(CudaError::Unsupported("a graph of no kernels".to_owned()))?;
         graph.upload().map_err(failed)?;
@@ -70,7 +68,7 @@ impl Timer {
     /// # Errors
     /// When the driver fails.
     pub fn start(&self) -> Result<(), CudaError> {
-        self.begin.record(&self.cuda.thread_stream()).map_err(|e| CudaError::driver("recording an event", e))
+        self.begin.record(&self.cuda.stream).map_err(|e| CudaError::driver("recording an event", e))
     }
 
     /// Marks the end, waits for it and returns the seconds since the begin.
@@ -79,7 +77,7 @@ impl Timer {
     /// When the driver fails, or a kernel in between.
     pub fn stop(&self) -> Result<f64, CudaError> {
         let failed = |e| CudaError::driver("timing kernels", e);
-        self.end.record(&self.cuda.thread_stream()).map_err(failed)?;
+        self.end.record(&self.cuda.stream).map_err(failed)?;
         self.end.synchronize().map_err(failed)?;
         Ok(f64::from(self.begin.elapsed_ms(&self.end).map_err(failed)?) / 1e3)
     }

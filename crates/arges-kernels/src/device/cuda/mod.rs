@@ -1,7 +1,7 @@
 //! An NVIDIA GPU as a device. Its driver and its compiler (NVRTC) are libraries loaded when a device is opened:
 //! nothing of CUDA is needed to build, and a machine without it runs on the CPU as before.
 //!
-//! A device has one stream, on which everything happens in order; a thread may take one of its own ([`Cuda::fork`]). Memory is taken at the start ([`Buffer`]);
+//! One device has one stream, on which everything happens in order. Memory is taken at the start ([`Buffer`]);
 //! kernels are sources beside their operation ([`Source`]), compiled for the card at hand and kept on disk
 //! ([`Cuda::module`]); steps that repeat are captured once and replayed ([`Graph`]).
 
@@ -17,9 +17,8 @@ mod tensor_map;
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cudarc::driver::{CudaContext, CudaStream, sys};
 
@@ -35,19 +34,11 @@ pub use tensor_map::TensorMap;
 /// An open device.
 pub struct Cuda {
     context: Arc<CudaContext>,
-    /// Of all threads that have none of their own.
     stream: Arc<CudaStream>,
-    /// Tells it from others of this process.
-    id: u64,
     facts: Facts,
     allocated: AtomicUsize,
     peak: AtomicUsize,
     profiler: profile::Profiler,
-}
-
-thread_local! {
-    /// Streams of this thread alone, by the device's id.
-    static OWN: RefCell<Vec<(u64, Arc<CudaStream>)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What the device says of itself.
@@ -85,18 +76,17 @@ impl Cuda {
         // A machine without a GPU is not told that it lacks a compiler for one.
         compile::require_library()?;
         let context = CudaContext::new(ordinal).map_err(|e| CudaError::driver("opening the device", e))?;
-        // SAFETY: buffers here are not cudarc's, so that there are no events of theirs to be missed.
+        // SAFETY: buffers here are not cudarc's, so that there are no events of theirs to be missed; all work goes
+        // to one stream.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|e| CudaError::driver("making a stream", e))?;
         let facts = Self::read_facts(&context, ordinal)?;
         if facts.architecture.major < 8 {
             return Err(CudaError::TooOld { name: facts.name, architecture: facts.architecture });
         }
-        static OPENED: AtomicU64 = AtomicU64::new(0);
         Ok(Arc::new(Self {
             context,
             stream,
-            id: OPENED.fetch_add(1, Ordering::Relaxed),
             facts,
             allocated: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
@@ -161,26 +151,12 @@ impl Cuda {
         &self.facts
     }
 
-    /// Waits until all that was asked of the device is done, on this thread's stream.
+    /// Waits until all that was asked of the device is done.
     ///
     /// # Errors
     /// When something of it failed.
     pub fn synchronize(&self) -> Result<(), CudaError> {
-        self.thread_stream().synchronize().map_err(|e| CudaError::driver("running kernels", e))
-    }
-
-    /// Gives this thread a stream of its own: what it asks for from now on runs beside what others do and in no order
-    /// with it. Who hands memory from one stream to another waits for the first with [`Self::synchronize`].
-    ///
-    /// # Errors
-    /// When the driver fails.
-    pub fn fork(&self) -> Result<(), CudaError> {
-        let stream = self.context.new_stream().map_err(|e| CudaError::driver("making a stream", e))?;
-        OWN.with_borrow_mut(|own| {
-            own.retain(|(id, _)| *id != self.id);
-            own.push((self.id, stream));
-        });
-        Ok(())
+        self.stream.synchronize().map_err(|e| CudaError::driver("running kernels", e))
     }
 
     /// Bytes free on the device, for all programs.
@@ -211,15 +187,7 @@ impl Cuda {
         self.context.bind_to_thread().map_err(|e| CudaError::driver("choosing the device", e))
     }
 
-    /// Where this thread's work goes.
-    fn thread_stream(&self) -> Arc<CudaStream> {
-        OWN.with_borrow(|own| {
-            let own = own.iter().find(|(id, _)| *id == self.id).map(|(_, stream)| stream);
-            Arc::clone(own.unwrap_or(&self.stream))
-        })
-    }
-
     fn stream(&self) -> sys::CUstream {
-        self.thread_stream().cu_stream()
+        self.stream.cu_stream()
     }
 }

@@ -80,7 +80,7 @@ impl Cuda {
                 .map_err(|e| CudaError::driver("making an event", e))
         };
         let launch = Launch { name: Arc::clone(name), begin: event()?, end: event()? };
-        launch.begin.record(&self.thread_stream()).map_err(|e| CudaError::driver("recording an event", e))?;
+        launch.begin.record(&self.stream).map_err(|e| CudaError::driver("recording an event", e))?;
         launches.push(launch);
         Ok(TimedLaunch(Some(self)))
     }
@@ -92,7 +92,7 @@ impl Drop for TimedLaunch<'_> {
             && let Some(launch) = cuda.launches().as_ref().and_then(|launches| launches.last())
         {
             // An event that cannot be recorded is told of when its time is asked for.
-            let _ = launch.end.record(&cuda.thread_stream());
+            let _ = launch.end.record(&cuda.stream);
         }
     }
 }

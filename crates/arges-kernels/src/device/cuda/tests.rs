@@ -124,27 +124,3 @@ fn rounding_on_the_device_is_that_of_the_host() {
     unsafe { cuda.launch(&kernel, LaunchShape::new(16, 256), &arguments) }.unwrap();
     assert_eq!(to.to_f32().unwrap(), crate::testing::bf16_round(&values));
 }
-
-#[test]
-fn a_thread_with_a_stream_of_its_own_neither_waits_for_others_nor_is_captured() {
-    let Some(cuda) = gpu() else { return };
-    let mut shared = Buffer::from_slice(&cuda, &[1.0f32; 64]).unwrap();
-    let graph = cuda.capture(|| {
-        // Waiting for a stream that is being captured is an error.
-        std::thread::scope(|scope| {
-            let other = scope.spawn(|| {
-                cuda.fork()?;
-                let mut own = Buffer::from_slice(&cuda, &[2.0f32; 64])?;
-                own.copy_from(0, &shared, 0, 32)?;
-                own.to_vec()
-            });
-            let values = other.join().unwrap()?;
-            assert_eq!((values[31], values[32]), (1.0, 2.0));
-            Ok(())
-        })?;
-        shared.clear()
-    });
-    assert_eq!(shared.to_vec().unwrap(), [1.0; 64]);
-    graph.unwrap().replay().unwrap();
-    assert_eq!(shared.to_vec().unwrap(), [0.0; 64]);
-}

@@ -115,7 +115,6 @@ impl CudaTrainer {
         workspace.stream.keep = true;
         let buffers = Buffers::new(&model, plan, max_logit_rows)?;
         publish::pack(&mut model, &parameters, &values, &buffers.kernels.products)?;
-        cuda.synchronize()?;
         Ok(Self {
             gradients: Buffer::zeroed(cuda, values.len())?,
             adamw: AdamWCuda::new(cuda, values.len())?,
@@ -326,9 +325,7 @@ impl CudaTrainer {
             self.before = Some(std::mem::replace(&mut self.model, other));
         }
         let model = Arc::get_mut(&mut self.model).expect("nobody else holds it");
-        publish::pack(model, &self.parameters, &self.values, &self.buffers.kernels.products)?;
-        // Others may read it on streams of theirs.
-        Ok(self.model.cuda.synchronize()?)
+        Ok(publish::pack(model, &self.parameters, &self.values, &self.buffers.kernels.products)?)
     }
 
     /// The model as it computes now, to be shared with an engine: the same bits in the same memory, not a copy.
