@@ -68,7 +68,7 @@ pub fn run(args: &AnswerArgs) -> Result<()> {
         logit_rows: args.parallel,
     };
     let engine = opened.start(&args.model, &args.sizes, needs)?;
-    let player = Arc::new(Player::new(&opened, engine, sampling, args.max_tokens, |_| ())?);
+    let player = Arc::new(Player::new(&opened, engine, sampling, args.max_tokens, None)?);
     let places = Arc::new(Semaphore::new(PLAYED * args.parallel));
     player::runtime()?.block_on(async {
         let episodes = stream::iter((1..).zip(io::stdin().lock().lines()))

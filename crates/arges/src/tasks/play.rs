@@ -46,8 +46,8 @@ pub fn run(args: &PlayArgs) -> Result<()> {
         Needs { context: Context::UpTo(player::CONTEXT), sequences: 1, step_tokens: 2048, logit_rows: 1 };
     let engine = opened.start(&args.model, &args.sizes, needs)?;
     // What cannot be written is noticed with the next line that is.
-    let show = |text: &str| _ = output::answer(text);
-    let player = Player::new(&opened, engine, sampling, args.max_tokens, show)?;
+    let show: player::Show = |text| _ = output::answer(text);
+    let player = Player::new(&opened, engine, sampling, args.max_tokens, Some(show))?;
     let instance = task.generate(args.seed, args.difficulty);
     output::line(&format!(
         "[{}, seed {}, difficulty {}]\n{}",
@@ -74,7 +74,7 @@ pub fn run(args: &PlayArgs) -> Result<()> {
     let (trajectory, _) = player::runtime()?.block_on(player.play(&instance, 0, &mut tell))?;
     let end = match trajectory.end {
         End::Stop => "",
-        End::Length => "; it was cut off, and -n and --context say when",
+        End::Length => "; -n and --context bound it",
         End::Repetition => "; it went round in circles",
     };
     output::line(&format!("\nreward {}: {}{end}", trajectory.reward, trajectory.reason))

@@ -18,6 +18,9 @@ use crate::loading::Opened;
 /// Longest prompt and response where neither a flag nor the model says less.
 pub const CONTEXT: usize = 32_768;
 
+/// Is given a model's text as it comes.
+pub type Show = fn(&str);
+
 /// Plays instances with one model and one way to sample.
 pub struct Player {
     episodes: Episodes,
@@ -27,7 +30,7 @@ pub struct Player {
 }
 
 impl Player {
-    /// `max_tokens` of a response over all its turns; `show` is given the model's text as it comes.
+    /// `max_tokens` of a response over all its turns; `show` where the text is to be seen as it comes.
     ///
     /// # Errors
     /// A model whose turns cannot be told apart.
@@ -36,7 +39,7 @@ impl Player {
         engine: Engine,
         sampling: SamplingParams,
         max_tokens: usize,
-        show: impl Fn(&str) + Send + Sync + 'static,
+        show: Option<Show>,
     ) -> Result<Self> {
         let talk = Talk::new(opened.tokenizer()?, opened.chat_template()?)?;
         // The tasks themselves bound turns.
@@ -47,7 +50,8 @@ impl Player {
         Ok(Self { episodes: Episodes::new(policy, talk.clone(), limits), talk, max_tokens, seed })
     }
 
-    /// Plays an instance to its end, and whether its task is one of several turns. `number` sets its draws apart from those of others.
+    /// Plays an instance to its end, and whether its task is one of several turns. `number` sets its draws apart from those
+    /// of others.
     ///
     /// # Errors
     /// An instance of no known task, a prompt that is too long, a model that fails.
@@ -86,17 +90,18 @@ pub fn runtime() -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
 }
 
-struct Sampler<F> {
+struct Sampler {
     engine: Engine,
     sampling: SamplingParams,
-    show: F,
+    show: Option<Show>,
 }
 
-impl<F: Fn(&str) + Send + Sync> Policy for Sampler<F> {
+impl Policy for Sampler {
     fn sample(&self, turn: Turn) -> BoxFuture<'_, Result<Sampled, PolicyError>> {
         Box::pin(async move {
-            let mut show = |text: &str| (self.show)(text);
-            sample_from(&self.engine, turn, self.sampling.clone(), Some(&mut show)).await
+            let mut show = self.show;
+            let show = show.as_mut().map(|show| show as &mut (dyn FnMut(&str) + Send));
+            sample_from(&self.engine, turn, self.sampling.clone(), show).await
         })
     }
 }
