@@ -17,3 +17,4 @@ mod support;
 mod tasks;
 mod tokenizer;
 mod train;
+mod workspace;
