@@ -3,7 +3,7 @@
 import asyncio
 import unittest
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 SERVER = None  # set by main.py
 
@@ -11,6 +11,8 @@ SERVER = None  # set by main.py
 class Verdict(BaseModel):
     """A verdict on the question."""
 
+    # Nothing else: a model as small as this one may put no end to a property of its own.
+    model_config = ConfigDict(extra="forbid")
     sure: bool
 
 
