@@ -21,22 +21,27 @@ extern "C" __global__ void __launch_bounds__(THREADS) score(
     i64 row = blockIdx.x;
     logits += row * vocab;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // A maximum takes no notice of NaN.
+    bool bad = false;
     for (int part = 0; part < ROW_PARTS; ++part) {
         int begin = part_begin(vocab, part), end = part_begin(vocab, part + 1);
         float largest = MINUS_INFINITY, sum = 0.0f;
 #pragma unroll 4
-        for (int i = begin + threadIdx.x; i < end; i += THREADS) largest = fmaxf(largest, logits[i]);
+        for (int i = begin + threadIdx.x; i < end; i += THREADS) {
+            largest = fmaxf(largest, logits[i]);
+            bad |= !(logits[i] < -MINUS_INFINITY);
+        }
         // A token whose probability is 0 adds nothing, however far below it lies.
         auto weigh = [&](float x, float p) { sum = fmaf(p, fmaxf(x, -1e30f), sum); };
         ScaledSum share = share_sum(logits, begin, end, warp_max(largest), weigh);
         sum = warp_sum(sum);
         if (lane == 0) shares[part][warp] = share, weighted[part][warp] = sum;
     }
-    __syncthreads();
+    bad = __syncthreads_or(bad);
     ScaledSum part = join_sums(shares[warp], PART_WARPS);
     if (lane == 0) parts[warp] = part;
     __syncthreads();
-    double log_sum = log_of(join_sums(parts, ROW_PARTS));
+    double log_sum = bad ? double(nanf("")) : log_of(join_sums(parts, ROW_PARTS));
     // The entropy: the sum of p (log_sum - logit).
     double term = 0.0;
     if (lane < PART_WARPS && shares[warp][lane].largest > MINUS_INFINITY) {
