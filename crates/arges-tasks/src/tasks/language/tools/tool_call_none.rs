@@ -48,7 +48,14 @@ impl ToolCallNone {
             tool.action,
             words::enumeration(&notes, "and")
         );
-        (prompt, format!("no tool: {}", notes[asked]), owner.to_owned())
+        // One after the other, up to the one that is asked for: whoever is named last is the answer.
+        let looked_at: Vec<String> = (0..=asked)
+            .map(|place| {
+                let verdict = if place == asked { "yes" } else { "no" };
+                format!("{} has the {}: {verdict}", owners[place], things[place])
+            })
+            .collect();
+        (prompt, format!("no tool: {thing}? {}", looked_at.join(", ")), owner.to_owned())
     }
 }
 
@@ -67,7 +74,8 @@ impl Problem for ToolCallNone {
             1 => Self::draw_recall(random, difficulty, &tools[0]),
             _ => {
                 let absent = tools.remove(0);
-                let thinking = format!("no tool can {}", absent.action);
+                // The tool's name first, as in thinking that ends in a call: only then is it looked for.
+                let thinking = format!("{}: no tool", absent.name);
                 ([&request.text, NO_TOOL_CLAUSE].concat(), thinking, "no tool".to_owned())
             }
         };
