@@ -212,6 +212,13 @@ mod tests {
     }
 
     #[test]
+    fn a_weight_that_no_ratio_moves_is_not_clipped() {
+        let term =
+            Algorithm::Reinforce.objective().token(TokenLogprobs { now: 0.5, old: 0.0, rollout: 0.0 }, 1.0);
+        assert!(term.weight == 1.0 && !term.clipped, "{term:?}");
+    }
+
+    #[test]
     fn clipped_tokens_are_counted_by_the_sign_of_their_advantage() {
         let objective = Algorithm::Grpo.objective();
         let mut stats = TokenStats::default();

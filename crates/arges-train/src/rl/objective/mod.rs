@@ -128,7 +128,7 @@ pub struct TokenTerm {
     pub ratio: f64,
     /// `M c s`: the weight of `A p`.
     pub weight: f64,
-    /// Whether `r` was outside of `is_min` to `is_max`.
+    /// Whether `r` was outside of `is_min` to `is_max`, where those leave it a choice.
     pub clipped: bool,
     /// Whether the mask leaves it out.
     pub masked: bool,
@@ -156,7 +156,7 @@ impl Objective {
             log_ratio,
             ratio,
             weight: if masked { 0.0 } else { weight * corrected },
-            clipped: weight != ratio,
+            clipped: weight != ratio && self.is_min < self.is_max,
             masked,
         }
     }
