@@ -1,5 +1,5 @@
-// What gradients of products need beside products: transposed weights, columns of activations as rows, and, where there
-// are no tensor cores for it, the gradient by the weights itself.
+// What gradients of products need beside products: transposed weights, columns of activations as rows where they cannot
+// be read as they lie, and, where there are no tensor cores for it, the gradient by the weights itself.
 
 constexpr int TILE = 64;
 // Padded rows of an expert are a multiple of so many: a step of the products along them belongs to one expert.

@@ -12,14 +12,14 @@ use std::sync::Arc;
 
 use super::Element;
 use crate::device::cuda::{
-    Activations, Argument, Buffer, Cuda, CudaError, Kernel, LaunchShape, Source, TensorMap,
+    Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source,
 };
 
 #[cfg(test)]
 pub(super) use backward::gradient_defines;
 pub use backward::{Columns, GRADIENTS, GradientPlace, ProductGradients, Values};
 pub use operands::{DeviceMatrix, DeviceRows};
-use tiling::{LARGE, LARGE_ROWS, TILINGS, WARP_TILINGS, WarpTiling, expected_rows, fitting};
+use tiling::{LARGE, LARGE_ROWS, TILINGS, Tiling, WARP_TILINGS, WarpTiling, expected_rows, fitting};
 #[cfg(test)]
 pub(super) use tiling::{tiling_defines, warp_tiling_defines};
 
@@ -67,6 +67,39 @@ pub enum Output<'a> {
     Activated { out: &'a mut Activations, silu: usize },
     /// `silu(gate) * up` of a matrix whose gates and ups stand in turn in groups of [`GATE_GROUP`], rounded.
     Gated(&'a mut Activations),
+}
+
+/// Tilings of products with transposes, of [`TILINGS`]: for many tiles and for few.
+const TURNED: [usize; 2] = [LARGE, 4];
+
+/// Compiled products with transposed weights, for each of [`TURNED`]: for one matrix and for experts.
+pub(in crate::matmul) struct Turned {
+    kernels: [[Kernel; 2]; 2],
+}
+
+impl Turned {
+    pub(in crate::matmul) fn new(cuda: &Arc<Cuda>) -> Result<Self, CudaError> {
+        let compile = |choice: usize| {
+            let tiling = TILINGS[choice];
+            let kernel = cuda.module(HOPPER, &turned_defines(tiling))?.kernel("product")?;
+            let (outputs, rows) = (tiling.outputs(), tiling.rows);
+            let named = |what| kernel.called(&format!("of transposes, {what}, tiles of {outputs} by {rows}"));
+            Ok::<_, CudaError>([named("one matrix"), named("experts")])
+        };
+        Ok(Self { kernels: [compile(TURNED[0])?, compile(TURNED[1])?] })
+    }
+}
+
+fn turned_defines(tiling: Tiling) -> Vec<Define> {
+    let mut defines = tiling.defines().to_vec();
+    defines.push(("WEIGHTS_TURNED", 1));
+    defines
+}
+
+/// What `hopper.cu` is compiled for, for transposes.
+#[cfg(test)]
+pub(super) fn all_turned_defines() -> impl Iterator<Item = Vec<Define>> {
+    TURNED.into_iter().map(|choice| turned_defines(TILINGS[choice]))
 }
 
 /// The compiled products of a device.
@@ -140,6 +173,36 @@ impl Products {
         output: Output<'_>,
     ) -> Result<(), CudaError> {
         assert_eq!(x.k, matrix.k, "width of the rows");
+        self.start(matrix, x, rows, output, None)
+    }
+
+    /// Whether Hopper's tensor cores take these rows and these matrices, turned too.
+    pub(in crate::matmul) fn on_hopper(&self, matrix: &DeviceMatrix, x: &DeviceRows) -> bool {
+        !self.hopper.is_empty() && x.maps.is_some() && matrix.maps.is_some()
+    }
+
+    /// Multiplies rows with their matrices' transposes, for operands [`Products::on_hopper`].
+    pub(in crate::matmul) fn run_turned(
+        &self,
+        turned: &Turned,
+        matrix: &DeviceMatrix,
+        x: &DeviceRows,
+        rows: Rows<'_>,
+        output: Output<'_>,
+    ) -> Result<(), CudaError> {
+        assert_eq!(x.k, matrix.outputs, "width of the rows");
+        self.start(matrix, x, rows, output, Some(turned))
+    }
+
+    fn start(
+        &self,
+        matrix: &DeviceMatrix,
+        x: &DeviceRows,
+        rows: Rows<'_>,
+        output: Output<'_>,
+        turned: Option<&Turned>,
+    ) -> Result<(), CudaError> {
+        let outputs = if turned.is_some() { matrix.k } else { matrix.outputs };
         let (offsets, most) = match rows {
             Rows::All(rows) => {
                 assert_eq!(matrix.experts, 1, "rows for one matrix");
@@ -155,34 +218,51 @@ impl Products {
             return Ok(());
         }
         let (epilogue, address, room, stride, element, silu) = match output {
-            Output::F32(out) => (Epilogue::F32, out.address(0), out.len(), matrix.outputs, None, 0),
+            Output::F32(out) => (Epilogue::F32, out.address(0), out.len(), outputs, None, 0),
             Output::Rounded(out) => {
-                (Epilogue::Rounded, out.address(0), out.len(), matrix.outputs, Some(out.element()), 0)
+                (Epilogue::Rounded, out.address(0), out.len(), outputs, Some(out.element()), 0)
             }
             Output::Activated { out, silu } => {
-                (Epilogue::Activated, out.address(0), out.len(), matrix.outputs, Some(out.element()), silu)
+                (Epilogue::Activated, out.address(0), out.len(), outputs, Some(out.element()), silu)
             }
             Output::Gated(out) => {
-                assert!(matrix.outputs.is_multiple_of(2 * GATE_GROUP), "gates and ups in whole groups");
-                (Epilogue::Gated, out.address(0), out.len(), matrix.outputs / 2, Some(out.element()), 0)
+                assert!(outputs.is_multiple_of(2 * GATE_GROUP), "gates and ups in whole groups");
+                (Epilogue::Gated, out.address(0), out.len(), outputs / 2, Some(out.element()), 0)
             }
         };
         assert!(room >= most * stride, "room for {most} rows of {stride}");
         assert!(element.is_none_or(|element| element == x.data.element()), "element of the output");
-        let call = Call { matrix, x, offsets, rows: most, epilogue, address, stride, silu, row_limit: most };
-        match (&x.maps, &matrix.maps) {
-            (Some(maps), Some(_)) if !self.hopper.is_empty() => {
+        let call = Call {
+            matrix,
+            x,
+            offsets,
+            outputs,
+            turned: turned.is_some(),
+            rows: most,
+            epilogue,
+            address,
+            stride,
+            silu,
+            row_limit: most,
+        };
+        if let Some(turned) = turned {
+            let tiles = most.div_ceil(TILINGS[LARGE].rows) * outputs.div_ceil(TILINGS[LARGE].outputs());
+            let few = tiles < self.cuda.facts().multiprocessors;
+            return self.run_hopper(&call, TURNED[usize::from(few)], &turned.kernels[usize::from(few)]);
+        }
+        match x.data.element() {
+            _ if self.on_hopper(matrix, x) => {
                 let choice = match offsets {
                     Some(_) if most / matrix.experts >= LARGE_ROWS => LARGE,
                     Some(_) => fitting(expected_rows(most, matrix.experts)),
-                    None => self.tiling_of_one(most, matrix.outputs),
+                    None => self.tiling_of_one(most, outputs),
                 };
-                self.run_hopper(&call, choice, &maps[choice])
+                self.run_hopper(&call, choice, &self.hopper[choice])
             }
-            _ if x.data.element() == Element::Bf16
-                && matrix.element() == Element::Bf16
-                && matrix.k.is_multiple_of(8)
-                && !self.mma.is_empty() =>
+            Element::Bf16
+                if matrix.element() == Element::Bf16
+                    && matrix.k.is_multiple_of(8)
+                    && !self.mma.is_empty() =>
             {
                 self.run_mma(&call)
             }
@@ -211,14 +291,16 @@ impl Products {
         if rows == 0 {
             return Ok(());
         }
-        let (Some(maps), Some(_), false) = (&x.maps, &matrix.maps, self.hopper.is_empty()) else {
+        if !self.on_hopper(matrix, x) {
             return Err(CudaError::Unsupported("products in parts need Hopper's tensor cores".to_owned()));
-        };
+        }
         let choice = self.tiling_of_one(parts, matrix.outputs).max(1);
         let call = Call {
             matrix,
             x,
             offsets: None,
+            outputs: matrix.outputs,
+            turned: false,
             rows: parts,
             epilogue: Epilogue::Parts,
             address: out.address(0),
@@ -226,7 +308,7 @@ impl Products {
             silu: 0,
             row_limit: rows,
         };
-        self.run_hopper(&call, choice, &maps[choice])
+        self.run_hopper(&call, choice, &self.hopper[choice])
     }
 
     /// The tiling for `rows` rows of one matrix: rather smaller tiles than idle multiprocessors.
@@ -239,12 +321,16 @@ impl Products {
         fitting(rows.min(128))
     }
 
-    fn run_hopper(&self, call: &Call<'_>, choice: usize, rows: &TensorMap) -> Result<(), CudaError> {
+    /// `kernels` are those of the tiling, for one matrix and for experts.
+    fn run_hopper(&self, call: &Call<'_>, choice: usize, kernels: &[Kernel; 2]) -> Result<(), CudaError> {
         let Call { matrix, offsets, .. } = call;
         let tiling = TILINGS[choice];
-        let kernel = &self.hopper[choice][usize::from(offsets.is_some())];
-        let weights = matrix.map(tiling).expect("the caller has looked");
-        let tiles = call.rows.div_ceil(tiling.rows) * matrix.outputs.div_ceil(tiling.outputs());
+        let kernel = &kernels[usize::from(offsets.is_some())];
+        let rows = &call.x.maps.as_ref().expect("the caller has looked")[choice];
+        // Boxes of turned weights have 64 rows.
+        let outputs = if call.turned { 64 } else { tiling.outputs() };
+        let weights = matrix.map(outputs).expect("the caller has looked");
+        let tiles = call.rows.div_ceil(tiling.rows) * call.outputs.div_ceil(tiling.outputs());
         let processors = self.cuda.facts().multiprocessors;
         let blocks = if offsets.is_some() { processors } else { tiles.min(processors) };
         let shape = LaunchShape::new(blocks, tiling.threads()).shared(tiling.shared());
@@ -256,8 +342,8 @@ impl Products {
             Argument::Pointer(offsets.map_or(0, |offsets| offsets.address(0))),
             Argument::I32(matrix.experts as i32),
             Argument::I32(call.rows as i32),
-            Argument::I32(matrix.outputs as i32),
-            Argument::I32(matrix.k as i32),
+            Argument::I32(call.outputs as i32),
+            Argument::I32(call.x.k as i32),
             Argument::I32(call.stride as i32),
             Argument::I32(call.epilogue as i32),
             Argument::I32(call.silu as i32),
@@ -296,6 +382,8 @@ struct Call<'a> {
     matrix: &'a DeviceMatrix,
     x: &'a DeviceRows,
     offsets: Option<&'a Buffer<i32>>,
+    outputs: usize,
+    turned: bool,
     rows: usize,
     epilogue: Epilogue,
     address: u64,

@@ -47,6 +47,9 @@ fn gradients_by_weights_add_up_over_all_rows_in_every_shape() {
             (1000, 72, 264, 80),
             (2100, 8, 16, 8),
             (130, 2048, 1032, 2048),
+            // Rows that do not begin at multiples of 16 bytes are copied first.
+            (65, 33, 72, 35),
+            (300, 130, 136, 131),
         ] {
             let (dy, x) =
                 (values(&mut random, rows * stride, element), values(&mut random, rows * k, element));
@@ -82,6 +85,8 @@ fn every_experts_gradient_is_that_of_its_own_rows() {
             (vec![9, 0, 130, 33, 1], 80, 264, false),
             (vec![64, 63, 65, 0], 144, 72, true),
             (vec![700, 300], 272, 136, true),
+            (vec![9, 0, 130, 33, 1], 33, 264, false),
+            (vec![70, 0, 3], 48, 20, true),
         ] {
             let experts = counts.len();
             let mut offsets = vec![0];
@@ -124,28 +129,70 @@ fn gradients_by_inputs_are_products_with_transposed_weights() {
     let products = Products::new(&cuda).unwrap();
     for element in ELEMENTS {
         let gradients = ProductGradients::new(&cuda, 1).unwrap();
-        let mut transposed = DeviceMatrix::zeroed(&cuda, 1, 520, 136, element).unwrap();
-        for (rows, n, k) in [(1, 8, 16), (5, 33, 72), (70, 136, 520), (65, 520, 136)] {
+        let mut scratch = DeviceMatrix::zeroed(&cuda, 1, 520, 136, element).unwrap();
+        for (rows, n, k) in [(1, 8, 16), (5, 33, 72), (70, 136, 520), (65, 520, 136), (4200, 40, 1032)] {
             let (dy, w) = (values(&mut random, rows * n, element), values(&mut random, n * k, element));
             let mut matrix = DeviceMatrix::zeroed(&cuda, 1, n, k, element).unwrap();
-            *matrix.data_mut() = on_device(&cuda, &w, element);
-            gradients.transpose(&matrix, &mut transposed).unwrap();
+            fill(matrix.data_mut(), &w);
             let mut x = DeviceRows::zeroed(&cuda, rows, n, element).unwrap();
-            match x.data_mut() {
-                Activations::F32(buffer) => buffer.write(0, &dy).unwrap(),
-                Activations::Bf16(buffer) => {
-                    let bits: Vec<u16> = dy.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
-                    buffer.write(0, &bits).unwrap();
-                }
-            }
+            fill(x.data_mut(), &dy);
             let mut out = Buffer::from_slice(&cuda, &vec![f32::NAN; rows * k]).unwrap();
-            // Once more over something else: a product may not begin with what was there.
-            transposed.data_mut().clear().unwrap();
-            gradients.transpose(&matrix, &mut transposed).unwrap();
-            products.run(&transposed, &x, Rows::All(rows), Output::F32(&mut out)).unwrap();
-            let turned: Vec<f64> = (0..n * k).map(|i| f64::from(w[i % n * k + i / n])).collect();
-            let expected = reference::matmul(&widen(&dy), &turned, n);
+            let output = Output::F32(&mut out);
+            gradients.inputs(&products, &matrix, &x, Rows::All(rows), output, &mut scratch).unwrap();
+            let expected = reference::matmul(&widen(&dy), &turned(&w, n, k), n);
             assert_close(&out.to_vec().unwrap(), &expected, 2e-5, &format!("{rows} {n} {k} {element:?}"));
+        }
+    }
+}
+
+#[test]
+fn gradients_by_experts_inputs_come_from_each_ones_own_transpose() {
+    let Some(cuda) = gpu() else { return };
+    let mut random = Random::new(15);
+    let products = Products::new(&cuda).unwrap();
+    for element in ELEMENTS {
+        for (counts, n, k) in
+            [(vec![0, 3, 70, 1], 40, 72), (vec![300, 0, 129], 136, 264), (vec![5, 1], 9, 17)]
+        {
+            let experts = counts.len();
+            let mut offsets = vec![0];
+            counts.iter().for_each(|count| offsets.push(offsets[offsets.len() - 1] + count));
+            let rows = offsets[experts] as usize;
+            let gradients = ProductGradients::new(&cuda, experts).unwrap();
+            let (dy, w) =
+                (values(&mut random, rows * n, element), values(&mut random, experts * n * k, element));
+            let mut matrix = DeviceMatrix::zeroed(&cuda, experts, n, k, element).unwrap();
+            fill(matrix.data_mut(), &w);
+            let mut x = DeviceRows::zeroed(&cuda, rows, n, element).unwrap();
+            fill(x.data_mut(), &dy);
+            let device_offsets = Buffer::from_slice(&cuda, &offsets).unwrap();
+            let mut scratch = DeviceMatrix::zeroed(&cuda, experts, k, n, element).unwrap();
+            let mut out = Buffer::from_slice(&cuda, &vec![f32::NAN; rows * k]).unwrap();
+            let grouped = Rows::Grouped { offsets: &device_offsets, most: rows };
+            let output = Output::F32(&mut out);
+            gradients.inputs(&products, &matrix, &x, grouped, output, &mut scratch).unwrap();
+            let expected: Vec<f64> = (0..experts)
+                .flat_map(|e| {
+                    let of_expert = offsets[e] as usize * n..offsets[e + 1] as usize * n;
+                    reference::matmul(&widen(&dy[of_expert]), &turned(&w[e * n * k..][..n * k], n, k), n)
+                })
+                .collect();
+            assert_close(&out.to_vec().unwrap(), &expected, 2e-5, &format!("{counts:?} {n} {k} {element:?}"));
+        }
+    }
+}
+
+/// The transpose of a matrix `[n, k]`.
+fn turned(w: &[f32], n: usize, k: usize) -> Vec<f64> {
+    (0..n * k).map(|i| f64::from(w[i % n * k + i / n])).collect()
+}
+
+fn fill(to: &mut Activations, values: &[f32]) {
+    match to {
+        Activations::F32(buffer) => buffer.write(0, values).unwrap(),
+        Activations::Bf16(buffer) => {
+            let bits: Vec<u16> = values.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
+            buffer.write(0, &bits).unwrap();
         }
     }
 }
@@ -175,7 +222,7 @@ fn weights_are_packed_rounded_and_in_turn() {
 #[test]
 fn gradient_kernels_compile_for_every_architecture() {
     assert_compiles(GRADIENTS, &[], &CARDS);
-    for defines in gradient_defines() {
+    for defines in gradient_defines().chain(all_turned_defines()) {
         assert_compiles(HOPPER, &defines, &CARDS);
     }
 }

@@ -8,6 +8,10 @@
 //
 // Every output element is one accumulator that passes over K in ascending order, whatever the other rows and however
 // many: its bits depend on its own row alone.
+//
+// Gradients are products along outputs, of weights that lie across them, and along tokens, of rows that do. The tensor
+// cores read such operands as well (WEIGHTS_TURNED, ROWS_TURNED): a tile is then [64, outputs] or [64, rows] in memory, in
+// boxes of 64 columns.
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -18,6 +22,8 @@ constexpr int WEIGHT_BYTES = OUTPUTS * K_TILE * 2;
 constexpr int BOX = ROWS % 64 == 0 ? 64 : ROWS;
 constexpr int BOXES = ROWS / BOX;
 constexpr int BOX_BYTES = BOX * K_TILE * 2;
+// 64 columns of a turned tile.
+constexpr int TURNED_BOX = 64 * K_TILE * 2;
 constexpr int STAGE_BYTES = WEIGHT_BYTES + BOXES * BOX_BYTES;
 constexpr int THREADS = 128 * (CONSUMERS + 1);
 // Tiles of rows that share weights in the second-level cache before the next ones are begun: some 2048 rows of one
@@ -67,10 +73,22 @@ __device__ __forceinline__ void copy_rows(u32 shared, const Map* map, u32 barrie
         copy_tile(shared + box * BOX_BYTES, map, barrier, column, row + box * BOX);
 }
 
-// A tile of rows of 128 bytes, swizzled over 1024: the form in which the copy engine leaves it.
-__device__ __forceinline__ u64 tile_descriptor(u32 address) {
-    return u64((address & 0x3ffff) >> 4) | (u64(1) << 16) | (u64(64) << 32) | (u64(1) << 62);
+// The columns of a turned tile: a box for every 64 of them.
+__device__ __forceinline__ void copy_columns(u32 shared, const Map* map, u32 barrier, int column, int row, int boxes) {
+    for (int box = 0; box < boxes; ++box)
+        copy_tile(shared + box * TURNED_BOX, map, barrier, column + box * 64, row);
 }
+
+// A tile of rows of 128 bytes, swizzled over 1024: the form in which the copy engine leaves it.
+template <bool TURNED> __device__ __forceinline__ u64 tile_descriptor(u32 address) {
+    // The distance between boxes, which matters in turned ones alone.
+    constexpr u64 apart = TURNED ? TURNED_BOX >> 4 : 1;
+    return u64((address & 0x3ffff) >> 4) | (apart << 16) | (u64(64) << 32) | (u64(1) << 62);
+}
+
+// From 16 values along K to the next, in the units of a descriptor: 32 bytes of every row, or 16 rows.
+constexpr int WEIGHT_PART = WEIGHTS_TURNED ? 16 * 128 / 16 : 2;
+constexpr int ROW_PART = ROWS_TURNED ? 16 * 128 / 16 : 2;
 
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -251,24 +269,43 @@ __device__ __forceinline__ void store(
     }
 }
 
-// Multiplies the tiles of all steps along K for a warpgroup's outputs and the first N rows.
+// Clears rows `left` to 64 of turned tiles: of a warpgroup's outputs, and of N rows.
+template <int N> __device__ __forceinline__ void clear_behind(u32 base, int group, int left) {
+    int vectors = (64 - left) * 8;
+    auto clear = [&](u32 tile, int thread, int threads) {
+        for (int i = thread; i < vectors; i += threads)
+            asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(tile + left * 128 + i * 16), "r"(0) : "memory");
+    };
+    for (int block = 0; block < BLOCKS; ++block)
+        clear(base + (group * BLOCKS + block) * TURNED_BOX, threadIdx.x % 128, 128);
+    for (int box = 0; box < N / 64; ++box)
+        clear(base + WEIGHT_BYTES + box * TURNED_BOX, threadIdx.x, 128 * CONSUMERS);
+    // The tensor cores see it after this, and what the other warpgroups have cleared after the barrier.
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    asm volatile("bar.sync 1, %0;" ::"n"(128 * CONSUMERS) : "memory");
+}
+
+// Multiplies the tiles of all steps along K for a warpgroup's outputs and the first N rows. Where both operands are
+// turned, the last step has `left` of 64: what was copied behind those belongs to other experts.
 template <int N>
 __device__ __forceinline__ void multiply(
-    float (&d)[BLOCKS][ROWS / 2], u32 tiles, u32 full, u32 empty, int group, int steps, int& count) {
+    float (&d)[BLOCKS][ROWS / 2], u32 tiles, u32 full, u32 empty, int group, int steps, int left, int& count) {
     for (int step = 0; step < steps; ++step, ++count) {
         int stage = count % STAGES;
         await(full + 8 * stage, count / STAGES & 1);
         u32 base = tiles + stage * STAGE_BYTES;
-        u64 b = tile_descriptor(base + WEIGHT_BYTES);
+        if constexpr (WEIGHTS_TURNED && ROWS_TURNED) {
+            if (step + 1 == steps && left < K_TILE) clear_behind<N>(base, group, left);
+        }
+        u64 b = tile_descriptor<ROWS_TURNED>(base + WEIGHT_BYTES);
         begin_products();
 #pragma unroll
         for (int part = 0; part < K_TILE / 16; ++part) {
 #pragma unroll
             for (int block = 0; block < BLOCKS; ++block) {
-                u64 a = tile_descriptor(base + (group * BLOCKS + block) * 64 * K_TILE * 2);
+                u64 a = tile_descriptor<WEIGHTS_TURNED>(base + (group * BLOCKS + block) * 64 * K_TILE * 2);
                 float(&target)[N / 2] = *reinterpret_cast<float(*)[N / 2]>(&d[block][0]);
-                // 16 columns are 32 bytes, 2 in the units of a descriptor.
-                wgmma<N>(target, a + 2 * part, b + 2 * part, step > 0 || part > 0);
+                wgmma<N>(target, a + WEIGHT_PART * part, b + ROW_PART * part, step > 0 || part > 0);
             }
         }
         commit_products();
@@ -283,45 +320,66 @@ __device__ __forceinline__ void multiply(
 // The same for as many boxes of rows as there are: the last rows of an expert seldom fill a tile.
 template <int MOST>
 __device__ __forceinline__ void multiply_boxes(
-    int boxes, float (&d)[BLOCKS][ROWS / 2], u32 tiles, u32 full, u32 empty, int group, int steps, int& count) {
+    int boxes, float (&d)[BLOCKS][ROWS / 2], u32 tiles, u32 full, u32 empty, int group, int steps, int left,
+    int& count) {
     if constexpr (PARTIAL && MOST > 1) {
-        if (boxes < MOST) return multiply_boxes<MOST - 1>(boxes, d, tiles, full, empty, group, steps, count);
+        if (boxes < MOST) return multiply_boxes<MOST - 1>(boxes, d, tiles, full, empty, group, steps, left, count);
     }
-    multiply<MOST * BOX>(d, tiles, full, empty, group, steps, count);
+    multiply<MOST * BOX>(d, tiles, full, empty, group, steps, left, count);
 }
 
 #if GRADIENTS
 
-// Adds a warp's part of a tile to f32 values: as `store`, but for gradients, which add up.
+// The warp that copies needs few registers, those that multiply many: of 168 for each of three warpgroups.
+static_assert(CONSUMERS == 2, "registers are shared among three warpgroups");
+__device__ __forceinline__ void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 40;"); }
+__device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 232;"); }
+
+// Adds a warp's part of a tile to f32 values: as `store`, but for gradients, which add up. With `gates`, rows stand in
+// turn in groups of 8: as many gates, and the ups behind all of them. Values are read some rows ahead of their sums, as
+// each waits for memory.
 __device__ __forceinline__ void accumulate(
-    const float (&d)[BLOCKS][ROWS / 2], float* out, int stride, int outputs, int row, int end, int output) {
+    const float (&d)[BLOCKS][ROWS / 2], float* out, int stride, int outputs, int row, int end, int output, int gates) {
+    constexpr int AHEAD = 4;
     int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-    int left = end - row - 2 * (lane % 4), room = outputs - output - 16 * warp - lane / 4;
-    float* to = out + i64(row + 2 * (lane % 4)) * stride + output + 16 * warp + lane / 4;
+    int room = outputs - output - 16 * warp - lane / 4;
+    out += output + 16 * warp + lane / 4;
 #pragma unroll
-    for (int i = 0; i < ROWS / 2; i += 4) {
+    for (int first = 0; first < ROWS / 8; first += AHEAD) {
+        float sums[AHEAD][2][BLOCKS][2];
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-            if (left > j) {
+        for (int pass = 0; pass < 2; ++pass) {
 #pragma unroll
-                for (int which = 0; which < BLOCKS; ++which) {
-                    if (room > 64 * which) to[64 * which] += d[which][i + j];
-                    if (room > 64 * which + 8) to[64 * which + 8] += d[which][i + j + 2];
+            for (int i = 0; i < AHEAD; ++i) {
+                int eight = row / 8 + first + i;
+                int to_row = gates ? eight / 2 * 8 + eight % 2 * gates : eight * 8;
+                float* to = out + i64(to_row + 2 * (lane % 4)) * stride;
+#pragma unroll
+                for (int j = 0; j < 2; ++j, to += stride) {
+                    if (eight * 8 + 2 * (lane % 4) + j >= end) continue;
+#pragma unroll
+                    for (int which = 0; which < BLOCKS; ++which) {
+#pragma unroll
+                        for (int half = 0; half < 2; ++half) {
+                            if (room <= 64 * which + 8 * half) continue;
+                            float* at = to + 64 * which + 8 * half;
+                            if (pass == 0) sums[i][j][which][half] = *at;
+                            else *at = sums[i][j][which][half] + d[which][4 * (first + i) + j + 2 * half];
+                        }
+                    }
                 }
             }
-            to += stride;
         }
-        to += 6 * stride;
-        left -= 8;
     }
 }
 
-// out[e, n, k] += sum over t of dy[n, t] x[k, t], t from offsets[e] to offsets[e + 1], which are multiples of K_TILE: the
-// gradients of the experts' weights [rows, outputs], from columns of activations that lie as rows. Without offsets there
-// is one matrix and t goes to `depth`. Matrices of `out` are `out_stride` values apart.
+// out[e, n, k] += sum over t of dy[n, t] x[k, t], t from offsets[e] to offsets[e + 1]: the gradients of the experts'
+// weights [rows, outputs]. Turned, dy and x are rows of activations, [t, n] and [t, k]; else columns of them that lie as
+// rows, and offsets are multiples of K_TILE. Without offsets there is one matrix and t goes to `depth`. Matrices of `out`
+// are `out_stride` values apart.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) gradient(
     const __grid_constant__ Map x, const __grid_constant__ Map dy, float* out, const int* offsets, int experts,
-    int rows, int outputs, int depth, i64 out_stride) {
+    int rows, int outputs, int depth, int gates, i64 out_stride) {
     extern __shared__ __align__(1024) char shared[];
     __shared__ __align__(8) u64 barriers[2 * STAGES];
     u32 tiles = (shared_address(shared) + 1023) & ~1023u;
@@ -337,30 +395,43 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gradient(
     wait_for_previous();
     let_next_start();
 
-    int group = threadIdx.x / 128, count = 0;
     int row_tiles = (rows + ROWS - 1) / ROWS, of_each = row_tiles * ((outputs + OUTPUTS - 1) / OUTPUTS);
-    for (int tile = blockIdx.x; tile < experts * of_each; tile += gridDim.x) {
-        int expert = tile / of_each, local = tile % of_each;
-        int begin = offsets ? offsets[expert] : 0, end = offsets ? offsets[expert + 1] : depth;
-        int steps = (end - begin + K_TILE - 1) / K_TILE;
-        if (steps == 0) continue;
-        int row = local % row_tiles * ROWS, output = local / row_tiles * OUTPUTS;
-        int boxes = PARTIAL ? min(BOXES, (rows - row + BOX - 1) / BOX) : BOXES;
-        if (group == CONSUMERS) {
-            if (threadIdx.x != 128 * CONSUMERS) continue;
-            for (int step = 0; step < steps; ++step, ++count) {
+    auto each_tile = [&](auto body) {
+        for (int tile = blockIdx.x; tile < experts * of_each; tile += gridDim.x) {
+            int expert = tile / of_each, local = tile % of_each;
+            int begin = offsets ? offsets[expert] : 0, end = offsets ? offsets[expert + 1] : depth;
+            if (begin >= end) continue;
+            int row = local % row_tiles * ROWS, output = local / row_tiles * OUTPUTS;
+            body(expert, begin, end, row, output, PARTIAL ? min(BOXES, (rows - row + BOX - 1) / BOX) : BOXES);
+        }
+    };
+    int group = threadIdx.x / 128, count = 0;
+    if (group == CONSUMERS) {
+        give_registers();
+        if (threadIdx.x != 128 * CONSUMERS) return;
+        each_tile([&](int, int begin, int end, int row, int output, int boxes) {
+            for (int from = begin; from < end; from += K_TILE, ++count) {
                 int stage = count % STAGES;
                 u32 to = tiles + stage * STAGE_BYTES, barrier = full + 8 * stage;
                 if (count >= STAGES) await(empty + 8 * stage, (count / STAGES - 1) & 1);
                 expect_bytes(barrier, WEIGHT_BYTES + boxes * BOX_BYTES);
-                copy_tile(to, &x, barrier, begin + step * K_TILE, output);
-                copy_rows(to + WEIGHT_BYTES, &dy, barrier, begin + step * K_TILE, row, boxes);
+                if constexpr (WEIGHTS_TURNED && ROWS_TURNED) {
+                    copy_columns(to, &x, barrier, output, from, OUTPUTS / 64);
+                    copy_columns(to + WEIGHT_BYTES, &dy, barrier, row, from, boxes);
+                } else {
+                    copy_tile(to, &x, barrier, from, output);
+                    copy_rows(to + WEIGHT_BYTES, &dy, barrier, from, row, boxes);
+                }
             }
-        } else {
+        });
+    } else {
+        take_registers();
+        each_tile([&](int expert, int begin, int end, int row, int output, int boxes) {
+            int steps = (end - begin + K_TILE - 1) / K_TILE, left = end - begin - (steps - 1) * K_TILE;
             float d[BLOCKS][ROWS / 2];
-            multiply_boxes<BOXES>(boxes, d, tiles, full, empty, group, steps, count);
-            accumulate(d, out + expert * out_stride, outputs, outputs, row, rows, output + group * BLOCKS * 64);
-        }
+            multiply_boxes<BOXES>(boxes, d, tiles, full, empty, group, steps, left, count);
+            accumulate(d, out + expert * out_stride, outputs, outputs, row, rows, output + group * BLOCKS * 64, gates);
+        });
     }
 }
 
@@ -395,13 +466,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
         for (int tile = blockIdx.x; walk.find(tile); tile += gridDim.x) {
             int row, output;
             walk.place(tile, row, output);
-            int line = walk.expert * outputs + output, boxes = walk.boxes(row);
+            int line = walk.expert * (WEIGHTS_TURNED ? k : outputs), boxes = walk.boxes(row);
             for (int step = 0; step < steps; ++step, ++count) {
                 int stage = count % STAGES;
                 u32 weight_tile = tiles + stage * STAGE_BYTES, barrier = full + 8 * stage;
                 if (count >= STAGES) await(empty + 8 * stage, (count / STAGES - 1) & 1);
                 expect_bytes(barrier, WEIGHT_BYTES + boxes * BOX_BYTES);
-                copy_tile(weight_tile, &weights, barrier, step * K_TILE, line);
+                // What is copied behind an expert's last row is multiplied with zeros, which the rows end with.
+                if constexpr (WEIGHTS_TURNED)
+                    copy_columns(weight_tile, &weights, barrier, output, line + step * K_TILE, OUTPUTS / 64);
+                else copy_tile(weight_tile, &weights, barrier, step * K_TILE, line + output);
                 if (!waited) {
                     bool last = step + 1 == steps || count + 1 == STAGES;
                     if (!last) continue;
@@ -429,7 +503,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
         int row, output;
         walk.place(tile, row, output);
         float d[BLOCKS][ROWS / 2];
-        multiply_boxes<BOXES>(walk.boxes(row), d, tiles, full, empty, group, steps, count);
+        multiply_boxes<BOXES>(walk.boxes(row), d, tiles, full, empty, group, steps, K_TILE, count);
         store(d, pieces[threadIdx.x / 32], target, row, walk.end, output + group * BLOCKS * 64);
     }
 }

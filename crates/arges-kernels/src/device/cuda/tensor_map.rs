@@ -51,15 +51,45 @@ impl TensorMap {
             "[{rows}, {columns}] at {at} in a buffer of {}",
             buffer.len()
         );
-        if !columns.is_multiple_of(8) {
-            return Err(CudaError::Unsupported(format!(
-                "rows of {columns} bf16 values are no multiple of 8"
-            )));
+        Self::encode(buffer, at, [rows, columns], columns, box_rows)
+    }
+
+    /// The first `columns` values of `rows` rows, which begin `stride` values apart.
+    ///
+    /// # Errors
+    /// As for [`TensorMap::bf16`].
+    ///
+    /// # Panics
+    /// When the rows reach beyond the buffer.
+    pub fn bf16_columns(
+        buffer: &Buffer<u16>,
+        rows: usize,
+        columns: usize,
+        stride: usize,
+        box_rows: usize,
+    ) -> Result<Self, CudaError> {
+        assert!(
+            columns <= stride && rows * stride <= buffer.len(),
+            "{columns} columns of [{rows}, {stride}] in a buffer of {}",
+            buffer.len()
+        );
+        Self::encode(buffer, 0, [rows, columns], stride, box_rows)
+    }
+
+    fn encode(
+        buffer: &Buffer<u16>,
+        at: usize,
+        [rows, columns]: [usize; 2],
+        stride: usize,
+        box_rows: usize,
+    ) -> Result<Self, CudaError> {
+        if !stride.is_multiple_of(8) {
+            return Err(CudaError::Unsupported(format!("rows of {stride} bf16 values are no multiple of 8")));
         }
         buffer.cuda().bind()?;
         let mut map = Self(sys::CUtensorMap { opaque: [0; 16] });
         let dimensions = [columns as u64, rows as u64];
-        let strides = [2 * columns as u64];
+        let strides = [2 * stride as u64];
         let box_shape = [64, box_rows as u32];
         let steps = [1, 1];
         // SAFETY: the arrays have an entry for each of the two dimensions, and the matrix lies within the buffer.

@@ -111,9 +111,10 @@ impl DeviceMatrix {
         Ok(())
     }
 
-    pub(super) fn map(&self, tiling: Tiling) -> Option<&TensorMap> {
+    /// For tiles of so many outputs.
+    pub(super) fn map(&self, outputs: usize) -> Option<&TensorMap> {
         let [small, middle, large] = self.maps.as_ref()?;
-        Some(match tiling.outputs() {
+        Some(match outputs {
             64 => small,
             128 => middle,
             _ => large,

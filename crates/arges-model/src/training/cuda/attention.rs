@@ -50,7 +50,6 @@ impl CudaTrainer {
         let (dy, x) = (Columns::all(buffers.dbranch.data(), hidden), Columns::all(ws.mixed.data(), width));
         let at = GradientPlace { at: place(out_param), stride: 0, gradients };
         kernels.products.weights(dy, x, all, false, at)?;
-        kernels.products.transpose(out, transposed)?;
 
         let attention = &mut buffers.attention;
         let spans = &ws.inputs.spans.device;
@@ -59,7 +58,8 @@ impl CudaTrainer {
             Attention::Lightning { decays, qkv_gate, norm, .. } => {
                 let stride = qkv_gate.outputs();
                 let dprojected = attention.dprojected[0].as_mut().expect("made for every kind of layer");
-                products.run(transposed, &buffers.dbranch, all, Output::F32(&mut attention.dgated))?;
+                let output = Output::F32(&mut attention.dgated);
+                kernels.products.inputs(products, out, &buffers.dbranch, all, output, transposed)?;
                 let norm = Norm { weight: norm, epsilon: LIGHTNING_NORM_EPS as f32 };
                 kernels.stream.gated_norm_backward(
                     &ws.attended,
@@ -87,7 +87,8 @@ impl CudaTrainer {
             }
             Attention::Softmax { index, qkv, .. } => {
                 let dprojected = attention.dprojected[1].as_mut().expect("made for every kind of layer");
-                products.run(transposed, &buffers.dbranch, all, Output::Rounded(&mut attention.dattended))?;
+                let output = Output::Rounded(&mut attention.dattended);
+                kernels.products.inputs(products, out, &buffers.dbranch, all, output, transposed)?;
                 let inputs = softmax_attention::cuda::BackwardInputs {
                     projected: &ws.projected,
                     stride: qkv.outputs(),
@@ -124,8 +125,8 @@ impl CudaTrainer {
             false,
             GradientPlace { at: place(first), stride: 0, gradients },
         )?;
-        kernels.products.transpose(matrix, transposed)?;
-        products.run(transposed, dprojected, all, Output::F32(&mut buffers.dproduct))?;
+        let output = Output::F32(&mut buffers.dproduct);
+        kernels.products.inputs(products, matrix, dprojected, all, output, transposed)?;
         let gradient =
             NormedGradient { products: [Some(&buffers.dproduct), None, None], ..Default::default() };
         let at = (&mut *gradients, place(LayerParam::InputNorm));

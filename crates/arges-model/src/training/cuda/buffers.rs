@@ -259,10 +259,15 @@ impl Kernels {
         let mut of_experts = ProductGradients::new(cuda, experts)?;
         let mut products = ProductGradients::new(cuda, 1)?;
         if element == Element::Bf16 {
-            of_experts.reserve(hidden + 2 * config.intermediate_size, tokens * choices, experts)?;
-            let projections = (4 * width).max(2 * config.shared_intermediate_size);
-            products.reserve(hidden + projections, tokens, 1)?;
-            products.reserve(hidden + config.vocab_size, head_rows, 1)?;
+            let inner = config.intermediate_size;
+            for widths in [[hidden, 2 * inner], [hidden, inner]] {
+                of_experts.reserve(widths, tokens * choices, experts)?;
+            }
+            let shared = config.shared_intermediate_size;
+            for other in [4 * width, width + 2 * config.kv_width(), width, 2 * shared, shared] {
+                products.reserve([hidden, other], tokens, 1)?;
+            }
+            products.reserve([hidden, config.vocab_size], head_rows, 1)?;
         }
         Ok(Self {
             experts: of_experts,

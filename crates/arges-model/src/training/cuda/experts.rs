@@ -47,8 +47,8 @@ impl Mlps<'_> {
             Rows::Grouped { offsets, most } => (Some((offsets, offsets.len() - 1)), most),
         };
         products.run(self.gate_up, self.inputs, self.rows, Output::Rounded(&mut buffers.pre))?;
-        gradient_products.transpose(self.down, transposed)?;
-        products.run(transposed, self.dout, self.rows, Output::F32(&mut buffers.dinner))?;
+        let output = Output::F32(&mut buffers.dinner);
+        gradient_products.inputs(products, self.down, self.dout, self.rows, output, transposed)?;
         mixture.swiglu_backward(Swiglu {
             pre: &buffers.pre,
             dinner: &buffers.dinner,
@@ -60,8 +60,8 @@ impl Mlps<'_> {
             dpre: buffers.dpre.data_mut(),
             dots: &mut buffers.dots,
         })?;
-        gradient_products.transpose(self.gate_up, transposed)?;
-        products.run(transposed, &buffers.dpre, self.rows, Output::F32(&mut buffers.dinputs))?;
+        let output = Output::F32(&mut buffers.dinputs);
+        gradient_products.inputs(products, self.gate_up, &buffers.dpre, self.rows, output, transposed)?;
         let dout = Columns::all(self.dout.data(), hidden);
         let place = GradientPlace { at: self.down_at, stride: self.stride, gradients: &mut *gradients };
         gradient_products.weights(dout, Columns::all(&buffers.inner, self.inner), self.rows, false, place)?;

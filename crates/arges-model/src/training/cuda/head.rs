@@ -22,9 +22,6 @@ impl CudaTrainer {
         if targets.is_empty() {
             return self.model.cuda.synchronize();
         }
-        if weight.is_some() {
-            self.buffers.kernels.products.transpose(&self.model.head, &mut self.buffers.transposed)?;
-        }
         for (i, targets) in targets.chunks(block).enumerate() {
             self.score(i * block, targets)?;
             if let Some(weight) = weight {
@@ -71,7 +68,15 @@ impl CudaTrainer {
         kernels.stream.norm_rows(&head.x, count, norm, None, &mut head.normed)?;
         let rows = Rows::All(count);
         let output = Output::F32(&mut head.dnormed);
-        model.kernels.products.run(&buffers.transposed, &head.dlogits, rows, output)?;
+        let products = &model.kernels.products;
+        kernels.products.inputs(
+            products,
+            &model.head,
+            &head.dlogits,
+            rows,
+            output,
+            &mut buffers.transposed,
+        )?;
         let (dlogits, normed) = (head.dlogits.data(), head.normed.data());
         let place = GradientPlace { at: parameters.place(Param::Head), stride: 0, gradients };
         let (dy, x) = (Columns::all(dlogits, vocab), Columns::all(normed, hidden));

@@ -1,0 +1,302 @@
+//! Gradients by weights. On Hopper the tensor cores read both operands as they lie, with rows along the sum
+//! (`hopper.cu`). Where the rows of one do not begin at multiples of 16 bytes, columns are laid out as rows first
+//! (`backward.cu`). Elsewhere, and in f32, the ordinary cores multiply. An element is one accumulator over ascending
+//! rows, or a fixed number of them added in order: the same bits every time.
+
+use std::sync::Arc;
+
+use super::{Columns, GradientPlace, ProductGradients, TILE, Values};
+use crate::device::cuda::{
+    Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, TensorMap,
+};
+use crate::matmul::Element;
+use crate::matmul::cuda::tiling::{LARGE, TILINGS, Tiling};
+use crate::matmul::cuda::{HOPPER, Rows, index};
+
+/// Rows of a step of the tensor cores; those of an expert are padded to a multiple of it where they are copied.
+const STEP: usize = 64;
+/// Rows that one block of the ordinary cores adds up where blocks are few.
+const PART: usize = 512;
+/// Parts at most, so that sums of parts stay small.
+const MOST_PARTS: usize = 64;
+
+/// How the operands lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// Rows of activations.
+    InPlace = 0,
+    /// Their columns as rows.
+    Copied = 1,
+}
+
+/// The kernels of Hopper, by [`Layout`], each for many tiles and for few.
+pub(super) struct Hopper {
+    kernels: [[(Tiling, Kernel); 2]; 2],
+}
+
+/// Tilings, of [`TILINGS`].
+const CHOICES: [usize; 2] = [LARGE, 3];
+
+impl Hopper {
+    pub(super) fn new(cuda: &Arc<Cuda>) -> Result<Self, CudaError> {
+        let compile = |layout, choice: usize| {
+            let tiling = TILINGS[choice];
+            let kernel = cuda.module(HOPPER, &defines(tiling, layout))?.kernel("gradient")?;
+            let name = format!("by weights, tiles of {} by {}", tiling.outputs(), tiling.rows);
+            Ok::<_, CudaError>((tiling, kernel.called(&name)))
+        };
+        let both = |layout| Ok::<_, CudaError>([compile(layout, CHOICES[0])?, compile(layout, CHOICES[1])?]);
+        Ok(Self { kernels: [both(Layout::InPlace)?, both(Layout::Copied)?] })
+    }
+}
+
+/// What `hopper.cu` is compiled for.
+#[cfg(test)]
+pub(in crate::matmul) fn gradient_defines() -> impl Iterator<Item = Vec<Define>> {
+    let layouts = [Layout::InPlace, Layout::Copied];
+    layouts.into_iter().flat_map(|layout| CHOICES.map(|choice| defines(TILINGS[choice], layout)))
+}
+
+fn defines(tiling: Tiling, layout: Layout) -> Vec<Define> {
+    let turned = i64::from(layout == Layout::InPlace);
+    let mut defines = tiling.defines().to_vec();
+    defines.extend([("GRADIENTS", 1), ("WEIGHTS_TURNED", turned), ("ROWS_TURNED", turned)]);
+    defines
+}
+
+/// Whether the copy engine takes rows of so many bf16 values.
+pub(super) fn read_in_place(stride: usize) -> bool {
+    stride.is_multiple_of(8)
+}
+
+impl ProductGradients {
+    /// Adds `dy^T x` of the rows to the gradients: of one matrix `[dy.width, x.width]`, or of each expert's from its own
+    /// rows. With `gated` the columns of `dy` are those of a matrix whose gates and ups take turns, and the gradients are
+    /// first all gates', then all ups'.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When shapes do not agree.
+    pub fn weights(
+        &mut self,
+        dy: Columns<'_>,
+        x: Columns<'_>,
+        rows: Rows<'_>,
+        gated: bool,
+        place: GradientPlace<'_>,
+    ) -> Result<(), CudaError> {
+        let (offsets, rows) = match rows {
+            Rows::All(rows) => (None, rows),
+            Rows::Grouped { offsets, most } => (Some(offsets), most),
+        };
+        let experts = offsets.map_or(1, |_| self.padded.len() - 1);
+        assert!(
+            offsets.is_none_or(|offsets| offsets.len() == self.padded.len()),
+            "an offset for each expert"
+        );
+        dy.check(rows);
+        x.check(rows);
+        assert_eq!(dy.data.element(), x.data.element(), "number formats");
+        let values = dy.width * x.width;
+        assert!(place.at + (experts - 1) * place.stride + values <= place.gradients.len(), "room");
+        assert!(experts == 1 || place.stride >= values, "matrices apart");
+        if rows == 0 {
+            return Ok(());
+        }
+        let call = Call { dy, x, offsets, experts, rows, gates: if gated { dy.width / 2 } else { 0 }, place };
+        match &self.hopper {
+            Some(_) if dy.data.element() == Element::Bf16 => self.on_tensor_cores(call),
+            _ => self.on_ordinary_cores(call),
+        }
+    }
+
+    fn on_tensor_cores(&mut self, call: Call<'_>) -> Result<(), CudaError> {
+        let Call { dy, x, .. } = &call;
+        match (dy.data, x.data) {
+            (
+                Values::Activations(Activations::Bf16(dy_rows)),
+                Values::Activations(Activations::Bf16(x_rows)),
+            ) if read_in_place(dy.stride) && read_in_place(x.stride) => {
+                let map = |rows, columns: &Columns<'_>| {
+                    TensorMap::bf16_columns(rows, call.rows, columns.width, columns.stride, STEP)
+                };
+                let maps = [map(x_rows, x)?, map(dy_rows, dy)?];
+                let offsets = call.offsets.map_or(0, |offsets| offsets.address(0));
+                self.multiply(&call, &|_| Ok(maps), offsets, call.rows, Layout::InPlace)
+            }
+            _ => self.of_copies(&call),
+        }
+    }
+
+    /// Lays out the columns of both operands as rows, and multiplies those.
+    fn of_copies(&mut self, call: &Call<'_>) -> Result<(), CudaError> {
+        let Call { dy, x, offsets, experts, rows, .. } = call;
+        let depth = depth(*rows, *experts);
+        if (dy.width + x.width) * depth > self.operands.len() {
+            self.operands = Buffer::zeroed(&self.cuda, (dy.width + x.width) * depth)?;
+        }
+        if let Some(offsets) = offsets {
+            let arguments = [
+                Argument::Pointer(offsets.address(0)),
+                Argument::Pointer(self.padded.address(0)),
+                Argument::I32(*experts as i32),
+            ];
+            // SAFETY: the kernel's arguments; both have a value for each expert and one more.
+            unsafe { self.cuda.launch(&self.pad_offsets, LaunchShape::new(1, 32).overlap(), &arguments)? };
+        }
+        let second = dy.width * depth;
+        self.lay_out(call, *dy, call.gates, 0)?;
+        self.lay_out(call, *x, 0, second)?;
+        let padded = offsets.map_or(0, |_| self.padded.address(0));
+        let maps = |tiling: Tiling| {
+            Ok([
+                TensorMap::bf16_at(&self.operands, second, x.width, depth, tiling.outputs())?,
+                TensorMap::bf16_at(&self.operands, 0, dy.width, depth, tiling.row_box())?,
+            ])
+        };
+        self.multiply(call, &maps, padded, depth, Layout::Copied)
+    }
+
+    /// Multiplies operands that the maps, of `x` and `dy`, describe, along `depth` rows or between the offsets.
+    fn multiply(
+        &self,
+        call: &Call<'_>,
+        maps: &dyn Fn(Tiling) -> Result<[TensorMap; 2], CudaError>,
+        offsets: u64,
+        depth: usize,
+        layout: Layout,
+    ) -> Result<(), CudaError> {
+        let Call { dy, x, experts, place, .. } = call;
+        let hopper = self.hopper.as_ref().expect("the caller has looked");
+        let [large, small] = &hopper.kernels[layout as usize];
+        let processors = self.cuda.facts().multiprocessors;
+        let tiles =
+            |tiling: Tiling| experts * dy.width.div_ceil(tiling.rows) * x.width.div_ceil(tiling.outputs());
+        let (tiling, kernel) = if 2 * tiles(large.0) > processors { large } else { small };
+        let [of_x, of_dy] = maps(*tiling)?;
+        let arguments = [
+            Argument::Map(&of_x),
+            Argument::Map(&of_dy),
+            Argument::Pointer(place.gradients.address(place.at)),
+            Argument::Pointer(offsets),
+            Argument::I32(*experts as i32),
+            Argument::I32(dy.width as i32),
+            Argument::I32(x.width as i32),
+            Argument::I32(depth as i32),
+            // Copies have gates and ups in their places.
+            Argument::I32(if layout == Layout::InPlace { call.gates as i32 } else { 0 }),
+            Argument::I64(place.stride as i64),
+        ];
+        let shape = LaunchShape::new(tiles(*tiling).min(processors), tiling.threads())
+            .shared(tiling.shared())
+            .overlap();
+        // SAFETY: the kernel's arguments, in order. Copies stay within the two maps; `weights` has checked that the
+        // gradients of all matrices lie within the buffer.
+        unsafe { self.cuda.launch(kernel, shape, &arguments) }
+    }
+
+    /// Columns as rows, from value `at` of the operands on.
+    fn lay_out(
+        &mut self,
+        call: &Call<'_>,
+        columns: Columns<'_>,
+        gates: usize,
+        at: usize,
+    ) -> Result<(), CudaError> {
+        let depth = depth(call.rows, call.experts);
+        let (offsets, padded) = match call.offsets {
+            Some(offsets) => (offsets.address(0), self.padded.address(0)),
+            None => (0, 0),
+        };
+        let arguments = [
+            Argument::Pointer(columns.data.address()),
+            Argument::Pointer(self.operands.address(at)),
+            Argument::Pointer(offsets),
+            Argument::Pointer(padded),
+            Argument::I32(call.experts as i32),
+            Argument::I32(call.rows as i32),
+            Argument::I32(columns.stride as i32),
+            Argument::I32(columns.width as i32),
+            Argument::I32(gates as i32),
+            Argument::I32(depth as i32),
+        ];
+        let shape = LaunchShape::grid(depth / STEP, columns.width.div_ceil(TILE), 1, 256).overlap();
+        // SAFETY: the kernel's arguments, in order. It reads rows below the offsets' last or `rows`, which `weights` has
+        // checked, and writes `width * depth` values, for which there is room after `reserve`.
+        unsafe { self.cuda.launch(&self.columns_as_rows, shape, &arguments) }
+    }
+
+    fn on_ordinary_cores(&mut self, call: Call<'_>) -> Result<(), CudaError> {
+        let Call { dy, x, offsets, experts, rows, gates, place } = call;
+        let values = dy.width * x.width;
+        let tiles = dy.width.div_ceil(TILE) * x.width.div_ceil(TILE);
+        // Few tiles of many rows would leave most of the card idle.
+        let parts = match offsets {
+            None if tiles < 2 * self.cuda.facts().multiprocessors => rows.div_ceil(PART).min(MOST_PARTS),
+            _ => 1,
+        };
+        let part = rows.div_ceil(parts);
+        let partial = parts > 1;
+        if partial && self.parts.len() < parts * values {
+            self.parts = Buffer::zeroed(&self.cuda, parts * values)?;
+        }
+        let target = place.gradients.address(place.at);
+        let (out, stride) = match partial {
+            true => (self.parts.address(0), values),
+            false => (target, place.stride),
+        };
+        let arguments = [
+            Argument::Pointer(dy.data.address()),
+            Argument::Pointer(x.data.address()),
+            Argument::Pointer(out),
+            Argument::Pointer(offsets.map_or(0, |offsets| offsets.address(0))),
+            Argument::I32(rows as i32),
+            Argument::I32(dy.stride as i32),
+            Argument::I32(dy.width as i32),
+            Argument::I32(x.stride as i32),
+            Argument::I32(x.width as i32),
+            Argument::I32(gates as i32),
+            Argument::I64(stride as i64),
+            Argument::I32(part as i32),
+            Argument::I32(i32::from(partial)),
+        ];
+        let blocks = if offsets.is_some() { experts } else { parts };
+        let shape = LaunchShape::grid(x.width.div_ceil(TILE), dy.width.div_ceil(TILE), blocks, 256).overlap();
+        let kernel = &self.portable[index(dy.data.element())];
+        // SAFETY: the kernel's arguments, in order, for that element. It reads rows below `rows` or the offsets' last,
+        // and writes as many matrices as there are blocks in the third direction: `weights` has checked the gradients,
+        // and the parts were made large enough above.
+        unsafe { self.cuda.launch(kernel, shape, &arguments)? };
+        if !partial {
+            return Ok(());
+        }
+        let arguments = [
+            Argument::Pointer(self.parts.address(0)),
+            Argument::Pointer(target),
+            Argument::I32(values as i32),
+            Argument::I32(parts as i32),
+        ];
+        let shape = LaunchShape::new(values.div_ceil(256), 256).overlap();
+        // SAFETY: the kernel's arguments; `parts` times `values` were just written.
+        unsafe { self.cuda.launch(&self.add_parts, shape, &arguments) }
+    }
+}
+
+/// One gradient, checked.
+struct Call<'a> {
+    dy: Columns<'a>,
+    x: Columns<'a>,
+    offsets: Option<&'a Buffer<i32>>,
+    experts: usize,
+    rows: usize,
+    gates: usize,
+    place: GradientPlace<'a>,
+}
+
+/// Padded rows of all experts at most.
+pub(super) fn depth(rows: usize, experts: usize) -> usize {
+    let padding = if experts > 1 { experts * (STEP - 1) } else { 0 };
+    (rows + padding).next_multiple_of(STEP)
+}
