@@ -165,6 +165,11 @@ extern "C" __global__ void __launch_bounds__(256) add_parts(const float* partial
     out[i] += sum;
 }
 
+__device__ __forceinline__ void write_four(float* to, float4 x) { *reinterpret_cast<float4*>(to) = x; }
+__device__ __forceinline__ void write_four(bf16* to, float4 x) {
+    *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(x.x, x.y), pack_bf16(x.z, x.w));
+}
+
 // to = from, rounded where it is bf16, for `gridDim.y` matrices [rows, columns]: of the rows written, every `group` ones
 // are followed by a gap of `gap`.
 template <typename T>
@@ -174,8 +179,16 @@ __device__ __forceinline__ void pack_rows(
     let_next_start();
     from += blockIdx.y * from_stride;
     to += blockIdx.y * to_stride;
-    i64 step = i64(gridDim.x) * blockDim.x;
-    for (i64 i = i64(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+    i64 step = i64(gridDim.x) * blockDim.x, first = i64(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (columns % 4 == 0 && u64(from) % 16 == 0 && u64(to) % (4 * sizeof(T)) == 0) {
+        for (i64 i = 4 * first; i < count; i += 4 * step) {
+            i64 row = i / columns;
+            float4 x = *reinterpret_cast<const float4*>(from + i);
+            write_four(to + (row + row / group * gap) * columns + i % columns, x);
+        }
+        return;
+    }
+    for (i64 i = first; i < count; i += step) {
         i64 row = i / columns;
         to[(row + row / group * gap) * columns + i % columns] = from_float<T>(from[i]);
     }
