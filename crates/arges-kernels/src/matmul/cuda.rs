@@ -63,10 +63,12 @@ pub enum Output<'a> {
     F32(&'a mut Buffer<f32>),
     /// Rounded to the element of the rows.
     Rounded(&'a mut Activations),
-    /// SiLU of the first `silu` outputs, the sigmoid of the others, rounded.
-    Activated { out: &'a mut Activations, silu: usize },
-    /// `silu(gate) * up` of a matrix whose gates and ups stand in turn in groups of [`GATE_GROUP`], rounded.
-    Gated(&'a mut Activations),
+    /// SiLU of the first `silu` outputs, the sigmoid of the others, rounded. `before` takes the product itself, rounded
+    /// too.
+    Activated { out: &'a mut Activations, silu: usize, before: Option<&'a mut Activations> },
+    /// `silu(gate) * up` of a matrix whose gates and ups stand in turn in groups of [`GATE_GROUP`], rounded; `before` as
+    /// above.
+    Gated { out: &'a mut Activations, before: Option<&'a mut Activations> },
 }
 
 /// Tilings of products with transposes, of [`TILINGS`]: for many tiles and for few.
@@ -217,21 +219,27 @@ impl Products {
         if most == 0 {
             return Ok(());
         }
-        let (epilogue, address, room, stride, element, silu) = match output {
-            Output::F32(out) => (Epilogue::F32, out.address(0), out.len(), outputs, None, 0),
-            Output::Rounded(out) => {
-                (Epilogue::Rounded, out.address(0), out.len(), outputs, Some(out.element()), 0)
+        let place = |out: &Activations| {
+            assert_eq!(out.element(), x.data.element(), "element of the output");
+            (out.address(0), out.len())
+        };
+        let (epilogue, (address, room), stride, silu, before) = match output {
+            Output::F32(out) => (Epilogue::F32, (out.address(0), out.len()), outputs, 0, None),
+            Output::Rounded(out) => (Epilogue::Rounded, place(out), outputs, 0, None),
+            Output::Activated { out, silu, before } => {
+                (Epilogue::Activated, place(out), outputs, silu, before)
             }
-            Output::Activated { out, silu } => {
-                (Epilogue::Activated, out.address(0), out.len(), outputs, Some(out.element()), silu)
-            }
-            Output::Gated(out) => {
+            Output::Gated { out, before } => {
                 assert!(outputs.is_multiple_of(2 * GATE_GROUP), "gates and ups in whole groups");
-                (Epilogue::Gated, out.address(0), out.len(), outputs / 2, Some(out.element()), 0)
+                (Epilogue::Gated, place(out), outputs / 2, 0, before)
             }
         };
         assert!(room >= most * stride, "room for {most} rows of {stride}");
-        assert!(element.is_none_or(|element| element == x.data.element()), "element of the output");
+        let before = before.map_or(0, |before| {
+            let (address, room) = place(before);
+            assert!(room >= most * outputs, "room for {most} rows of {outputs}");
+            address
+        });
         let call = Call {
             matrix,
             x,
@@ -241,6 +249,7 @@ impl Products {
             rows: most,
             epilogue,
             address,
+            before,
             stride,
             silu,
             row_limit: most,
@@ -304,6 +313,7 @@ impl Products {
             rows: parts,
             epilogue: Epilogue::Parts,
             address: out.address(0),
+            before: 0,
             stride: matrix.outputs,
             silu: 0,
             row_limit: rows,
@@ -339,6 +349,7 @@ impl Products {
             Argument::Map(weights),
             Argument::Map(rows),
             Argument::Pointer(call.address),
+            Argument::Pointer(call.before),
             Argument::Pointer(offsets.map_or(0, |offsets| offsets.address(0))),
             Argument::I32(matrix.experts as i32),
             Argument::I32(call.rows as i32),
@@ -350,8 +361,8 @@ impl Products {
             Argument::I32(call.row_limit as i32),
         ];
         // SAFETY: the kernel's arguments, in order. Copies stay within the two maps' matrices. Writes stay within
-        // `rows` (the offsets' last is at most that; with parts, `row_limit`) times `stride` elements, for which the
-        // callers have checked that there is room.
+        // `rows` (the offsets' last is at most that; with parts, `row_limit`) times `stride` elements, or `outputs` of
+        // them `before`, for which the callers have checked that there is room.
         unsafe { self.cuda.launch(kernel, shape, &arguments) }
     }
 
@@ -387,6 +398,8 @@ struct Call<'a> {
     rows: usize,
     epilogue: Epilogue,
     address: u64,
+    /// For the product itself, `[rows, outputs]`; or 0.
+    before: u64,
     stride: usize,
     silu: usize,
     row_limit: usize,
@@ -399,13 +412,14 @@ impl Call<'_> {
         LaunchShape::grid(across, down, self.matrix.experts, threads)
     }
 
-    /// What kernels without maps take. They read `rows` rows and the matrices, and write `rows * stride` elements, for
-    /// which the callers have checked that there is room.
-    fn arguments(&self) -> [Argument<'_>; 10] {
+    /// What kernels without maps take. They read `rows` rows and the matrices, and write `rows * stride` elements, and
+    /// `rows * outputs` before, for which the callers have checked that there is room.
+    fn arguments(&self) -> [Argument<'_>; 11] {
         [
             Argument::Pointer(self.matrix.data.address(0)),
             Argument::Pointer(self.x.data.address(0)),
             Argument::Pointer(self.address),
+            Argument::Pointer(self.before),
             Argument::Pointer(self.offsets.map_or(0, |offsets| offsets.address(0))),
             Argument::I32(self.rows as i32),
             Argument::I32(self.matrix.outputs as i32),

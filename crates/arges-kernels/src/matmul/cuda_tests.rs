@@ -115,7 +115,8 @@ fn epilogues_agree_with_the_reference() {
 
                 let mut out = zeroed(rows * outputs);
                 case.products.run(&matrix, &operand, Rows::All(rows), Output::Rounded(&mut out)).unwrap();
-                assert_close(&out.to_f32().unwrap(), &plain, tolerance, "rounded");
+                let rounded = out.to_f32().unwrap();
+                assert_close(&rounded, &plain, tolerance, "rounded");
 
                 let silu = outputs / 2;
                 let activated: Vec<f64> = (0..rows * outputs)
@@ -124,9 +125,14 @@ fn epilogues_agree_with_the_reference() {
                     )
                     .collect();
                 let mut out = zeroed(rows * outputs);
-                let output = Output::Activated { out: &mut out, silu };
+                let output = Output::Activated { out: &mut out, silu, before: None };
                 case.products.run(&matrix, &operand, Rows::All(rows), output).unwrap();
                 assert_close(&out.to_f32().unwrap(), &activated, tolerance, "activated");
+                let (mut again, mut before) = (zeroed(rows * outputs), zeroed(rows * outputs));
+                let output = Output::Activated { out: &mut again, silu, before: Some(&mut before) };
+                case.products.run(&matrix, &operand, Rows::All(rows), output).unwrap();
+                assert!(again.to_f32().unwrap() == out.to_f32().unwrap(), "activated, with the product");
+                assert!(before.to_f32().unwrap() == rounded, "the product before it is activated");
 
                 let gated: Vec<f64> = (0..rows * outputs / 2)
                     .map(|i| {
@@ -136,8 +142,14 @@ fn epilogues_agree_with_the_reference() {
                     })
                     .collect();
                 let mut out = zeroed(rows * outputs / 2);
-                case.products.run(&matrix, &operand, Rows::All(rows), Output::Gated(&mut out)).unwrap();
+                let output = Output::Gated { out: &mut out, before: None };
+                case.products.run(&matrix, &operand, Rows::All(rows), output).unwrap();
                 assert_close(&out.to_f32().unwrap(), &gated, tolerance, "gated");
+                let (mut again, mut before) = (zeroed(rows * outputs / 2), zeroed(rows * outputs));
+                let output = Output::Gated { out: &mut again, before: Some(&mut before) };
+                case.products.run(&matrix, &operand, Rows::All(rows), output).unwrap();
+                assert!(again.to_f32().unwrap() == out.to_f32().unwrap(), "gated, with the product");
+                assert!(before.to_f32().unwrap() == rounded, "the product before it is gated");
             }
         }
     }

@@ -139,6 +139,8 @@ struct Walk {
 // Where the results of a product go, and as what.
 struct Target {
     void* out;
+    // Where the product itself goes as well, rounded, rows of all outputs; or null.
+    bf16* before;
     int stride, epilogue, activated, outputs, row_limit;
 };
 
@@ -194,17 +196,23 @@ __device__ __forceinline__ void drain(const float* piece, const Target& target, 
         if (target.epilogue == STORE_GATED) {
             // 8 gates, then the 8 ups that belong to them.
             int n = output / 2 + 4 * half;
-            float y[4];
+            // The width is a multiple of 8, so that rows are whole vectors.
+            if (n + 4 > target.outputs / 2) continue;
+            float y[4], up[4];
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                float gate = from[4 * half + i];
-                y[i] = gate * fast_sigmoid(gate) * from[8 + 4 * half + i];
+                y[i] = from[4 * half + i];
+                up[i] = from[8 + 4 * half + i];
             }
-            u16* at = static_cast<u16*>(target.out) + i64(t) * target.stride + n;
-            if (n + 4 <= target.outputs / 2) {
-                // The width is a multiple of 8, so that rows are whole vectors.
+            if (target.before) {
+                bf16* at = target.before + i64(t) * target.outputs + output + 4 * half;
                 *reinterpret_cast<uint2*>(at) = make_uint2(pack_bf16(y[0], y[1]), pack_bf16(y[2], y[3]));
+                *reinterpret_cast<uint2*>(at + 8) = make_uint2(pack_bf16(up[0], up[1]), pack_bf16(up[2], up[3]));
             }
+#pragma unroll
+            for (int i = 0; i < 4; ++i) y[i] = y[i] * fast_sigmoid(y[i]) * up[i];
+            u16* at = static_cast<u16*>(target.out) + i64(t) * target.stride + n;
+            *reinterpret_cast<uint2*>(at) = make_uint2(pack_bf16(y[0], y[1]), pack_bf16(y[2], y[3]));
             continue;
         }
         int n = output + 8 * half;
@@ -212,14 +220,17 @@ __device__ __forceinline__ void drain(const float* piece, const Target& target, 
         float x[8];
 #pragma unroll
         for (int i = 0; i < 8; ++i) x[i] = from[8 * half + i];
+        int count = target.outputs - n;
+        auto write = [&](bf16* at) {
+            write_eight(at, x, whole ? count : min(count, 7));
+            if (!whole && count >= 8) at[7] = from_float<bf16>(x[7]);
+        };
         if (target.epilogue == STORE_ACTIVATED) {
+            if (target.before) write(target.before + i64(t) * target.outputs + n);
 #pragma unroll
             for (int i = 0; i < 8; ++i) x[i] = (n + i < target.activated ? x[i] : 1.0f) * fast_sigmoid(x[i]);
         }
-        int count = target.outputs - n;
-        bf16* at = static_cast<bf16*>(target.out) + i64(t) * target.stride + n;
-        write_eight(at, x, whole ? count : min(count, 7));
-        if (!whole && count >= 8) at[7] = from_float<bf16>(x[7]);
+        write(static_cast<bf16*>(target.out) + i64(t) * target.stride + n);
     }
 }
 
@@ -438,8 +449,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gradient(
 #else
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
-    const __grid_constant__ Map weights, const __grid_constant__ Map tokens, void* out, const int* offsets, int experts,
-    int rows, int outputs, int k, int stride, int epilogue, int activated, int row_limit) {
+    const __grid_constant__ Map weights, const __grid_constant__ Map tokens, void* out, bf16* before,
+    const int* offsets, int experts, int rows, int outputs, int k, int stride, int epilogue, int activated,
+    int row_limit) {
     extern __shared__ __align__(1024) char shared[];
     __shared__ __align__(8) u64 barriers[2 * STAGES];
     __shared__ __align__(16) float pieces[4 * CONSUMERS][PIECE * PIECE_STRIDE];
@@ -497,7 +509,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
 
     wait_for_previous();
     let_next_start();
-    Target target = {out, stride, epilogue, activated, outputs, row_limit};
+    Target target = {out, before, stride, epilogue, activated, outputs, row_limit};
     int count = 0;
     for (int tile = blockIdx.x; walk.find(tile); tile += gridDim.x) {
         int row, output;

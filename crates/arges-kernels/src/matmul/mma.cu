@@ -33,10 +33,11 @@ __device__ __forceinline__ float finish(float value, int output, int epilogue, i
     return value;
 }
 
-// K is a multiple of 8. `out` holds f32 where the epilogue is STORE_F32 and bf16 otherwise.
+// K is a multiple of 8. `out` holds f32 where the epilogue is STORE_F32 and bf16 otherwise. Where `before` is not null it
+// takes the product itself, rounded, in rows of `outputs`.
 extern "C" __global__ void __launch_bounds__(THREADS) product(
-    const bf16* weights, const bf16* x, void* out, const int* offsets, int rows, int outputs, int k, int stride,
-    int epilogue, int activated) {
+    const bf16* weights, const bf16* x, void* out, bf16* before, const int* offsets, int rows, int outputs, int k,
+    int stride, int epilogue, int activated) {
     extern __shared__ __align__(128) char memory[];
     wait_for_previous();
     let_next_start();
@@ -103,6 +104,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(
                 int n = output + warp_output + j * 8 + lane % 4 * 2;
                 if (n >= outputs) continue;
                 float low = d[i][j][half * 2], high = d[i][j][half * 2 + 1];
+                if (before) {
+                    bf16* to = before + i64(first + row) * outputs + n;
+                    to[0] = from_float<bf16>(low);
+                    if (n + 1 < outputs) to[1] = from_float<bf16>(high);
+                }
                 if (epilogue == STORE_GATED) {
                     // Groups of 8 gates and of their 8 partners stand in turn.
                     if (j % 2) continue;

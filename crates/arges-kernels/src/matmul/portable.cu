@@ -18,9 +18,10 @@ enum Epilogue { STORE_F32, STORE_ROUNDED, STORE_ACTIVATED, STORE_GATED };
 constexpr int SIDE = 64;
 constexpr int DEPTH = 16;
 
-// `out` holds f32 where the epilogue is STORE_F32 and X otherwise.
+// `out` holds f32 where the epilogue is STORE_F32 and X otherwise. Where `before` is not null it takes the product itself,
+// in rows of `outputs`.
 extern "C" __global__ void __launch_bounds__(256) product(
-    const W* weights, const X* x, void* out, const int* offsets, int rows, int outputs, int k, int stride,
+    const W* weights, const X* x, void* out, X* before, const int* offsets, int rows, int outputs, int k, int stride,
     int epilogue, int activated) {
     __shared__ float a[DEPTH][SIDE + 4], b[DEPTH][SIDE + 4];
     wait_for_previous();
@@ -62,6 +63,7 @@ extern "C" __global__ void __launch_bounds__(256) product(
             float partner = __shfl_down_sync(~0u, d[i][j], 2);
             int n = output + 4 * column + j;
             if (t >= end || n >= outputs) continue;
+            if (before) before[i64(t) * outputs + n] = from_float<X>(d[i][j]);
             if (epilogue == STORE_F32) {
                 static_cast<float*>(out)[i64(t) * stride + n] = d[i][j];
             } else if (epilogue == STORE_GATED) {

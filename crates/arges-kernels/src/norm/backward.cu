@@ -42,27 +42,6 @@ __device__ __forceinline__ float2 block_sums(float x, float y, float2* partial) 
     return sum;
 }
 
-// The norm of rows, in f32 where `normed` is not null, and rounded.
-extern "C" __global__ void norm_rows(
-    const float* x, const float* weight, float eps, int width, float* normed, A* rounded) {
-    __shared__ float2 partial[32];
-    wait_for_previous();
-    let_next_start();
-    x += i64(blockIdx.x) * width;
-    float sum = 0.0f;
-    for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
-        float4 value = load_four(x + i);
-        sum += sum_of(value * value);
-    }
-    float scale = rsqrtf(block_sums(sum, 0.0f, partial).x / width + eps);
-    for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
-        float4 y = scale * load_four(x + i) * load_four(weight + i);
-        i64 at = i64(blockIdx.x) * width + i;
-        if (normed) store_four(normed + at, y);
-        store_four(rounded + at, y);
-    }
-}
-
 // What goes past a block of the model, times alpha: its input, the normed input, or nothing.
 enum Past { STREAM, NORMED, NOTHING };
 
@@ -163,20 +142,6 @@ extern "C" __global__ void __launch_bounds__(256) add_rows(const float* parts, f
     if (line > 0 || i >= width) return;
     for (int l = 1; l < 8; ++l) sum += sums[l][column];
     out[i] += sum;
-}
-
-// SiLU of the first `silu_count` values of every row, the sigmoid of the others.
-extern "C" __global__ void activate(const A* x, A* out, int width, int silu_count) {
-    wait_for_previous();
-    let_next_start();
-    for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
-        i64 at = i64(blockIdx.x) * width + i;
-        float4 v = load_four(x + at);
-        bool first = i < silu_count;
-        store_four(
-            out + at, first ? make_float4(silu(v.x), silu(v.y), silu(v.z), silu(v.w))
-                            : make_float4(sigmoid(v.x), sigmoid(v.y), sigmoid(v.z), sigmoid(v.w)));
-    }
 }
 
 // out = factor * x, rounded, four values a thread.

@@ -33,6 +33,7 @@ pub struct Norms {
     activations: Element,
     table: Element,
     embed: Kernel,
+    norm_rows: Kernel,
     join: Kernel,
     gated_norm: Kernel,
     head_rows: Kernel,
@@ -130,6 +131,7 @@ impl Norms {
             activations,
             table,
             embed: module.kernel("embed")?,
+            norm_rows: module.kernel("norm_rows")?,
             join: module.kernel("join")?,
             gated_norm: module.kernel("gated_norm")?,
             head_rows: module.kernel("head_rows")?,
@@ -184,6 +186,39 @@ impl Norms {
         // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above, and that tokens are within
         // the table is the caller's promise, which the model checks on the host.
         unsafe { self.cuda.launch(&self.embed, shape, &arguments) }
+    }
+
+    /// The norm of rows `x[rows, width]` as a stream of them has it, in f32 where there is room given for it, and
+    /// rounded.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When shapes do not agree.
+    pub fn norm_rows(
+        &self,
+        x: &Buffer<f32>,
+        rows: usize,
+        norm: Norm<'_>,
+        normed: Option<&mut Buffer<f32>>,
+        rounded: &mut DeviceRows,
+    ) -> Result<(), CudaError> {
+        let room = rows * self.width;
+        assert_eq!(norm.weight.len(), self.width, "width of the norm");
+        assert!(x.len() >= room && rounded.data().len() >= room, "room for {rows} rows");
+        assert!(normed.as_ref().is_none_or(|normed| normed.len() >= room), "room for {rows} rows");
+        assert_eq!(rounded.data().element(), self.activations, "element of the rounded rows");
+        let arguments = [
+            Argument::Pointer(x.address(0)),
+            Argument::Pointer(norm.weight.address(0)),
+            Argument::F32(norm.epsilon),
+            Argument::I32(self.width as i32),
+            Argument::Pointer(normed.map_or(0, |normed| normed.address(0))),
+            Argument::Pointer(rounded.data().address(0)),
+        ];
+        // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above.
+        unsafe { self.cuda.launch(&self.norm_rows, self.shape(rows, self.width), &arguments) }
     }
 
     /// Lets a branch join the stream, and norms it. Without a norm the stream alone is written; with one, it is

@@ -39,6 +39,11 @@ fn the_stream_begins_with_the_embedding_and_takes_branches_as_the_reference_does
             assert_close(&stream.normed.to_vec().unwrap(), &normed, 2e-6, "normed");
             let rounded = stream.rounded.data().to_f32().unwrap();
             assert_close(&rounded, &normed, tolerance(element), "rounded");
+            let mut again = Buffer::zeroed(&cuda, rows * width).unwrap();
+            let mut again_rounded = DeviceRows::zeroed(&cuda, rows, width, element).unwrap();
+            norms_of.norm_rows(&stream.x, rows, norm, Some(&mut again), &mut again_rounded).unwrap();
+            assert!(again.to_vec().unwrap() == stream.normed.to_vec().unwrap(), "other bits alone");
+            assert!(again_rounded.data().to_f32().unwrap() == rounded, "other bits alone, rounded");
 
             let branch = random.normal(rows * width);
             let device_branch = Buffer::from_slice(&cuda, &branch).unwrap();

@@ -35,14 +35,14 @@ __device__ __forceinline__ float4 load_four(const bf16* at) {
     return make_float4(low_float(pair.x), high_float(pair.x), low_float(pair.y), high_float(pair.y));
 }
 
-__device__ __forceinline__ float squares(float4 x) { return x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w; }
+__device__ __forceinline__ float squares(float4 x) { return fmaf(x.w, x.w, fmaf(x.z, x.z, fmaf(x.y, x.y, x.x * x.x))); }
 
 __device__ __forceinline__ float4 scaled(float4 x, float scale, float4 weight) {
     return make_float4(
         x.x * scale * weight.x, x.y * scale * weight.y, x.z * scale * weight.z, x.w * scale * weight.w);
 }
 
-// Norms a row that lies in shared memory into `normed`, and rounded into `rounded`.
+// Norms a row into `normed`, where that is not null, and rounded into `rounded`: the same bits wherever the row lies.
 __device__ __forceinline__ void norm_row(
     const float* row, const float* weight, float eps, int width, float* normed, A* rounded, float* partial) {
     float sum = 0.0f;
@@ -50,9 +50,19 @@ __device__ __forceinline__ void norm_row(
     float scale = rsqrtf(block_sum(sum, partial) / width + eps);
     for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
         float4 y = scaled(load_four(row + i), scale, load_four(weight + i));
-        store_four(normed + i, y);
+        if (normed) store_four(normed + i, y);
         store_four(rounded + i, y);
     }
+}
+
+// The norm of rows, in f32 where `normed` is not null, and rounded.
+extern "C" __global__ void norm_rows(
+    const float* x, const float* weight, float eps, int width, float* normed, A* rounded) {
+    __shared__ float partial[32];
+    wait_for_previous();
+    let_next_start();
+    i64 at = i64(blockIdx.x) * width;
+    norm_row(x + at, weight, eps, width, normed ? normed + at : normed, rounded + at, partial);
 }
 
 // x[t] = table[tokens[t]], and its norm.

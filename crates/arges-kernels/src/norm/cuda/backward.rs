@@ -7,7 +7,6 @@ use crate::device::cuda::{
     Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source,
 };
 use crate::matmul::Element;
-use crate::matmul::cuda::DeviceRows;
 
 /// The kernels.
 pub const GRADIENTS: Source = Source { name: "norm/backward.cu", text: include_str!("../backward.cu") };
@@ -25,11 +24,9 @@ pub fn gradient_defines(activations: Element) -> [Define; 2] {
 pub struct StreamGradients {
     cuda: Arc<Cuda>,
     activations: Element,
-    norm_rows: Kernel,
     norm_backward: Kernel,
     gated_norm_backward: Kernel,
     add_rows: Kernel,
-    activate: Kernel,
     scaled: Kernel,
     gather_rows: Kernel,
     scatter_rows: Kernel,
@@ -73,11 +70,9 @@ impl StreamGradients {
         Ok(Self {
             cuda: Arc::clone(cuda),
             activations,
-            norm_rows: module.kernel("norm_rows")?,
             norm_backward: module.kernel("norm_backward")?,
             gated_norm_backward: module.kernel("gated_norm_backward")?,
             add_rows: module.kernel("add_rows")?,
-            activate: module.kernel("activate")?,
             scaled: module.kernel("scaled")?,
             gather_rows: module.kernel("gather_rows")?,
             scatter_rows: module.kernel("scatter_rows")?,
@@ -97,39 +92,6 @@ impl StreamGradients {
 
     fn check_width(width: usize) {
         assert!(width.is_multiple_of(4), "rows of {width} are no multiple of 4");
-    }
-
-    /// The norm of rows `x[rows, width]`, in f32 where there is room given for it, and rounded.
-    ///
-    /// # Errors
-    /// When the driver fails.
-    ///
-    /// # Panics
-    /// When shapes do not agree.
-    pub fn norm_rows(
-        &self,
-        x: &Buffer<f32>,
-        rows: usize,
-        norm: Norm<'_>,
-        normed: Option<&mut Buffer<f32>>,
-        rounded: &mut DeviceRows,
-    ) -> Result<(), CudaError> {
-        let width = norm.weight.len();
-        Self::check_width(width);
-        assert!(x.len() >= rows * width && rounded.data().len() >= rows * width, "room for {rows} rows");
-        assert!(normed.as_ref().is_none_or(|normed| normed.len() >= rows * width), "room for {rows} rows");
-        assert_eq!(rounded.data().element(), self.activations, "element of the rounded rows");
-        let arguments = [
-            Argument::Pointer(x.address(0)),
-            Argument::Pointer(norm.weight.address(0)),
-            Argument::F32(norm.epsilon),
-            Argument::I32(width as i32),
-            Argument::Pointer(normed.map_or(0, |normed| normed.address(0))),
-            Argument::Pointer(rounded.data().address(0)),
-        ];
-        let shape = LaunchShape::new(rows, Self::threads(width)).overlap();
-        // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above.
-        unsafe { self.cuda.launch(&self.norm_rows, shape, &arguments) }
     }
 
     /// The last step back through a block whose input `x[rows, width]` went through a norm: `dx`, the gradient by the
@@ -261,35 +223,6 @@ impl StreamGradients {
         let shape = LaunchShape::new(width.div_ceil(32), 256).overlap();
         // SAFETY: the kernel's arguments; `blocks` parts were just written, and the place was checked.
         unsafe { self.cuda.launch(&self.add_rows, shape, &arguments) }
-    }
-
-    /// SiLU of the first `silu` values of rows `x[rows, width]`, the sigmoid of the others.
-    ///
-    /// # Errors
-    /// When the driver fails.
-    ///
-    /// # Panics
-    /// When shapes do not agree.
-    pub fn activate(
-        &self,
-        x: &Activations,
-        rows: usize,
-        width: usize,
-        silu: usize,
-        out: &mut Activations,
-    ) -> Result<(), CudaError> {
-        Self::check_width(width);
-        assert!(silu.is_multiple_of(4), "{silu} values with SiLU");
-        assert!(x.len() >= rows * width && out.len() >= rows * width, "room for {rows} rows");
-        assert_eq!([x.element(), out.element()], [self.activations; 2], "element of the activations");
-        let arguments = [
-            Argument::Pointer(x.address(0)),
-            Argument::Pointer(out.address(0)),
-            Argument::I32(width as i32),
-            Argument::I32(silu as i32),
-        ];
-        // SAFETY: the kernel's arguments; `rows` rows of both were checked.
-        unsafe { self.cuda.launch(&self.activate, LaunchShape::new(rows, 256).overlap(), &arguments) }
     }
 
     /// `out = factor * x` for the first `count` values, rounded.
