@@ -119,7 +119,7 @@ impl Buffers {
             inputs: (0..config.num_layers).map(|_| Floats::zeroed(hidden)).collect(),
             kept: match plan.recompute {
                 Recompute::Layers => None,
-                Recompute::Insides => Some(
+                Recompute::Auto | Recompute::Nothing | Recompute::Insides => Some(
                     (0..config.num_layers)
                         .map(|_| Kept {
                             projected: Floats::zeroed(tokens * widest_projections(config)),

@@ -55,6 +55,13 @@ impl TrainingPlan {
 /// What the backward pass computes once more instead of having kept it. The gradients are the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Recompute {
+    /// As little as the free memory of a GPU allows, with the optimizer's moments yet to come. On the CPU:
+    /// [`Recompute::Insides`].
+    Auto,
+    /// Nothing but norms, on a GPU: all that gradients are made of is kept, some `[tokens, 10 W + 3 k F]` rounded values
+    /// for a layer with `k` experts a token of inner width `F`. Spares a fifth of a step's products. On the CPU:
+    /// [`Recompute::Insides`].
+    Nothing,
     /// Whole layers: of each, only the input is kept, `[tokens, hidden]`.
     Layers,
     /// Attention from its projections on, and experts: the projections, up to `[tokens, 4 W]`, and the residual stream

@@ -136,7 +136,7 @@ pub struct BatchConfig {
     /// Batches of `max_tokens` whose gradients make up one step.
     #[serde(default = "one")]
     pub accumulation: usize,
-    /// What the backward pass computes once more instead of having kept it. On the CPU the same bits come out.
+    /// What the backward pass computes once more instead of having kept it. The same bits come out.
     #[serde(default)]
     pub recompute: RecomputeType,
 }
@@ -145,16 +145,22 @@ pub struct BatchConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RecomputeType {
+    /// As little as the free memory of a GPU allows; on the CPU as `insides`.
+    #[default]
+    Auto,
+    /// Nothing, on a GPU: fastest; on the CPU as `insides`.
+    Nothing,
     /// Whole layers: least memory.
     Layers,
     /// Attention and experts, but not the projections before attention and the one after it: faster.
-    #[default]
     Insides,
 }
 
 impl From<RecomputeType> for Recompute {
     fn from(recompute: RecomputeType) -> Self {
         match recompute {
+            RecomputeType::Auto => Self::Auto,
+            RecomputeType::Nothing => Self::Nothing,
             RecomputeType::Layers => Self::Layers,
             RecomputeType::Insides => Self::Insides,
         }

@@ -341,7 +341,7 @@ fn another(value: &Value) -> Value {
             "lightning" => "softmax".into(),
             "softmax" => "lightning".into(),
             "query" => "key".into(),
-            "insides" => "layers".into(),
+            "auto" => "layers".into(),
             other => format!("{other}x").into(),
         },
         number => match number.as_u64() {

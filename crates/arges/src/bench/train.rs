@@ -9,7 +9,7 @@ use arges_kernels::device::cpu::{AlignedBuffer, Cpu, CpuOptions};
 use arges_kernels::matmul::Compute;
 use arges_model::training::{Parameters, Recompute, Trainer, TrainingBatch, TrainingPlan};
 use arges_model::{Accounting, Config, DType};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::{Limits, RandomTokens, device_report, train_cuda};
@@ -32,15 +32,36 @@ pub struct TrainBenchArgs {
     /// Steps, of which the median is reported; one more goes first and does not count
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_1)]
     pub(super) runs: usize,
-    /// Keep only the input of each layer, and compute whole layers once more
-    #[arg(long)]
-    pub(super) recompute_layers: bool,
+    /// What the backward pass computes once more instead of keeping it: as little as a GPU's memory allows, nothing (on a
+    /// GPU), what is inside attention and experts, or whole layers
+    #[arg(long, value_enum, default_value_t = RecomputeChoice::Auto)]
+    pub(super) recompute: RecomputeChoice,
     /// On a GPU, random weights from this seed, made there: the model is then a directory or file with a configuration
     #[arg(long, value_name = "SEED")]
     pub(super) dummy: Option<u64>,
     /// On a GPU, also tell how long each kernel takes, in a step of its own in which kernels do not overlap
     #[arg(long)]
     pub(super) profile: bool,
+}
+
+/// [`Recompute`] as an argument.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RecomputeChoice {
+    Auto,
+    Nothing,
+    Insides,
+    Layers,
+}
+
+impl From<RecomputeChoice> for Recompute {
+    fn from(choice: RecomputeChoice) -> Self {
+        match choice {
+            RecomputeChoice::Auto => Self::Auto,
+            RecomputeChoice::Nothing => Self::Nothing,
+            RecomputeChoice::Insides => Self::Insides,
+            RecomputeChoice::Layers => Self::Layers,
+        }
+    }
 }
 
 /// Trains on random tokens and prints the report. Nothing is written.
@@ -101,8 +122,11 @@ pub fn run(args: &TrainBenchArgs) -> Result<()> {
 
 impl TrainBenchArgs {
     pub(super) fn plan(&self) -> TrainingPlan {
-        let recompute = if self.recompute_layers { Recompute::Layers } else { Recompute::Insides };
-        TrainingPlan { max_tokens: self.sequences * self.tokens, max_sequences: self.sequences, recompute }
+        TrainingPlan {
+            max_tokens: self.sequences * self.tokens,
+            max_sequences: self.sequences,
+            recompute: self.recompute.into(),
+        }
     }
 
     pub(super) fn batch(&self, random: &mut RandomTokens) -> TrainingBatch {

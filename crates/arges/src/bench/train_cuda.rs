@@ -73,6 +73,7 @@ pub fn run(args: &TrainBenchArgs, ordinal: usize) -> Result<()> {
             "case": "train",
             "sequences": args.sequences,
             "tokens": args.tokens,
+            "recompute": format!("{:?}", bench.trainer.recompute()).to_lowercase(),
             "seconds": median,
             "runs": counted,
             "tokens_per_second": plan.max_tokens as f64 / median,

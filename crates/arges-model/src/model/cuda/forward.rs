@@ -5,7 +5,7 @@ use std::ops::Range;
 use arges_kernels::device::cuda::{Activations, Buffer, CudaError};
 use arges_kernels::lightning;
 use arges_kernels::matmul::cuda::{Output, Rows};
-use arges_kernels::norm::cuda::{Branch, Norm, Scale, Shared, StreamGradients};
+use arges_kernels::norm::cuda::{Branch, Norm, Scale, Shared};
 use arges_kernels::sample::Sampled;
 use arges_kernels::sample::cuda::Rule;
 use arges_kernels::softmax_attention;
@@ -36,12 +36,17 @@ impl Shape {
 }
 
 /// What a backward pass needs of attention beside what the forward pass leaves in the workspace.
-pub(crate) struct Kept<'a> {
-    pub(crate) kernels: &'a StreamGradients,
+pub(crate) struct KeptAttention<'a> {
     /// Projections of lightning attention before SiLU and sigmoid.
     pub(crate) raw: &'a mut Activations,
     /// Log-sum-exp of softmax attention, `[rows, heads]`.
     pub(crate) lse: &'a mut Buffer<f32>,
+}
+
+/// The same of experts: gates and ups in turn, of the experts' rows and of a shared MLP's.
+pub(crate) struct KeptExperts<'a> {
+    pub(crate) routed: &'a mut Activations,
+    pub(crate) shared: Option<&'a mut Activations>,
 }
 
 /// How the token of a row of logits is to be chosen on the device, with the mask of tokens that may be; `None` leaves it
@@ -229,26 +234,16 @@ impl CudaModel {
         let first = norm(&self.layers[0].input_norm);
         kernels.norms.embed(&ws.inputs.tokens.device, shape.rows, &self.embedding, first, &mut ws.stream)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            self.attention_block(layer, shape, cache, ws)?;
+            self.attend(layer, shape, cache, ws, None)?;
+            self.join_attention(layer, shape, ws)?;
             let next = self.layers.get(index + 1).map(|next| norm(&next.input_norm));
-            self.expert_block(layer, shape, next, ws)?;
+            self.expert_block(layer, shape, next, ws, None)?;
         }
         self.head(shape, ws)
     }
 
-    /// The attention of a layer on the normed stream, which it joins and norms for the experts.
-    pub(crate) fn attention_block(
-        &self,
-        layer: &Layer,
-        shape: &Shape,
-        cache: &mut CudaCache,
-        ws: &mut CudaWorkspace,
-    ) -> Result<(), CudaError> {
-        self.attend(layer, shape, cache, ws, None)?;
-        self.join_attention(layer, shape, ws)
-    }
-
-    /// The output projection of what attention left in the workspace, which joins the stream.
+    /// The output projection of what attention left in the workspace, which joins the stream and is normed for the
+    /// experts.
     pub(crate) fn join_attention(
         &self,
         layer: &Layer,
@@ -275,7 +270,7 @@ impl CudaModel {
         shape: &Shape,
         cache: &mut CudaCache,
         ws: &mut CudaWorkspace,
-        kept: Option<Kept<'_>>,
+        kept: Option<KeptAttention<'_>>,
     ) -> Result<(), CudaError> {
         let (kernels, config, rows) = (&self.kernels, &self.config, Rows::All(shape.rows));
         let width = config.query_width();
@@ -283,16 +278,9 @@ impl CudaModel {
         match &layer.attention {
             Attention::Lightning { index, decays, qkv_gate, norm, .. } => {
                 let stride = qkv_gate.outputs();
-                match kept {
-                    None => {
-                        let output = Output::Activated { out: &mut ws.projected, silu: 3 * width };
-                        kernels.products.run(qkv_gate, &ws.stream.rounded, rows, output)?;
-                    }
-                    Some(Kept { kernels: gradients, raw, .. }) => {
-                        kernels.products.run(qkv_gate, &ws.stream.rounded, rows, Output::Rounded(raw))?;
-                        gradients.activate(raw, shape.rows, stride, 3 * width, &mut ws.projected)?;
-                    }
-                }
+                let before = kept.map(|kept| kept.raw);
+                let output = Output::Activated { out: &mut ws.projected, silu: 3 * width, before };
+                kernels.products.run(qkv_gate, &ws.stream.rounded, rows, output)?;
                 let inputs = |spans: Range<usize>| lightning::cuda::Inputs {
                     decays,
                     projected: &ws.projected,
@@ -341,7 +329,7 @@ impl CudaModel {
                 let (softmax, inputs) = (&ws.softmax, inputs(prefilling));
                 match kept {
                     None => softmax.prefill(&ws.projected, stride, &inputs, pages, attended),
-                    Some(Kept { lse, .. }) => {
+                    Some(KeptAttention { lse, .. }) => {
                         softmax.prefill_for_training(&ws.projected, stride, &inputs, pages, attended, lse)
                     }
                 }
@@ -353,15 +341,18 @@ impl CudaModel {
         Scale { alpha: scale.alpha, beta: scale.beta, postnorm: self.config.postnorm }
     }
 
-    /// The experts of a layer on the normed stream, which they join and norm for the next layer.
+    /// The experts of a layer on the normed stream, which they join and norm for the next layer. With `kept`, what a
+    /// backward pass needs is written there too.
     pub(crate) fn expert_block(
         &self,
         layer: &Layer,
         shape: &Shape,
         norm: Option<Norm<'_>>,
         ws: &mut CudaWorkspace,
+        kept: Option<KeptExperts<'_>>,
     ) -> Result<(), CudaError> {
         let (kernels, config, count) = (&self.kernels, &self.config, shape.rows);
+        let (before, before_shared) = kept.map_or((None, None), |kept| (Some(kept.routed), kept.shared));
         let experts = &layer.experts;
         let buffers = &mut ws.experts;
         let branch = match (&experts.router, &kernels.router) {
@@ -371,7 +362,7 @@ impl CudaModel {
                 router.gather(&ws.stream.rounded, count, routing, &mut buffers.inputs)?;
                 let choices = config.experts_per_token;
                 let rows = Rows::Grouped { offsets: &routing.offsets, most: count * choices };
-                let gated = Output::Gated(buffers.inner.data_mut());
+                let gated = Output::Gated { out: buffers.inner.data_mut(), before };
                 kernels.products.run(&experts.gate_up, &buffers.inputs, rows, gated)?;
                 let output = Output::F32(&mut buffers.outputs);
                 kernels.products.run(&experts.down, &buffers.inner, rows, output)?;
@@ -380,7 +371,7 @@ impl CudaModel {
             }
             _ => {
                 let rows = Rows::All(count);
-                let gated = Output::Gated(buffers.inner.data_mut());
+                let gated = Output::Gated { out: buffers.inner.data_mut(), before };
                 kernels.products.run(&experts.gate_up, &ws.stream.rounded, rows, gated)?;
                 let output = Output::F32(&mut buffers.outputs);
                 kernels.products.run(&experts.down, &buffers.inner, rows, output)?;
@@ -392,7 +383,7 @@ impl CudaModel {
                 let rows = Rows::All(count);
                 let normed = &ws.stream.normed;
                 coefficient.logits(normed, count, &mlp.coefficient, &mut buffers.coefficients)?;
-                let gated = Output::Gated(buffers.inner.data_mut());
+                let gated = Output::Gated { out: buffers.inner.data_mut(), before: before_shared };
                 kernels.products.run(&mlp.gate_up, &ws.stream.rounded, rows, gated)?;
                 let output = Output::F32(&mut buffers.outputs);
                 kernels.products.run(&mlp.down, &buffers.inner, rows, output)?;

@@ -10,7 +10,7 @@ use super::CudaTrainer;
 use super::backward::past;
 use crate::config::LIGHTNING_NORM_EPS;
 use crate::model::cuda::Attention;
-use crate::model::cuda::forward::{Kept, Shape};
+use crate::model::cuda::forward::{KeptAttention, Shape};
 use crate::params::{LayerParam, Param};
 
 impl CudaTrainer {
@@ -21,10 +21,10 @@ impl CudaTrainer {
         let (layer, config, rows) = (&model.layers[index], &model.config, shape.rows);
         let norm = Norm { weight: &layer.input_norm, epsilon: config.rms_norm_eps as f32 };
         let input = &buffers.inputs[index];
-        let stream = &buffers.kernels.stream;
-        stream.norm_rows(input, rows, norm, Some(&mut ws.stream.normed), &mut ws.stream.rounded)?;
+        let norms = &model.kernels.norms;
+        norms.norm_rows(input, rows, norm, Some(&mut ws.stream.normed), &mut ws.stream.rounded)?;
         let attention = &mut buffers.attention;
-        let kept = Kept { kernels: stream, raw: &mut attention.raw, lse: &mut attention.lse };
+        let kept = KeptAttention { raw: &mut attention.raw, lse: &mut attention.lse };
         model.attend(layer, shape, cache, ws, Some(kept))?;
         if buffers.middles.is_some() {
             return Ok(());
@@ -114,7 +114,7 @@ impl CudaTrainer {
         let input = &buffers.inputs[index];
         let norm = Norm { weight: &layer.input_norm, epsilon: config.rms_norm_eps as f32 };
         // The experts have normed another stream over it.
-        kernels.stream.norm_rows(input, rows, norm, None, &mut ws.stream.rounded)?;
+        model.kernels.norms.norm_rows(input, rows, norm, None, &mut ws.stream.rounded)?;
         let dy = Columns::all(dprojected.data(), matrix.outputs());
         let x = Columns::all(ws.stream.rounded.data(), hidden);
         // The parameters of one product lie one behind the other.

@@ -26,9 +26,13 @@ impl CudaTrainer {
             self.buffers.kernels.mixture.balance_slopes(&mut self.buffers.balance, balance)?;
         }
         for index in (0..self.model.layers.len()).rev() {
-            self.recompute_attention(index, shape)?;
+            if self.buffers.insides.is_none() {
+                self.recompute_attention(index, shape)?;
+            }
+            self.buffers.exchange(index, &mut self.cache, &mut self.workspace);
             self.experts(index, shape.rows, balanced)?;
             self.attention(index, shape)?;
+            self.buffers.exchange(index, &mut self.cache, &mut self.workspace);
         }
         Ok(self.embedding(&batch.tokens)?)
     }

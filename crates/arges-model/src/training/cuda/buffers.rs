@@ -11,10 +11,11 @@ use arges_kernels::moe::cuda::{DeviceBalance, MixtureGradients};
 use arges_kernels::norm::cuda::StreamGradients;
 use arges_kernels::softmax_attention::cuda::SoftmaxBackwardCuda;
 
+use super::kept::Insides;
 use crate::cache::{lightning_shape, softmax_shape};
 use crate::config::{AttentionKind, Config};
 use crate::model::cuda::CudaModel;
-use crate::training::{Recompute, TrainingPlan};
+use crate::training::TrainingPlan;
 
 /// Most bytes of the logits of one block of targets.
 const LOGIT_BYTES: usize = 256 << 20;
@@ -24,12 +25,15 @@ pub(super) fn head_rows(vocab: usize, max_tokens: usize) -> usize {
     (LOGIT_BYTES / (4 * vocab.max(1))).clamp(64, 4096).min(max_tokens.max(1))
 }
 
-/// Everything but weights, gradients, caches and what the forward pass works in.
+/// Everything but weights, gradients, caches and what the forward pass works in. What is kept of layers beside their
+/// inputs is added by [`CudaTrainer::take_memory_for_layers`](super::CudaTrainer::take_memory_for_layers).
 pub(super) struct Buffers {
     pub(super) plan: TrainingPlan,
     /// Input of each layer, and the residual stream between its attention and its experts, `[tokens, hidden]`.
     pub(super) inputs: Vec<Buffer<f32>>,
     pub(super) middles: Option<Vec<Buffer<f32>>>,
+    /// The rest of each layer.
+    pub(super) insides: Option<Vec<Insides>>,
     /// Gradient by the residual stream, `[tokens, hidden]`; by a block's output, rounded; by a normed stream.
     pub(super) dx: Buffer<f32>,
     pub(super) dbranch: DeviceRows,
@@ -146,8 +150,6 @@ impl Buffers {
         let (config, cuda, element) = (&model.config, &model.cuda, model.element());
         let (tokens, hidden, width) = (plan.max_tokens.max(1), config.hidden_size, config.query_width());
         let floats = |len: usize| Buffer::<f32>::zeroed(cuda, len);
-        let of_layers =
-            || (0..config.num_layers).map(|_| floats(tokens * hidden)).collect::<Result<Vec<_>, _>>();
         let projections = [4 * width, width + 2 * config.kv_width()];
         let present =
             [AttentionKind::Lightning, AttentionKind::Softmax].map(|kind| config.attention.contains(&kind));
@@ -159,11 +161,9 @@ impl Buffers {
         let mlp = |rows, inner| MlpBuffers::new(cuda, element, rows, inner, hidden);
         Ok(Self {
             plan,
-            inputs: of_layers()?,
-            middles: match plan.recompute {
-                Recompute::Layers => None,
-                Recompute::Insides => Some(of_layers()?),
-            },
+            inputs: (0..config.num_layers).map(|_| floats(tokens * hidden)).collect::<Result<_, _>>()?,
+            middles: None,
+            insides: None,
             dx: floats(tokens * hidden)?,
             dbranch: DeviceRows::zeroed(cuda, tokens, hidden, element)?,
             dproduct: floats(tokens * hidden)?,
@@ -219,8 +219,8 @@ impl Buffers {
             &head.dnormed,
             &head.drows,
         ];
-        let layers = self.inputs.iter().chain(self.middles.iter().flatten());
-        layers.map(Buffer::bytes).sum::<usize>()
+        self.inputs.iter().map(Buffer::bytes).sum::<usize>()
+            + self.kept_bytes()
             + rows.map(|rows| rows.data().bytes()).iter().sum::<usize>()
             + attention.dprojected.iter().flatten().map(|rows| rows.data().bytes()).sum::<usize>()
             + floats.map(Buffer::bytes).iter().sum::<usize>()

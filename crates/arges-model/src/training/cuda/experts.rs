@@ -1,4 +1,4 @@
-//! The block of experts: its activations once more, and the gradients through it. A shared MLP is an expert of every
+//! The block of experts: its activations once more where they were not kept, and the gradients through it. A shared MLP is an expert of every
 //! token, with its own weight.
 
 use arges_kernels::device::cuda::{Activations, Buffer, CudaError};
@@ -28,6 +28,8 @@ struct Mlps<'a> {
     dout: &'a DeviceRows,
     rows: Rows<'a>,
     weights: RowWeights<'a>,
+    /// Whether gates and ups were kept.
+    kept: bool,
 }
 
 impl Mlps<'_> {
@@ -46,7 +48,9 @@ impl Mlps<'_> {
             Rows::All(rows) => (None, rows),
             Rows::Grouped { offsets, most } => (Some((offsets, offsets.len() - 1)), most),
         };
-        products.run(self.gate_up, self.inputs, self.rows, Output::Rounded(&mut buffers.pre))?;
+        if !self.kept {
+            products.run(self.gate_up, self.inputs, self.rows, Output::Rounded(&mut buffers.pre))?;
+        }
         let output = Output::F32(&mut buffers.dinner);
         gradient_products.inputs(products, self.down, self.dout, self.rows, output, transposed)?;
         mixture.swiglu_backward(Swiglu {
@@ -79,11 +83,12 @@ impl CudaTrainer {
         let (layer, config) = (&model.layers[index], &model.config);
         let (hidden, scale, all) = (config.hidden_size, config.mlp, Rows::All(rows));
         let (kernels, products) = (&mut buffers.kernels, &model.kernels.products);
+        let kept = buffers.insides.is_some();
         let place = |param| parameters.place(Param::Layer(index, param));
         let norm = Norm { weight: &layer.post_attention_norm, epsilon: config.rms_norm_eps as f32 };
         if let Some(middles) = &buffers.middles {
             let (normed, rounded) = (&mut ws.stream.normed, &mut ws.stream.rounded);
-            kernels.stream.norm_rows(&middles[index], rows, norm, Some(normed), rounded)?;
+            model.kernels.norms.norm_rows(&middles[index], rows, norm, Some(normed), rounded)?;
         }
         kernels.stream.scaled(&buffers.dx, rows * hidden, scale.beta, buffers.dbranch.data_mut())?;
 
@@ -91,7 +96,9 @@ impl CudaTrainer {
         let coefficients = match (&layer.shared, &mut ws.experts.shared, &model.kernels.coefficient) {
             (Some(mlp), Some(shared), Some(kernel)) => {
                 let out = &mut shared.coefficients;
-                kernel.logits(&ws.stream.normed, rows, &mlp.coefficient, out)?;
+                if !kept {
+                    kernel.logits(&ws.stream.normed, rows, &mlp.coefficient, out)?;
+                }
                 Some((mlp, &shared.coefficients))
             }
             _ => None,
@@ -100,8 +107,10 @@ impl CudaTrainer {
         let routing = match (&layer.experts.router, &model.kernels.router) {
             (Some(weights), Some(router)) => {
                 let (routing, active) = (&mut ws.experts.routing, &ws.inputs.active.device);
-                router.route(&ws.stream.normed, rows, active, weights, routing)?;
-                router.gather(&ws.stream.rounded, rows, routing, &mut ws.experts.inputs)?;
+                if !kept {
+                    router.route(&ws.stream.normed, rows, active, weights, routing)?;
+                    router.gather(&ws.stream.rounded, rows, routing, &mut ws.experts.inputs)?;
+                }
                 router.gather(&buffers.dbranch, rows, routing, &mut buffers.router.dout)?;
                 let out = &mut buffers.router.weights;
                 kernels.mixture.row_weights(routing, rows, coefficient_rows, out)?;
@@ -124,6 +133,7 @@ impl CudaTrainer {
             dout: &buffers.dbranch,
             rows: all,
             weights: RowWeights::Equal,
+            kept,
         };
         if let Some((_, routing)) = routing {
             mlps.inputs = &ws.experts.inputs;
@@ -148,6 +158,7 @@ impl CudaTrainer {
                 dout: &buffers.dbranch,
                 rows: all,
                 weights: RowWeights::Sigmoid(coefficients),
+                kept,
             };
             let of_products = &mut kernels.products;
             mlps.backward(products, &kernels.mixture, of_products, transposed, gradients, shared)?;

@@ -65,7 +65,7 @@ impl CudaTrainer {
         kernels.loss.score_backward(&ws.logits, count, &head.tokens, &head.scores, &head.weights, dlogits)?;
         kernels.stream.gather_rows(&ws.stream.x, &head.rows, count, hidden, &mut head.x)?;
         let norm = Norm { weight: &model.final_norm, epsilon: model.config.rms_norm_eps as f32 };
-        kernels.stream.norm_rows(&head.x, count, norm, None, &mut head.normed)?;
+        model.kernels.norms.norm_rows(&head.x, count, norm, None, &mut head.normed)?;
         let rows = Rows::All(count);
         let output = Output::F32(&mut head.dnormed);
         let products = &model.kernels.products;

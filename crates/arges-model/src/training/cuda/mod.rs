@@ -1,14 +1,15 @@
 //! Training on a GPU: the forward pass is [`CudaModel`]'s in exact mode, gradients and masters stay in the memory of the
 //! device.
 //!
-//! Of each layer its input is kept, and the residual stream after attention unless [`Recompute::Layers`] says otherwise;
-//! the backward pass computes attention and experts once more. A batch gives the same bits every time.
+//! Of each layer its input is kept, and as much of the rest as [`Recompute`](super::Recompute) says; the backward pass
+//! computes the others once more. A batch gives the same bits every time, whatever is kept.
 
 mod attention;
 mod backward;
 mod buffers;
 mod experts;
 mod head;
+mod kept;
 mod publish;
 
 use std::ops::Range;
@@ -19,13 +20,13 @@ use arges_kernels::adamw::cuda::{AdamWCuda, Learned};
 use arges_kernels::device::cuda::{Buffer, Cuda, CudaError, Fill};
 use arges_kernels::matmul::Compute;
 
-use super::{Parameters, StepOutput, TrainingBatch, TrainingError, TrainingPlan};
+use super::{Parameters, Recompute, StepOutput, TrainingBatch, TrainingError, TrainingPlan};
 use crate::batch::{Batch, LogitRows};
 use crate::cache::{CachePlan, PAGE_TOKENS};
 use crate::config::Config;
 use crate::dtype::DType;
 use crate::model::WorkspacePlan;
-use crate::model::cuda::forward::Shape;
+use crate::model::cuda::forward::{KeptAttention, KeptExperts, Shape};
 use crate::model::cuda::{CudaCache, CudaModel, CudaWorkspace};
 use crate::model::step::check;
 use buffers::Buffers;
@@ -115,7 +116,7 @@ impl CudaTrainer {
         workspace.stream.keep = true;
         let buffers = Buffers::new(&model, plan, max_logit_rows)?;
         publish::pack(&mut model, &parameters, &values, &buffers.kernels.products)?;
-        Ok(Self {
+        let mut trainer = Self {
             gradients: Buffer::zeroed(cuda, values.len())?,
             adamw: AdamWCuda::new(cuda, values.len())?,
             model: Arc::new(model),
@@ -125,7 +126,9 @@ impl CudaTrainer {
             cache,
             workspace,
             buffers,
-        })
+        };
+        trainer.take_memory_for_layers()?;
+        Ok(trainer)
     }
 
     /// Adds the gradients of a batch, as [`Trainer::accumulate`](super::Trainer::accumulate) does.
@@ -138,7 +141,7 @@ impl CudaTrainer {
         weight: &(dyn Fn(usize, f32) -> f32 + Sync),
         balance: f32,
     ) -> Result<StepOutput<'_>, TrainingError> {
-        let shape = self.forward(batch)?;
+        let shape = self.forward(batch, true)?;
         self.backward(batch, &shape, weight, balance)?;
         self.output(batch.targets.len())
     }
@@ -148,7 +151,7 @@ impl CudaTrainer {
     /// # Errors
     /// When the batch is malformed or over the plan, or the device fails.
     pub fn evaluate(&mut self, batch: &TrainingBatch) -> Result<StepOutput<'_>, TrainingError> {
-        self.forward(batch)?;
+        self.forward(batch, false)?;
         self.head(&batch.targets, None)?;
         self.output(batch.targets.len())
     }
@@ -166,9 +169,9 @@ impl CudaTrainer {
         })
     }
 
-    /// Runs the batch, keeping what the backward pass begins with. Leaves the residual stream after the last layer in the
-    /// workspace.
-    fn forward(&mut self, batch: &TrainingBatch) -> Result<Shape, TrainingError> {
+    /// Runs the batch; with `keep`, what the backward pass begins with is kept. Leaves the residual stream after the last
+    /// layer in the workspace.
+    fn forward(&mut self, batch: &TrainingBatch, keep: bool) -> Result<Shape, TrainingError> {
         let config = &self.model.config;
         batch.check(self.buffers.plan, config)?;
         let mut step = Batch::new();
@@ -181,7 +184,7 @@ impl CudaTrainer {
         }
         let checked = check(&step, &self.cache, self.workspace.plan, config.vocab_size);
         let result = match checked {
-            Ok(()) => self.layers(&step).map_err(TrainingError::from),
+            Ok(()) => self.layers(&step, keep).map_err(TrainingError::from),
             Err(error) => Err(error.into()),
         };
         for span in &step.spans {
@@ -190,7 +193,7 @@ impl CudaTrainer {
         result
     }
 
-    fn layers(&mut self, step: &Batch) -> Result<Shape, CudaError> {
+    fn layers(&mut self, step: &Batch, keep: bool) -> Result<Shape, CudaError> {
         use arges_kernels::norm::cuda::Norm;
         let Self { model, cache, workspace: ws, buffers, .. } = self;
         for span in &step.spans {
@@ -210,15 +213,29 @@ impl CudaTrainer {
         let first = norm(&model.layers[0].input_norm);
         kernels.norms.embed(&ws.inputs.tokens.device, rows, &model.embedding, first, &mut ws.stream)?;
         for (index, layer) in model.layers.iter().enumerate() {
-            buffers.inputs[index].copy_from(0, &ws.stream.x, 0, len)?;
-            model.attention_block(layer, &shape, cache, ws)?;
-            if let Some(middles) = &mut buffers.middles {
+            let keep_insides = keep && buffers.insides.is_some();
+            if keep {
+                buffers.inputs[index].copy_from(0, &ws.stream.x, 0, len)?;
+            }
+            if keep_insides {
+                buffers.exchange(index, cache, ws);
+            }
+            let Buffers { attention, routed, shared, middles, .. } = &mut *buffers;
+            let kept = KeptAttention { raw: &mut attention.raw, lse: &mut attention.lse };
+            model.attend(layer, &shape, cache, ws, keep_insides.then_some(kept))?;
+            model.join_attention(layer, &shape, ws)?;
+            if let Some(middles) = middles.as_mut().filter(|_| keep) {
                 middles[index].copy_from(0, &ws.stream.x, 0, len)?;
             }
             let next = model.layers.get(index + 1).map(|next| norm(&next.input_norm));
-            model.expert_block(layer, &shape, next, ws)?;
+            let shared = shared.as_mut().map(|shared| &mut shared.pre);
+            let kept = KeptExperts { routed: &mut routed.pre, shared };
+            model.expert_block(layer, &shape, next, ws, keep_insides.then_some(kept))?;
             if layer.experts.router.is_some() {
                 buffers.kernels.mixture.balance_add(&ws.experts.routing, rows, &mut buffers.balance)?;
+            }
+            if keep_insides {
+                buffers.exchange(index, cache, ws);
             }
         }
         Ok(shape)
@@ -336,6 +353,11 @@ impl CudaTrainer {
     /// The model as it computes now.
     pub fn model(&self) -> &CudaModel {
         &self.model
+    }
+
+    /// What the backward pass computes once more: as was planned, or, where that was left open, as memory allows.
+    pub fn recompute(&self) -> Recompute {
+        self.buffers.plan.recompute
     }
 
     /// Bytes on the device: the model, the values with their gradients, caches and buffers.

@@ -271,9 +271,14 @@ pub struct UpdateConfig {
     /// Most sequences in `max_tokens` tokens; one per 32 tokens when absent.
     #[serde(default)]
     pub max_sequences: Option<usize>,
-    /// What the backward pass computes once more instead of having kept it. The same bits come out.
-    #[serde(default)]
+    /// What the backward pass computes once more instead of having kept it. The same bits come out. By default
+    /// `insides`: the memory of a GPU is also wanted for sampling.
+    #[serde(default = "insides")]
     pub recompute: RecomputeType,
+}
+
+fn insides() -> RecomputeType {
+    RecomputeType::Insides
 }
 
 fn updates() -> usize {
