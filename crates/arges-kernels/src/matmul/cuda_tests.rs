@@ -104,7 +104,9 @@ fn epilogues_agree_with_the_reference() {
     for mut case in Case::both() {
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         for element in [Element::F32, Element::Bf16] {
-            for (rows, outputs, k) in [(1, 48, 64), (13, 160, 72), (70, 96, 128), (300, 272, 64)] {
+            for (rows, outputs, k) in
+                [(1, 48, 64), (13, 160, 72), (70, 96, 128), (300, 272, 64), (4200, 1040, 64)]
+            {
                 let (x, w) = (case.values(rows * k, element), case.values(outputs * k, element));
                 let w: Vec<f32> = w.iter().map(|w| w * 0.25).collect();
                 let matrix = case.matrix(1, outputs, k, &w, element);

@@ -146,137 +146,114 @@ struct Target {
 
 __device__ __forceinline__ float fast_sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
-// Writes 8 outputs of a row from `output` on; fewer where the matrix ends.
-template <typename T> __device__ __forceinline__ void write_eight(T* at, const float (&x)[8], int count) {
-    if (count >= 8) {
-        if constexpr (sizeof(T) == 4) {
-            reinterpret_cast<float4*>(at)[0] = make_float4(x[0], x[1], x[2], x[3]);
-            reinterpret_cast<float4*>(at)[1] = make_float4(x[4], x[5], x[6], x[7]);
-        } else {
-            *reinterpret_cast<uint4*>(at) = make_uint4(
-                pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
-        }
-    } else {
+// Turns 8 by 8 values of 16 bits that lie across a warp: a lane has two neighbours of row lane / 4, and then of column
+// lane / 4.
+__device__ __forceinline__ u32 turned(u32 pair) {
+    u32 out;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
+    return out;
+}
+
+// Writes outputs `n` to n + 15 of rows of `stride`, of which a lane has two and, 8 behind, two more, in row lane / 4:
+// those that lie together go in one store. `line` is that row, or null where there is none.
+__device__ __forceinline__ void write_sixteen(bf16* line, u32 low, u32 high, int n, int outputs, bool whole) {
+    bool odd = threadIdx.x & 1;
+    u32 other = __shfl_xor_sync(~0u, odd ? low : high, 1);
+    if (!line) return;
+    u32 first = odd ? other : low, second = odd ? high : other;
+    int at = n + (odd ? 8 : 0) + threadIdx.x % 4 / 2 * 4;
+    if (whole && at + 4 <= outputs) {
+        *reinterpret_cast<uint2*>(line + at) = make_uint2(first, second);
+        return;
+    }
+    u16* to = reinterpret_cast<u16*>(line);
+#pragma unroll 1
+    for (int i = 0; i < 4; ++i)
+        if (at + i < outputs) to[at + i] = u16((i < 2 ? first : second) >> 16 * (i % 2));
+}
+
+// A warp's 16 outputs for 8 rows, as they lie in an accumulator.
+__device__ __forceinline__ void store_sixteen(const float (&x)[4], bf16* line, int n, int outputs, bool whole) {
+    write_sixteen(line, turned(pack_bf16(x[0], x[1])), turned(pack_bf16(x[2], x[3])), n, outputs, whole);
+}
+
+template <int EPILOGUE>
+__device__ __forceinline__ void store_rounded(
+    const float (&d)[BLOCKS][ROWS / 2], const Target& target, int row, int end, int output) {
+    int lane = threadIdx.x % 32;
+    // Whole vectors where every row begins at a multiple of 8 bytes.
+    bool whole = target.stride % 4 == 0, whole_before = target.outputs % 4 == 0;
 #pragma unroll
-        for (int i = 0; i < 8; ++i)
-            if (i < count) at[i] = from_float<T>(x[i]);
+    for (int eight = 0; eight < ROWS / 8; ++eight) {
+        if (row + 8 * eight >= end) break;
+        i64 t = row + 8 * eight + lane / 4;
+        bf16* line = t < end ? static_cast<bf16*>(target.out) + t * target.stride : nullptr;
+        bf16* before = target.before && t < end ? target.before + t * target.outputs : nullptr;
+#pragma unroll
+        for (int which = 0; which < BLOCKS; ++which) {
+            int n = output + 64 * which;
+            if (n >= target.outputs) continue;
+            float x[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) x[i] = d[which][4 * eight + i];
+            if (EPILOGUE != STORE_BF16 && target.before) store_sixteen(x, before, n, target.outputs, whole_before);
+            if (EPILOGUE == STORE_GATED) {
+                // 8 gates, then the 8 ups that belong to them. There are whole groups of both.
+                u32 y = turned(pack_bf16(x[0] * fast_sigmoid(x[0]) * x[2], x[1] * fast_sigmoid(x[1]) * x[3]));
+                if (line) *reinterpret_cast<u32*>(line + n / 2 + 2 * (lane % 4)) = y;
+                continue;
+            }
+            if (EPILOGUE == STORE_ACTIVATED) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    x[i] = (n + i / 2 * 8 + lane / 4 < target.activated ? x[i] : 1.0f) * fast_sigmoid(x[i]);
+            }
+            store_sixteen(x, line, n, target.outputs, whole);
+        }
     }
 }
 
-// Rows of one piece of an epilogue: a warp's 16 outputs pass through shared memory for so many rows at a time, so that
-// what is done with them is a short loop and stores are whole sectors.
-constexpr int PIECE = ROWS < 32 ? ROWS : 32;
-constexpr int PIECES = ROWS / PIECE;
-constexpr int PIECE_STRIDE = 20;
-
-// Writes out a piece that lies in shared memory: rows from `row` on, 16 outputs from `output` on.
-__device__ __forceinline__ void drain(const float* piece, const Target& target, int row, int end, int output) {
-    int lane = threadIdx.x % 32;
-    // Whole vectors where every row begins at a multiple of 16 bytes.
-    bool whole = target.stride % 8 == 0;
-    if (target.epilogue == STORE_PARTS) {
-        // Groups of 8 tokens, of each first all first parts, then the second ones.
-        int local = lane / 2 % 8 + lane / 16 * 16, n = output + lane % 2 * 8, t = row / 2 + local / 16 * 8 + local % 8;
-        if (local + 8 >= PIECE || t >= target.row_limit || n >= target.outputs) return;
-        const float* from = piece + local * PIECE_STRIDE + lane % 2 * 8;
-        float x[8];
+// In f32: eight lanes with neighbouring outputs fill a sector. With PAIRS, groups of 8 rows are added up in twos: the
+// parts of 8 tokens.
+template <bool PAIRS>
+__device__ __forceinline__ void store_f32(
+    const float (&d)[BLOCKS][ROWS / 2], const Target& target, int row, int end, int output) {
+    int lane = threadIdx.x % 32, first = row + 2 * (lane % 4);
+    float* to = static_cast<float*>(target.out) + i64(first) * target.stride + output + lane / 4;
+    int left = end - first, room = target.outputs - output - lane / 4;
+    constexpr int STEP = PAIRS ? 8 : 4;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) x[i] = from[8 * PIECE_STRIDE + i] + from[i];
-        int count = target.outputs - n;
-        float* at = static_cast<float*>(target.out) + i64(t) * target.stride + n;
-        write_eight(at, x, whole ? count : min(count, 7));
-        if (!whole && count >= 8) at[7] = x[7];
-        return;
-    }
-#pragma unroll 1
-    for (int item = lane; item < 2 * PIECE; item += 32) {
-        int t = row + item / 2, half = item % 2;
-        if (t >= end) break;
-        const float* from = piece + item / 2 * PIECE_STRIDE;
-        if (target.epilogue == STORE_GATED) {
-            // 8 gates, then the 8 ups that belong to them.
-            int n = output / 2 + 4 * half;
-            // The width is a multiple of 8, so that rows are whole vectors.
-            if (n + 4 > target.outputs / 2) continue;
-            float y[4], up[4];
+    for (int i = 0; i + STEP <= ROWS / 2; i += STEP) {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                y[i] = from[4 * half + i];
-                up[i] = from[8 + 4 * half + i];
+        for (int j = 0; j < 2; ++j) {
+            if (left > j) {
+#pragma unroll
+                for (int which = 0; which < BLOCKS; ++which) {
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        float x = d[which][i + j + 2 * half];
+                        if constexpr (PAIRS) x = d[which][i + 4 + j + 2 * half] + x;
+                        if (room > 64 * which + 8 * half) to[64 * which + 8 * half] = x;
+                    }
+                }
             }
-            if (target.before) {
-                bf16* at = target.before + i64(t) * target.outputs + output + 4 * half;
-                *reinterpret_cast<uint2*>(at) = make_uint2(pack_bf16(y[0], y[1]), pack_bf16(y[2], y[3]));
-                *reinterpret_cast<uint2*>(at + 8) = make_uint2(pack_bf16(up[0], up[1]), pack_bf16(up[2], up[3]));
-            }
-#pragma unroll
-            for (int i = 0; i < 4; ++i) y[i] = y[i] * fast_sigmoid(y[i]) * up[i];
-            u16* at = static_cast<u16*>(target.out) + i64(t) * target.stride + n;
-            *reinterpret_cast<uint2*>(at) = make_uint2(pack_bf16(y[0], y[1]), pack_bf16(y[2], y[3]));
-            continue;
+            to += target.stride;
         }
-        int n = output + 8 * half;
-        if (n >= target.outputs) continue;
-        float x[8];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) x[i] = from[8 * half + i];
-        int count = target.outputs - n;
-        auto write = [&](bf16* at) {
-            write_eight(at, x, whole ? count : min(count, 7));
-            if (!whole && count >= 8) at[7] = from_float<bf16>(x[7]);
-        };
-        if (target.epilogue == STORE_ACTIVATED) {
-            if (target.before) write(target.before + i64(t) * target.outputs + n);
-#pragma unroll
-            for (int i = 0; i < 8; ++i) x[i] = (n + i < target.activated ? x[i] : 1.0f) * fast_sigmoid(x[i]);
-        }
-        write(static_cast<bf16*>(target.out) + i64(t) * target.stride + n);
+        to += 6 * target.stride;
+        left -= 8;
     }
 }
 
 // Writes a warp's part of a tile: 16 outputs of each block of 64, for the rows up to `end`.
 __device__ __forceinline__ void store(
-    const float (&d)[BLOCKS][ROWS / 2], float* piece, const Target& target, int row, int end, int output) {
-    int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-    if (target.epilogue == STORE_F32) {
-        // Eight lanes with neighbouring outputs fill a sector: f32 need not go through shared memory.
-        float* to = static_cast<float*>(target.out) + i64(row + 2 * (lane % 4)) * target.stride + output + 16 * warp + lane / 4;
-        int left = end - row - 2 * (lane % 4), room = target.outputs - output - 16 * warp - lane / 4;
-#pragma unroll
-        for (int i = 0; i < ROWS / 2; i += 4) {
-#pragma unroll
-            for (int j = 0; j < 2; ++j) {
-                if (left > j) {
-#pragma unroll
-                    for (int which = 0; which < BLOCKS; ++which) {
-                        if (room > 64 * which) to[64 * which] = d[which][i + j];
-                        if (room > 64 * which + 8) to[64 * which + 8] = d[which][i + j + 2];
-                    }
-                }
-                to += target.stride;
-            }
-            to += 6 * target.stride;
-            left -= 8;
-        }
-        return;
-    }
-    float* at = piece + 2 * (lane % 4) * PIECE_STRIDE + lane / 4;
-#pragma unroll 1
-    for (int step = 0; step < BLOCKS * PIECES; ++step) {
-        int first = row + step % PIECES * PIECE, high = output + step / PIECES * 64 + 16 * warp;
-        if (first >= end || high >= target.outputs) continue;
-        // Registers have no index at run time, hence a branch for each step.
-#pragma unroll
-        for (int which = 0; which < BLOCKS * PIECES; ++which) {
-            if (which != step) continue;
-            const float* x = &d[which / PIECES][which % PIECES * PIECE / 2];
-#pragma unroll
-            for (int i = 0; i < PIECE / 2; ++i)
-                at[(i / 4 * 8 + i % 2) * PIECE_STRIDE + i % 4 / 2 * 8] = x[i];
-        }
-        __syncwarp();
-        drain(piece, target, first, end, high);
-        __syncwarp();
+    const float (&d)[BLOCKS][ROWS / 2], const Target& target, int row, int end, int output) {
+    output += threadIdx.x / 32 % 4 * 16;
+    switch (target.epilogue) {
+    case STORE_F32: return store_f32<false>(d, target, row, end, output);
+    case STORE_PARTS: return store_f32<true>(d, target, row / 2, target.row_limit, output);
+    case STORE_BF16: return store_rounded<STORE_BF16>(d, target, row, end, output);
+    case STORE_ACTIVATED: return store_rounded<STORE_ACTIVATED>(d, target, row, end, output);
+    case STORE_GATED: return store_rounded<STORE_GATED>(d, target, row, end, output);
     }
 }
 
@@ -454,7 +431,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
     int row_limit) {
     extern __shared__ __align__(1024) char shared[];
     __shared__ __align__(8) u64 barriers[2 * STAGES];
-    __shared__ __align__(16) float pieces[4 * CONSUMERS][PIECE * PIECE_STRIDE];
     u32 tiles = (shared_address(shared) + 1023) & ~1023u;
     u32 full = shared_address(barriers), empty = full + 8 * STAGES;
     if (threadIdx.x == 0) {
@@ -516,7 +492,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
         walk.place(tile, row, output);
         float d[BLOCKS][ROWS / 2];
         multiply_boxes<BOXES>(walk.boxes(row), d, tiles, full, empty, group, steps, K_TILE, count);
-        store(d, pieces[threadIdx.x / 32], target, row, walk.end, output + group * BLOCKS * 64);
+        store(d, target, row, walk.end, output + group * BLOCKS * 64);
     }
 }
 
