@@ -154,6 +154,36 @@ extern "C" __global__ void __launch_bounds__(256) gradient_bf16(
         dy, x, out, offsets, rows, dy_stride, n_count, x_stride, k_count, gates, out_stride, part, partial);
 }
 
+// The same for up to 8 columns of dy from 8 blockIdx.y on, one matrix and f32: a thread takes 4 columns of x, block z rows
+// from z * `part` on into out + z * n_count * k_count. Widths and strides of x are multiples of 4.
+extern "C" __global__ void __launch_bounds__(128) gradient_few(
+    const float* dy, const float* x, float* out, int rows, int dy_stride, int n_count, int x_stride, int k_count,
+    int part) {
+    constexpr int FEW = 8;
+    wait_for_previous();
+    let_next_start();
+    int k = 4 * (blockIdx.x * 128 + threadIdx.x), first = FEW * blockIdx.y;
+    int begin = blockIdx.z * part, end = min(rows, begin + part);
+    if (k >= k_count) return;
+    float4 sums[FEW] = {};
+#pragma unroll 4
+    for (i64 row = begin; row < end; ++row) {
+        float4 value = *reinterpret_cast<const float4*>(x + row * x_stride + k);
+#pragma unroll
+        for (int i = 0; i < FEW; ++i) {
+            float d = first + i < n_count ? dy[row * dy_stride + first + i] : 0.0f;
+            sums[i].x = fmaf(d, value.x, sums[i].x);
+            sums[i].y = fmaf(d, value.y, sums[i].y);
+            sums[i].z = fmaf(d, value.z, sums[i].z);
+            sums[i].w = fmaf(d, value.w, sums[i].w);
+        }
+    }
+    out += i64(blockIdx.z) * n_count * k_count;
+#pragma unroll
+    for (int i = 0; i < FEW; ++i)
+        if (first + i < n_count) *reinterpret_cast<float4*>(out + i64(first + i) * k_count + k) = sums[i];
+}
+
 // out[i] += the sum of `parts` values at partial[i + p * count], in ascending order of p.
 extern "C" __global__ void __launch_bounds__(256) add_parts(const float* partial, float* out, int count, int parts) {
     wait_for_previous();

@@ -46,6 +46,7 @@ fn gradients_by_weights_add_up_over_all_rows_in_every_shape() {
             (65, 192, 320, 192),
             (1000, 72, 264, 80),
             (2100, 8, 16, 8),
+            (9000, 10, 1032, 11),
             (130, 2048, 1032, 2048),
             // Rows that do not begin at multiples of 16 bytes are copied first.
             (65, 33, 72, 35),

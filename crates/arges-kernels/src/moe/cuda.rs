@@ -154,7 +154,7 @@ impl Router {
         let tiles = rows.div_ceil(4);
         let (kernel, shape) = match rows <= FEW_ROWS {
             true => (&self.few, LaunchShape::grid(tiles, *experts, 1, 32)),
-            false => (&self.many, LaunchShape::grid(tiles, experts.div_ceil(32), 1, 256)),
+            false => (&self.many, LaunchShape::new((tiles * experts.div_ceil(4)).div_ceil(8), 256)),
         };
         // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above.
         unsafe { cuda.launch(kernel, shape.overlap(), &arguments) }

@@ -15,6 +15,7 @@ fn routing_agrees_with_the_reference_and_groups_rows_by_expert_in_their_order() 
         (63, 63, 72, 5, 1),
         (257, 200, 128, 33, 3),
         (3000, 3000, 32, 32, 2),
+        (5001, 4990, 200, 7, 2),
     ] {
         let router = Router::new(&cuda, width, experts, choices, Element::F32).unwrap();
         let (x, w) = (random.normal(rows * width), random.normal(experts * width));

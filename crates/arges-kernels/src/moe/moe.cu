@@ -67,14 +67,13 @@ extern "C" __global__ void __launch_bounds__(32) router_few(
     route<1>(x, weights, logits, rows, width, experts, blockIdx.x * ROUTER_ROWS, blockIdx.y);
 }
 
-// A warp makes four experts' logits, a block those of 32.
+// A warp makes four experts' logits, as many warps as it takes those of 4 rows.
 extern "C" __global__ void __launch_bounds__(256) router_many(
     const float* x, const W* weights, float* logits, int rows, int width, int experts) {
     wait_for_previous();
     let_next_start();
-    int expert = 4 * (blockIdx.y * 8 + threadIdx.x / 32);
-    if (expert < experts)
-        route<4>(x, weights, logits, rows, width, experts, blockIdx.x * ROUTER_ROWS, expert);
+    int warp = blockIdx.x * 8 + threadIdx.x / 32, of_rows = (experts + 3) / 4, first = warp / of_rows * ROUTER_ROWS;
+    if (first < rows) route<4>(x, weights, logits, rows, width, experts, first, warp % of_rows * 4);
 }
 
 // The CHOICES largest logits of a row, best first and the lower expert among equals, and their softmax. A row that is
@@ -123,53 +122,72 @@ extern "C" __global__ void choose(
     for (int i = 0; i < CHOICES; ++i) chosen[t * CHOICES + i] = which[i];
 }
 
-// The number of threads before this one in the block for which `flag` holds, and of all.
-__device__ __forceinline__ int count_before(bool flag, int* counts, int& all) {
-    u32 votes = __ballot_sync(~0u, flag);
-    int warp = threadIdx.x / 32;
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) counts[warp] = __popc(votes);
-    __syncthreads();
-    int before = 0;
-    all = 0;
-    for (int i = 0; i < int(blockDim.x) / 32; ++i) {
-        if (i < warp) before += counts[i];
-        all += counts[i];
+// Four choices from `i` on; those from `end` on are of no row, which no expert has.
+__device__ __forceinline__ void load_choices(const int* chosen, int i, int end, int experts, int (&which)[4]) {
+    if (i + 4 <= end) {
+        int4 four = *reinterpret_cast<const int4*>(chosen + i);
+        which[0] = four.x, which[1] = four.y, which[2] = four.z, which[3] = four.w;
+        return;
     }
-    return before + __popc(votes & ((1u << threadIdx.x % 32) - 1));
+#pragma unroll
+    for (int j = 0; j < 4; ++j) which[j] = i + j < end ? chosen[i + j] : experts + 1;
 }
 
 // Puts choices in the order of experts, and within one in that of tokens: block e writes where the rows of expert e
 // begin, the place of each of its choices, and the token of each of its rows. Choices of no expert get place -1.
-// Experts that serve a row are added to `used`.
+// Experts that serve a row are added to `used`. A thread takes choices that lie together: once to count those of its
+// expert and of those before it, and, when it knows how many other threads have, once to place them.
 extern "C" __global__ void __launch_bounds__(1024) group(
     const int* chosen, int* offsets, int* places, int* sources, int choices, int experts, int* used) {
-    __shared__ int counts[32];
+    __shared__ int2 counts[32];
     wait_for_previous();
     let_next_start();
-    int expert = blockIdx.x, begin = 0, all;
-    for (int start = 0; start < choices; start += blockDim.x) {
-        int i = start + threadIdx.x;
-        count_before(i < choices && chosen[i] < expert, counts, all);
-        begin += all;
+    int expert = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int each = (choices + 4 * int(blockDim.x) - 1) / (4 * int(blockDim.x)) * 4;
+    int from = min(int(threadIdx.x) * each, choices), end = min(from + each, choices);
+    int less = 0, own = 0;
+#pragma unroll 4
+    for (int i = from; i < end; i += 4) {
+        int which[4];
+        load_choices(chosen, i, end, experts, which);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) less += which[j] < expert, own += which[j] == expert;
     }
-    int next = begin;
-    for (int start = 0; start < choices; start += blockDim.x) {
-        int i = start + threadIdx.x;
-        int which = i < choices ? chosen[i] : -1;
-        int place = next + count_before(which == expert, counts, all);
-        next += all;
-        if (which == expert) {
-            places[i] = place;
-            sources[place] = i / CHOICES;
-        } else if (expert == 0 && which == experts) {
-            places[i] = -1;
+    int before = own;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+        int other = __shfl_up_sync(~0u, before, step);
+        if (lane >= step) before += other;
+    }
+    less = __reduce_add_sync(~0u, less);
+    if (lane == 31) counts[warp] = make_int2(less, before);
+    __syncthreads();
+    int begin = 0, next = before - own, all = 0;
+    for (int w = 0; w < int(blockDim.x) / 32; ++w) {
+        begin += counts[w].x;
+        if (w < warp) next += counts[w].y;
+        all += counts[w].y;
+    }
+    next += begin;
+#pragma unroll 4
+    for (int i = from; i < end; i += 4) {
+        int which[4];
+        load_choices(chosen, i, end, experts, which);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            if (which[j] == expert) {
+                places[i + j] = next;
+                sources[next] = (i + j) / CHOICES;
+                next += 1;
+            } else if (expert == 0 && which[j] == experts) {
+                places[i + j] = -1;
+            }
         }
     }
     if (threadIdx.x == 0) {
         offsets[expert] = begin;
-        if (next > begin) atomicAdd(used, 1);
-        if (expert == experts - 1) offsets[experts] = next;
+        if (all > 0) atomicAdd(used, 1);
+        if (expert == experts - 1) offsets[experts] = begin + all;
     }
 }
 

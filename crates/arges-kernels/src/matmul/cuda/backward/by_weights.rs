@@ -17,6 +17,9 @@ use crate::matmul::cuda::{HOPPER, Rows, index};
 const STEP: usize = 64;
 /// Rows that one block of the ordinary cores adds up where blocks are few.
 const PART: usize = 512;
+/// Columns of gradients that are few, and the rows that one block adds up of those.
+const FEW_COLUMNS: usize = 64;
+const FEW_PART: usize = 128;
 /// Parts at most, so that sums of parts stay small.
 const MOST_PARTS: usize = 64;
 
@@ -229,6 +232,9 @@ impl ProductGradients {
     }
 
     fn on_ordinary_cores(&mut self, call: Call<'_>) -> Result<(), CudaError> {
+        if call.is_narrow() {
+            return self.of_few(call);
+        }
         let Call { dy, x, offsets, experts, rows, gates, place } = call;
         let values = dy.width * x.width;
         let tiles = dy.width.div_ceil(TILE) * x.width.div_ceil(TILE);
@@ -272,6 +278,38 @@ impl ProductGradients {
         if !partial {
             return Ok(());
         }
+        self.add(values, parts, target)
+    }
+
+    /// Few columns of f32 gradients, as a router's: all of them pass over the other rows at once, which are read once.
+    fn of_few(&mut self, call: Call<'_>) -> Result<(), CudaError> {
+        let Call { dy, x, rows, place, .. } = call;
+        let values = dy.width * x.width;
+        let parts = rows.div_ceil(FEW_PART).min(MOST_PARTS);
+        let part = rows.div_ceil(parts);
+        if self.parts.len() < parts * values {
+            self.parts = Buffer::zeroed(&self.cuda, parts * values)?;
+        }
+        let arguments = [
+            Argument::Pointer(dy.data.address()),
+            Argument::Pointer(x.data.address()),
+            Argument::Pointer(self.parts.address(0)),
+            Argument::I32(rows as i32),
+            Argument::I32(dy.stride as i32),
+            Argument::I32(dy.width as i32),
+            Argument::I32(x.stride as i32),
+            Argument::I32(x.width as i32),
+            Argument::I32(part as i32),
+        ];
+        let shape = LaunchShape::grid(x.width.div_ceil(512), dy.width.div_ceil(8), parts, 128).overlap();
+        // SAFETY: the kernel's arguments, in order, for f32 and such widths. It reads rows below `rows`, which `weights`
+        // has checked, and writes a matrix for each part, for which there is room.
+        unsafe { self.cuda.launch(&self.few, shape, &arguments)? };
+        self.add(values, parts, place.gradients.address(place.at))
+    }
+
+    /// Adds as many parts of so many values, in their order.
+    fn add(&self, values: usize, parts: usize, target: u64) -> Result<(), CudaError> {
         let arguments = [
             Argument::Pointer(self.parts.address(0)),
             Argument::Pointer(target),
@@ -293,6 +331,19 @@ struct Call<'a> {
     rows: usize,
     gates: usize,
     place: GradientPlace<'a>,
+}
+
+impl Call<'_> {
+    /// Whether [`ProductGradients::of_few`] takes it.
+    fn is_narrow(&self) -> bool {
+        let Self { dy, x, offsets, gates, .. } = self;
+        dy.data.element() == Element::F32
+            && dy.width <= FEW_COLUMNS
+            && x.width.is_multiple_of(4)
+            && x.stride.is_multiple_of(4)
+            && offsets.is_none()
+            && *gates == 0
+    }
 }
 
 /// Padded rows of all experts at most.
