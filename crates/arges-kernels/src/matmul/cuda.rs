@@ -17,7 +17,7 @@ use crate::device::cuda::{
 
 #[cfg(test)]
 pub(super) use backward::gradient_defines;
-pub use backward::{Columns, GRADIENTS, GradientPlace, ProductGradients, Values};
+pub use backward::{Columns, GRADIENTS, GradientPlace, ProductGradients, Values, WeightGradient};
 pub use operands::{DeviceMatrix, DeviceRows};
 use tiling::{LARGE, LARGE_ROWS, TILINGS, Tiling, WARP_TILINGS, WarpTiling, expected_rows, fitting};
 #[cfg(test)]

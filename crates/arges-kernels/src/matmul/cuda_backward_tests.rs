@@ -59,7 +59,7 @@ fn gradients_by_weights_add_up_over_all_rows_in_every_shape() {
             let (d, a) = (on_device(&cuda, &dy, element), on_device(&cuda, &x, element));
             let dy_columns = Columns { data: (&d).into(), stride, width: n };
             let mut run = |sums: &mut Buffer<f32>| {
-                let place = GradientPlace { gradients: sums, at: 5, stride: 0 };
+                let place = GradientPlace { gradients: sums, at: 5, stride: 0, fresh: false };
                 gradients.weights(dy_columns, Columns::all(&a, k), Rows::All(rows), false, place).unwrap();
             };
             run(&mut sums);
@@ -72,6 +72,56 @@ fn gradients_by_weights_add_up_over_all_rows_in_every_shape() {
             let mut again = Buffer::from_slice(&cuda, &before).unwrap();
             run(&mut again);
             assert!(again.to_vec().unwrap() == got, "{what}: other bits the second time");
+            let [mut added, mut fresh] = [0; 2].map(|_| Buffer::zeroed(&cuda, n * k + 5).unwrap());
+            run(&mut added);
+            let place = GradientPlace { gradients: &mut fresh, at: 5, stride: 0, fresh: true };
+            gradients.weights(dy_columns, Columns::all(&a, k), Rows::All(rows), false, place).unwrap();
+            assert!(fresh.to_vec().unwrap() == added.to_vec().unwrap(), "{what}: zeros that are not read");
+        }
+    }
+}
+
+#[test]
+fn gradients_of_two_matrices_at_once_are_those_of_each() {
+    let Some(cuda) = gpu() else { return };
+    let mut random = Random::new(16);
+    let mut gradients = ProductGradients::new(&cuda, 1).unwrap();
+    for element in ELEMENTS {
+        for (rows, [n, k], [other_n, other_k]) in [
+            (1, [8, 16], [16, 8]),
+            (130, [136, 72], [2048, 1032]),
+            (300, [2048, 1032], [72, 264]),
+            // Copied first: one, and the other.
+            (65, [33, 72], [64, 64]),
+            (65, [64, 64], [33, 72]),
+        ] {
+            let mut operand = |width: usize| {
+                let values = values(&mut random, rows * width, element);
+                (on_device(&cuda, &values, element), width)
+            };
+            let operands = [operand(n), operand(k), operand(other_n), operand(other_k)];
+            let of = |dy: usize, x: usize, at: usize| {
+                let [dy, x] = [dy, x].map(|i| Columns::all(&operands[i].0, operands[i].1));
+                WeightGradient { dy, x, at }
+            };
+            let both = [of(0, 1, 3), of(2, 3, 3 + n * k)];
+            let before = random.normal(3 + n * k + other_n * other_k);
+            let [mut apart, mut at_once] = [0; 2].map(|_| Buffer::from_slice(&cuda, &before).unwrap());
+            for WeightGradient { dy, x, at } in both {
+                let place = GradientPlace { gradients: &mut apart, at, stride: 0, fresh: false };
+                gradients.weights(dy, x, Rows::All(rows), false, place).unwrap();
+            }
+            gradients.weights_of_two(both, rows, &mut at_once, false).unwrap();
+            let (apart, at_once) = (apart.to_vec().unwrap(), at_once.to_vec().unwrap());
+            assert_eq!(at_once[..3], before[..3]);
+            assert!(at_once[3..] != before[3..], "nothing was added");
+            let expected: Vec<f64> = widen(&apart);
+            assert_close(
+                &at_once,
+                &expected,
+                1e-5,
+                &format!("{rows} {n} {k} {other_n} {other_k} {element:?}"),
+            );
         }
     }
 }
@@ -101,7 +151,7 @@ fn every_experts_gradient_is_that_of_its_own_rows() {
             let device_offsets = Buffer::from_slice(&cuda, &offsets).unwrap();
             let (d, a) = (on_device(&cuda, &dy, element), on_device(&cuda, &x, element));
             let mut gradients = ProductGradients::new(&cuda, experts).unwrap();
-            let place = GradientPlace { gradients: &mut sums, at: 0, stride };
+            let place = GradientPlace { gradients: &mut sums, at: 0, stride, fresh: false };
             let grouped = Rows::Grouped { offsets: &device_offsets, most };
             gradients.weights(Columns::all(&d, n), Columns::all(&a, k), grouped, gated, place).unwrap();
             let mut expected = widen(&before);

@@ -94,6 +94,19 @@ pub struct GradientPlace<'a> {
     pub at: usize,
     /// From one matrix to the next.
     pub stride: usize,
+    /// Whether the values are still zeros, which need not be read.
+    pub fresh: bool,
+}
+
+/// A gradient of one matrix by its weights: of rows, from those of `dy` and `x`, added from value `at` on.
+#[derive(Clone, Copy)]
+pub struct WeightGradient<'a> {
+    /// By the outputs.
+    pub dy: Columns<'a>,
+    /// The inputs.
+    pub x: Columns<'a>,
+    /// The place of the first value.
+    pub at: usize,
 }
 
 /// Compiled kernels, and memory for operands on their way.

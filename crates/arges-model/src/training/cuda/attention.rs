@@ -2,7 +2,7 @@
 
 use arges_kernels::device::cuda::CudaError;
 use arges_kernels::lightning;
-use arges_kernels::matmul::cuda::{Columns, GradientPlace, Output, Rows};
+use arges_kernels::matmul::cuda::{Columns, Output, Rows, WeightGradient};
 use arges_kernels::norm::cuda::{Norm, NormedGradient};
 use arges_kernels::softmax_attention;
 
@@ -35,6 +35,7 @@ impl CudaTrainer {
 
     /// From the gradient by the block's output to that by its input, both in `dx`.
     pub(super) fn attention(&mut self, index: usize, shape: &Shape) -> Result<(), CudaError> {
+        let fresh = self.fresh;
         let Self { model, workspace: ws, buffers, parameters, gradients, cache, .. } = self;
         let (layer, config, rows) = (&model.layers[index], &model.config, shape.rows);
         let (hidden, width) = (config.hidden_size, config.query_width());
@@ -47,9 +48,6 @@ impl CudaTrainer {
             Attention::Softmax { out, .. } => (out, LayerParam::Output, config.softmax),
         };
         kernels.stream.scaled(&buffers.dx, rows * hidden, scale.beta, buffers.dbranch.data_mut())?;
-        let (dy, x) = (Columns::all(buffers.dbranch.data(), hidden), Columns::all(ws.mixed.data(), width));
-        let at = GradientPlace { at: place(out_param), stride: 0, gradients };
-        kernels.products.weights(dy, x, all, false, at)?;
 
         let attention = &mut buffers.attention;
         let spans = &ws.inputs.spans.device;
@@ -115,16 +113,18 @@ impl CudaTrainer {
         let norm = Norm { weight: &layer.input_norm, epsilon: config.rms_norm_eps as f32 };
         // The experts have normed another stream over it.
         model.kernels.norms.norm_rows(input, rows, norm, None, &mut ws.stream.rounded)?;
-        let dy = Columns::all(dprojected.data(), matrix.outputs());
-        let x = Columns::all(ws.stream.rounded.data(), hidden);
         // The parameters of one product lie one behind the other.
-        kernels.products.weights(
-            dy,
-            x,
-            all,
-            false,
-            GradientPlace { at: place(first), stride: 0, gradients },
-        )?;
+        let of_projections = WeightGradient {
+            dy: Columns::all(dprojected.data(), matrix.outputs()),
+            x: Columns::all(ws.stream.rounded.data(), hidden),
+            at: place(first),
+        };
+        let of_out = WeightGradient {
+            dy: Columns::all(buffers.dbranch.data(), hidden),
+            x: Columns::all(ws.mixed.data(), width),
+            at: place(out_param),
+        };
+        kernels.products.weights_of_two([of_projections, of_out], rows, gradients, fresh)?;
         let output = Output::F32(&mut buffers.dproduct);
         kernels.products.inputs(products, matrix, dprojected, all, output, transposed)?;
         let gradient =

@@ -34,6 +34,7 @@ impl CudaTrainer {
             self.attention(index, shape)?;
             self.buffers.exchange(index, &mut self.cache, &mut self.workspace);
         }
+        self.fresh = false;
         Ok(self.embedding(&batch.tokens)?)
     }
 

@@ -30,6 +30,8 @@ struct Mlps<'a> {
     weights: RowWeights<'a>,
     /// Whether gates and ups were kept.
     kept: bool,
+    /// Whether the gradients are zeros yet.
+    fresh: bool,
 }
 
 impl Mlps<'_> {
@@ -67,10 +69,11 @@ impl Mlps<'_> {
         let output = Output::F32(&mut buffers.dinputs);
         gradient_products.inputs(products, self.gate_up, &buffers.dpre, self.rows, output, transposed)?;
         let dout = Columns::all(self.dout.data(), hidden);
-        let place = GradientPlace { at: self.down_at, stride: self.stride, gradients: &mut *gradients };
+        let (stride, fresh) = (self.stride, self.fresh);
+        let place = GradientPlace { at: self.down_at, stride, gradients: &mut *gradients, fresh };
         gradient_products.weights(dout, Columns::all(&buffers.inner, self.inner), self.rows, false, place)?;
         let dpre = Columns::all(buffers.dpre.data(), 2 * self.inner);
-        let place = GradientPlace { at: self.gate_at, stride: self.stride, gradients };
+        let place = GradientPlace { at: self.gate_at, stride, gradients, fresh };
         // Gates and ups of an expert lie one behind the other.
         gradient_products.weights(dpre, Columns::all(self.inputs.data(), hidden), self.rows, true, place)
     }
@@ -79,6 +82,7 @@ impl Mlps<'_> {
 impl CudaTrainer {
     /// From the gradient by the block's output to that by its input, both in `dx`.
     pub(super) fn experts(&mut self, index: usize, rows: usize, balanced: bool) -> Result<(), CudaError> {
+        let fresh = self.fresh;
         let Self { model, workspace: ws, buffers, parameters, gradients, .. } = self;
         let (layer, config) = (&model.layers[index], &model.config);
         let (hidden, scale, all) = (config.hidden_size, config.mlp, Rows::All(rows));
@@ -134,6 +138,7 @@ impl CudaTrainer {
             rows: all,
             weights: RowWeights::Equal,
             kept,
+            fresh,
         };
         if let Some((_, routing)) = routing {
             mlps.inputs = &ws.experts.inputs;
@@ -159,6 +164,7 @@ impl CudaTrainer {
                 rows: all,
                 weights: RowWeights::Sigmoid(coefficients),
                 kept,
+                fresh,
             };
             let of_products = &mut kernels.products;
             mlps.backward(products, &kernels.mixture, of_products, transposed, gradients, shared)?;
@@ -168,7 +174,7 @@ impl CudaTrainer {
                 kernels.mixture.shared_backward(routing, rows, dots, shared_dots, coefficients, out)?;
             }
             let dcoefficients = &buffers.router.dcoefficients;
-            let at = GradientPlace { at: place(LayerParam::SharedCoefficient), stride: 0, gradients };
+            let at = GradientPlace { at: place(LayerParam::SharedCoefficient), stride: 0, gradients, fresh };
             let x = Columns::all(&ws.stream.normed, hidden);
             kernels.products.weights(Columns::all(dcoefficients, 1), x, all, false, at)?;
         }
@@ -178,7 +184,7 @@ impl CudaTrainer {
             let (dots, balance) = (&buffers.routed.dots, balanced.then_some(&buffers.balance));
             let out = dlogits.data_mut();
             kernels.mixture.router_backward(routing, rows, dots, coefficient_rows, balance, out)?;
-            let at = GradientPlace { at: place(LayerParam::Router), stride: 0, gradients };
+            let at = GradientPlace { at: place(LayerParam::Router), stride: 0, gradients, fresh };
             let dy = Columns::all(dlogits.data(), config.num_experts);
             kernels.products.weights(dy, Columns::all(&ws.stream.normed, hidden), all, false, at)?;
             kernels.products.transpose_small(weights, config.num_experts, hidden, transposed)?;

@@ -56,6 +56,7 @@ impl CudaTrainer {
 
     /// Gradients of the block that was scored last.
     fn score_backward(&mut self, first: usize, count: usize, weight: Weight<'_>) -> Result<(), CudaError> {
+        let fresh = self.fresh && first == 0;
         let Self { model, workspace: ws, buffers, parameters, gradients, .. } = self;
         let (head, kernels) = (&mut buffers.head, &mut buffers.kernels);
         let (hidden, vocab) = (model.config.hidden_size, model.config.vocab_size);
@@ -78,7 +79,7 @@ impl CudaTrainer {
             &mut buffers.transposed,
         )?;
         let (dlogits, normed) = (head.dlogits.data(), head.normed.data());
-        let place = GradientPlace { at: parameters.place(Param::Head), stride: 0, gradients };
+        let place = GradientPlace { at: parameters.place(Param::Head), stride: 0, gradients, fresh };
         let (dy, x) = (Columns::all(dlogits, vocab), Columns::all(normed, hidden));
         kernels.products.weights(dy, x, rows, false, place)?;
         let gradient = NormedGradient { products: [Some(&head.dnormed), None, None], ..Default::default() };

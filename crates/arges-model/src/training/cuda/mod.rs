@@ -39,6 +39,8 @@ pub struct CudaTrainer {
     parameters: Parameters,
     values: Buffer<f32>,
     gradients: Buffer<f32>,
+    /// Whether nothing was added to the gradients since they were cleared.
+    fresh: bool,
     adamw: AdamWCuda,
     cache: CudaCache,
     workspace: CudaWorkspace,
@@ -118,6 +120,7 @@ impl CudaTrainer {
         publish::pack(&mut model, &parameters, &values, &buffers.kernels.products)?;
         let mut trainer = Self {
             gradients: Buffer::zeroed(cuda, values.len())?,
+            fresh: true,
             adamw: AdamWCuda::new(cuda, values.len())?,
             model: Arc::new(model),
             before: None,
@@ -246,7 +249,9 @@ impl CudaTrainer {
     /// # Errors
     /// When the device fails.
     pub fn zero_gradients(&mut self) -> Result<(), TrainingError> {
-        Ok(self.gradients.clear()?)
+        self.gradients.clear()?;
+        self.fresh = true;
+        Ok(())
     }
 
     /// The gradients accumulated so far, on the host, in the order of [`Parameters::tensors`].

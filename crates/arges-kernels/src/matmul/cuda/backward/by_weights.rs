@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Columns, GradientPlace, ProductGradients, TILE, Values};
+use super::{Columns, GradientPlace, ProductGradients, TILE, Values, WeightGradient};
 use crate::device::cuda::{
     Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, TensorMap,
 };
@@ -108,29 +108,61 @@ impl ProductGradients {
         if rows == 0 {
             return Ok(());
         }
-        let call = Call { dy, x, offsets, experts, rows, gates: if gated { dy.width / 2 } else { 0 }, place };
+        let gates = if gated { dy.width / 2 } else { 0 };
+        let call = Call { dy, x, offsets, experts, rows, gates, place, other: None };
         match &self.hopper {
             Some(_) if dy.data.element() == Element::Bf16 => self.on_tensor_cores(call),
             _ => self.on_ordinary_cores(call),
         }
     }
 
-    fn on_tensor_cores(&mut self, call: Call<'_>) -> Result<(), CudaError> {
-        let Call { dy, x, .. } = &call;
-        match (dy.data, x.data) {
-            (
-                Values::Activations(Activations::Bf16(dy_rows)),
-                Values::Activations(Activations::Bf16(x_rows)),
-            ) if read_in_place(dy.stride) && read_in_place(x.stride) => {
-                let map = |rows, columns: &Columns<'_>| {
-                    TensorMap::bf16_columns(rows, call.rows, columns.width, columns.stride, STEP)
-                };
-                let maps = [map(x_rows, x)?, map(dy_rows, dy)?];
-                let offsets = call.offsets.map_or(0, |offsets| offsets.address(0));
-                self.multiply(&call, &|_| Ok(maps), offsets, call.rows, Layout::InPlace)
+    /// [`ProductGradients::weights`] of two matrices and the same rows, on Hopper at once: the tiles of one begin where
+    /// those of the other leave multiprocessors idle.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When shapes do not agree.
+    pub fn weights_of_two(
+        &mut self,
+        [first, second]: [WeightGradient<'_>; 2],
+        rows: usize,
+        gradients: &mut Buffer<f32>,
+        fresh: bool,
+    ) -> Result<(), CudaError> {
+        let maps = match &self.hopper {
+            Some(_) => maps_in_place(&second.dy, &second.x, rows)?.filter(|_| first.can_be_read_in_place()),
+            None => None,
+        };
+        let WeightGradient { dy, x, at } = first;
+        let Some(maps) = maps else {
+            for WeightGradient { dy, x, at } in [first, second] {
+                let place = GradientPlace { gradients: &mut *gradients, at, stride: 0, fresh };
+                self.weights(dy, x, Rows::All(rows), false, place)?;
             }
-            _ => self.of_copies(&call),
+            return Ok(());
+        };
+        for gradient in [first, second] {
+            gradient.dy.check(rows);
+            gradient.x.check(rows);
+            let values = gradient.dy.width * gradient.x.width;
+            assert!(gradient.at + values <= gradients.len(), "room");
         }
+        if rows == 0 {
+            return Ok(());
+        }
+        let other =
+            Other { maps, address: gradients.address(second.at), widths: [second.dy.width, second.x.width] };
+        let place = GradientPlace { gradients, at, stride: 0, fresh };
+        let call = Call { dy, x, offsets: None, experts: 1, rows, gates: 0, place, other: Some(other) };
+        self.on_tensor_cores(call)
+    }
+
+    fn on_tensor_cores(&mut self, call: Call<'_>) -> Result<(), CudaError> {
+        let Some(maps) = maps_in_place(&call.dy, &call.x, call.rows)? else { return self.of_copies(&call) };
+        let offsets = call.offsets.map_or(0, |offsets| offsets.address(0));
+        self.multiply(&call, &|_| Ok(maps), offsets, call.rows, Layout::InPlace)
     }
 
     /// Lays out the columns of both operands as rows, and multiplies those.
@@ -175,8 +207,12 @@ impl ProductGradients {
         let hopper = self.hopper.as_ref().expect("the caller has looked");
         let [large, small] = &hopper.kernels[layout as usize];
         let processors = self.cuda.facts().multiprocessors;
-        let tiles =
-            |tiling: Tiling| experts * dy.width.div_ceil(tiling.rows) * x.width.div_ceil(tiling.outputs());
+        let other = call.other.as_ref();
+        let [other_rows, other_outputs] = other.map_or([0; 2], |other| other.widths);
+        let tiles = |tiling: Tiling| {
+            experts * dy.width.div_ceil(tiling.rows) * x.width.div_ceil(tiling.outputs())
+                + other_rows.div_ceil(tiling.rows) * other_outputs.div_ceil(tiling.outputs())
+        };
         let (tiling, kernel) = if 2 * tiles(large.0) > processors { large } else { small };
         let [of_x, of_dy] = maps(*tiling)?;
         let arguments = [
@@ -191,12 +227,19 @@ impl ProductGradients {
             // Copies have gates and ups in their places.
             Argument::I32(if layout == Layout::InPlace { call.gates as i32 } else { 0 }),
             Argument::I64(place.stride as i64),
+            Argument::I32(i32::from(place.fresh)),
+            // Without another matrix these are not read.
+            Argument::Map(other.map_or(&of_x, |other| &other.maps[0])),
+            Argument::Map(other.map_or(&of_dy, |other| &other.maps[1])),
+            Argument::Pointer(other.map_or(0, |other| other.address)),
+            Argument::I32(other_rows as i32),
+            Argument::I32(other_outputs as i32),
         ];
         let shape = LaunchShape::new(tiles(*tiling).min(processors), tiling.threads())
             .shared(tiling.shared())
             .overlap();
-        // SAFETY: the kernel's arguments, in order. Copies stay within the two maps; `weights` has checked that the
-        // gradients of all matrices lie within the buffer.
+        // SAFETY: the kernel's arguments, in order. Copies stay within the maps; `weights` or `weights_of_two` has checked
+        // that the gradients of all matrices lie within the buffer.
         unsafe { self.cuda.launch(kernel, shape, &arguments) }
     }
 
@@ -235,7 +278,7 @@ impl ProductGradients {
         if call.is_narrow() {
             return self.of_few(call);
         }
-        let Call { dy, x, offsets, experts, rows, gates, place } = call;
+        let Call { dy, x, offsets, experts, rows, gates, place, .. } = call;
         let values = dy.width * x.width;
         let tiles = dy.width.div_ceil(TILE) * x.width.div_ceil(TILE);
         // Few tiles of many rows would leave most of the card idle.
@@ -331,6 +374,38 @@ struct Call<'a> {
     rows: usize,
     gates: usize,
     place: GradientPlace<'a>,
+    /// One more matrix, of rows that are read in place.
+    other: Option<Other>,
+}
+
+struct Other {
+    /// Of its inputs and of the gradients by its outputs, and their widths the other way round.
+    maps: [TensorMap; 2],
+    widths: [usize; 2],
+    address: u64,
+}
+
+impl WeightGradient<'_> {
+    fn can_be_read_in_place(&self) -> bool {
+        [self.dy, self.x]
+            .iter()
+            .all(|columns| columns.data.element() == Element::Bf16 && read_in_place(columns.stride))
+    }
+}
+
+/// Rows of inputs and of gradients by outputs as the tensor cores read them, where they do.
+fn maps_in_place(
+    dy: &Columns<'_>,
+    x: &Columns<'_>,
+    rows: usize,
+) -> Result<Option<[TensorMap; 2]>, CudaError> {
+    let map = |columns: &Columns<'_>| match columns.data {
+        Values::Activations(Activations::Bf16(values)) if read_in_place(columns.stride) => {
+            TensorMap::bf16_columns(values, rows, columns.width, columns.stride, STEP).map(Some)
+        }
+        _ => Ok(None),
+    };
+    Ok(map(x)?.zip(map(dy)?).map(|(x, dy)| [x, dy]))
 }
 
 impl Call<'_> {
