@@ -90,7 +90,7 @@ impl AdamWCuda {
             Argument::F32(f.decay),
             Argument::F32(V_SCALE.sqrt()),
         ];
-        let blocks = range.len().div_ceil(256).min(32 * self.cuda.facts().multiprocessors);
+        let blocks = range.len().div_ceil(1024).min(32 * self.cuda.facts().multiprocessors);
         // SAFETY: the kernel's arguments, in order; the range lies within all four.
         unsafe { self.cuda.launch(&self.adamw, LaunchShape::new(blocks, 256), &arguments) }
     }
