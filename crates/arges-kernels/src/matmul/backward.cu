@@ -159,25 +159,37 @@ extern "C" __global__ void __launch_bounds__(256) gradient_bf16(
 extern "C" __global__ void __launch_bounds__(128) gradient_few(
     const float* dy, const float* x, float* out, int rows, int dy_stride, int n_count, int x_stride, int k_count,
     int part) {
-    constexpr int FEW = 8;
+    constexpr int FEW = 8, AT_ONCE = 128;
+    __shared__ __align__(16) float slopes[AT_ONCE][FEW];
     wait_for_previous();
     let_next_start();
     int k = 4 * (blockIdx.x * 128 + threadIdx.x), first = FEW * blockIdx.y;
     int begin = blockIdx.z * part, end = min(rows, begin + part);
-    if (k >= k_count) return;
     float4 sums[FEW] = {};
-#pragma unroll 4
-    for (i64 row = begin; row < end; ++row) {
-        float4 value = *reinterpret_cast<const float4*>(x + row * x_stride + k);
+    for (int start = begin; start < end; start += AT_ONCE) {
+        int count = min(AT_ONCE, end - start);
+        __syncthreads();
+        for (int i = threadIdx.x; i < count * FEW; i += 128) {
+            int n = first + i % FEW;
+            slopes[i / FEW][i % FEW] = n < n_count ? dy[i64(start + i / FEW) * dy_stride + n] : 0.0f;
+        }
+        __syncthreads();
+        if (k >= k_count) continue;
+        const float* from = x + i64(start) * x_stride + k;
+#pragma unroll 8
+        for (int row = 0; row < count; ++row) {
+            float4 value = *reinterpret_cast<const float4*>(from + i64(row) * x_stride);
 #pragma unroll
-        for (int i = 0; i < FEW; ++i) {
-            float d = first + i < n_count ? dy[row * dy_stride + first + i] : 0.0f;
-            sums[i].x = fmaf(d, value.x, sums[i].x);
-            sums[i].y = fmaf(d, value.y, sums[i].y);
-            sums[i].z = fmaf(d, value.z, sums[i].z);
-            sums[i].w = fmaf(d, value.w, sums[i].w);
+            for (int i = 0; i < FEW; ++i) {
+                float d = slopes[row][i];
+                sums[i].x = fmaf(d, value.x, sums[i].x);
+                sums[i].y = fmaf(d, value.y, sums[i].y);
+                sums[i].z = fmaf(d, value.z, sums[i].z);
+                sums[i].w = fmaf(d, value.w, sums[i].w);
+            }
         }
     }
+    if (k >= k_count) return;
     out += i64(blockIdx.z) * n_count * k_count;
 #pragma unroll
     for (int i = 0; i < FEW; ++i)
