@@ -94,8 +94,8 @@ fn gradients_of_every_parameter_equal_the_f64_ones() {
     }
 }
 
-/// Every structure that the golden models lack: a shared MLP, pre-norm, tied embeddings, one expert, and widths that
-/// tensor cores take.
+/// Every structure that the golden models lack: a shared MLP, pre-norm, tied embeddings, one expert, many, and widths
+/// that tensor cores take.
 fn odd_configs() -> Vec<(&'static str, Config)> {
     let shape = SynthShape {
         hidden: 72,
@@ -122,6 +122,7 @@ fn odd_configs() -> Vec<(&'static str, Config)> {
     pre_norm.mlp.beta = 0.7;
     pre_norm.softmax.alpha = 0.9;
     let tied = config(&SynthShape { tie_embeddings: true, ..shape.clone() });
+    let many = config(&SynthShape { experts: 20, ..shape.clone() });
     let plain = config(&SynthShape { experts: 1, experts_per_token: 1, ..shape.clone() });
     let mut wide = config(&SynthShape {
         hidden: 256,
@@ -140,6 +141,7 @@ fn odd_configs() -> Vec<(&'static str, Config)> {
         ("tied", tied),
         ("one expert", plain),
         ("wide", wide),
+        ("many experts", many),
     ]
 }
 

@@ -32,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(256) row_weights(
 // A block a row: from gates and ups `pre`, which take turns in groups of 8, and g, to w h, to the gradient by `pre` and
 // to the derivative by w. The weight is `weights[row]`, or the sigmoid of it, or 1 without any.
 extern "C" __global__ void swiglu_backward(
-    const A* pre, const float* g, const float* weights, int through_sigmoid, const int* end, int width, A* inner,
+    const A* pre, const A* g, const float* weights, int through_sigmoid, const int* end, int width, A* inner,
     A* dpre, float* dots) {
     __shared__ float partial[32];
     wait_for_previous();

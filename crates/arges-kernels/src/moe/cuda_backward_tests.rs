@@ -18,7 +18,7 @@ fn experts_inner_gradients_agree_with_the_reference() {
         let kernels = MixtureGradients::new(&cuda, element, 4, 2).unwrap();
         for (rows, end, width, sigmoid) in [(1, 1, 8, false), (9, 7, 96, false), (5, 5, 1032, true)] {
             let (gate, up) = (round(random.normal(rows * width)), round(random.normal(rows * width)));
-            let (dinner, weights) = (random.normal(rows * width), random.normal(rows));
+            let (dinner, weights) = (round(random.normal(rows * width)), random.normal(rows));
             let place = |i: usize| {
                 let n = i % width;
                 i / width * 2 * width + n / GATE_GROUP * 2 * GATE_GROUP + n % GATE_GROUP
@@ -28,7 +28,7 @@ fn experts_inner_gradients_agree_with_the_reference() {
                 (pre[place(i)], pre[place(i) + GATE_GROUP]) = (gate[i], up[i]);
             }
             let d_pre = Activations::from_f32(&cuda, element, &pre).unwrap();
-            let d_dinner = Buffer::from_slice(&cuda, &dinner).unwrap();
+            let d_dinner = Activations::from_f32(&cuda, element, &dinner).unwrap();
             let d_weights = Buffer::from_slice(&cuda, &weights).unwrap();
             let count = Buffer::from_slice(&cuda, &[0, end as i32]).unwrap();
             let mut inner = Activations::zeroed(&cuda, element, rows * width).unwrap();

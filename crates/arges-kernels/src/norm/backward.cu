@@ -46,12 +46,15 @@ __device__ __forceinline__ float2 block_sums(float x, float y, float2* partial) 
 enum Past { STREAM, NORMED, NOTHING };
 
 // The last step back through a block of the model, whose input went through this norm. `dx` is the gradient by the
-// block's output and becomes that by its input. The gradient by the normed value is a sum: of rows of `product`; of a token's rows among `choice_rows`, in the
-// order of its choices; of `more`; of `coefficients[t]` times `coefficient_weight`. Null pointers stand for none.
+// block's output and becomes that by its input; `rounded` gets `beta` times that, the gradient by the output of what comes
+// next. The gradient by the normed value is a sum: of rows of `product`; of a token's rows among `choice_rows`, in the
+// order of its choices; of `more`; of `exact`; of `count` rows of `small`, each times one of `factors`; of one more such
+// row. Null pointers stand for none.
 extern "C" __global__ void norm_backward(
     const float* x, const float* weight, float eps, int width, int rows, float* dx, float alpha, int past,
-    const float* product, const float* choice_rows, const int* places, int choices, const float* more,
-    const float* router, const float* coefficients, const float* coefficient_weight, float* parts) {
+    const A* product, const A* choice_rows, const int* places, int choices, const A* more, const float* exact,
+    const float* factors, const float* small, int count, const float* coefficients, const float* coefficient_weight,
+    float* parts, A* rounded, float beta) {
     extern __shared__ float shared[];
     __shared__ float2 partial[32];
     float *row = shared, *dweight = shared + width;
@@ -72,7 +75,10 @@ extern "C" __global__ void norm_backward(
                 if (place >= 0) dy = dy + load_four(choice_rows + i64(place) * width + i);
             }
             if (more) dy = dy + load_four(more + at);
-            if (router) dy = dy + load_four(router + at);
+            if (exact) dy = dy + load_four(exact + at);
+#pragma unroll 4
+            for (int which = 0; which < count; ++which)
+                dy = dy + factors[t * count + which] * load_four(small + i64(which) * width + i);
             if (coefficients) dy = dy + coefficients[t] * load_four(coefficient_weight + i);
             store_four(row + i, dy);
             float4 value = load_four(x + at);
@@ -87,6 +93,7 @@ extern "C" __global__ void norm_backward(
             float4 d = scale * (dy * load_four(weight + i) + (-mean) * value);
             if (past == STREAM) d = alpha * load_four(dx + at) + d;
             store_four(dx + at, d);
+            if (rounded) store_four(rounded + at, beta * d);
             store_four(dweight + i, load_four(dweight + i) + scale * dy * value);
         }
     }
@@ -97,7 +104,7 @@ extern "C" __global__ void norm_backward(
 // Through out = gate * norm(x), where the gate has been through the sigmoid: writes the gradient by x and that by the
 // gate before the sigmoid.
 extern "C" __global__ void gated_norm_backward(
-    const A* x, const A* gate, int gate_stride, const float* weight, float eps, int width, int rows, const float* dy,
+    const A* x, const A* gate, int gate_stride, const float* weight, float eps, int width, int rows, const A* dy,
     A* dx, A* dgate, float* parts) {
     extern __shared__ float dweight[];
     __shared__ float2 partial[32];

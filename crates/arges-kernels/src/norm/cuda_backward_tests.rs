@@ -18,19 +18,26 @@ fn a_block_is_left_backwards_through_its_norm_and_past_it() {
         places[0] = -1;
         let before = random.normal(width + 4);
         let device = |values: &[f32]| Buffer::from_slice(&cuda, values).unwrap();
-        let [d_x, d_product, d_more, d_choices] = [&x, &product, &more, &choice_rows].map(|v| device(v));
+        let [d_x, d_more] = [&x, &more].map(|v| device(v));
+        let [d_product, d_choices] =
+            [&product, &choice_rows].map(|v| Activations::from_f32(&cuda, Element::F32, v).unwrap());
+        let mut rounded = Activations::zeroed(&cuda, Element::F32, rows * width).unwrap();
         let (d_weight, d_column, d_factors) = (device(&weight), device(&column), device(&factors));
+        let (small, of_small) = (random.normal(3 * width), random.normal(3 * rows));
+        let (d_small, d_of_small) = (device(&small), device(&of_small));
         let d_places = Buffer::from_slice(&cuda, &places).unwrap();
         let mut kernels = StreamGradients::new(&cuda, Element::F32, rows, width).unwrap();
         for past in [Past::Stream(0.7), Past::Normed(1.3), Past::Nothing] {
             let gradient = NormedGradient {
-                products: [Some(&d_product), None, Some(&d_more)],
+                products: [Some(&d_product), None],
+                exact: Some(&d_more),
                 choices: Some((&d_choices, &d_places, 2)),
-                outer: Some((&d_factors, &d_column)),
+                outer: [Some((&d_of_small, &d_small)), Some((&d_factors, &d_column))],
             };
             let (mut d_dx, mut sums) = (device(&dx), device(&before));
             let norm = Norm { weight: &d_weight, epsilon: EPSILON };
-            kernels.norm_backward(&d_x, rows, norm, past, gradient, &mut d_dx, (&mut sums, 4)).unwrap();
+            let (place, and_rounded) = ((&mut sums, 4), Some((0.5, &mut rounded)));
+            kernels.norm_backward(&d_x, rows, norm, past, gradient, &mut d_dx, place, and_rounded).unwrap();
             let (mut expected, mut dweight) = (Vec::new(), widen(&before[4..]));
             for t in 0..rows {
                 let dy: Vec<f64> = (0..width)
@@ -45,6 +52,9 @@ fn a_block_is_left_backwards_through_its_norm_and_past_it() {
                             + of_choice(0)
                             + of_choice(1)
                             + f64::from(factors[t]) * f64::from(column[i])
+                            + (0..3)
+                                .map(|n| f64::from(of_small[3 * t + n]) * f64::from(small[n * width + i]))
+                                .sum::<f64>()
                     })
                     .collect();
                 let row = &x[t * width..][..width];
@@ -54,7 +64,9 @@ fn a_block_is_left_backwards_through_its_norm_and_past_it() {
                 dweight.iter_mut().zip(dw).for_each(|(sum, d)| *sum += d);
             }
             let what = format!("{rows} {width} {past:?}");
-            assert_close(&d_dx.to_vec().unwrap(), &expected, 1e-5, &what);
+            let got = d_dx.to_vec().unwrap();
+            assert_close(&got, &expected, 1e-5, &what);
+            assert!(rounded.to_f32().unwrap().iter().zip(&got).all(|(half, x)| *half == 0.5 * x), "{what}");
             let sums = sums.to_vec().unwrap();
             assert_close(&sums[4..], &dweight, 1e-5, &what);
             assert_eq!(sums[..4], before[..4], "{what}");
@@ -70,13 +82,13 @@ fn gated_norms_give_the_gradients_of_the_reference() {
         let round = |x: Vec<f32>| if element == Element::Bf16 { bf16_round(&x) } else { x };
         for (rows, width) in [(1, 8), (17, 96), (40, 4096)] {
             let (first, stride) = (3 * width, 4 * width);
-            let (x, dy) = (round(random.normal(rows * width)), random.normal(rows * width));
+            let (x, dy) = (round(random.normal(rows * width)), round(random.normal(rows * width)));
             let open: Vec<f32> =
                 round((0..rows * stride).map(|_| random.uniform() as f32 * 0.9 + 0.05).collect());
             let weight = random.normal(width);
             let [d_x, d_gate] = [&x, &open].map(|v| Activations::from_f32(&cuda, element, v).unwrap());
             let d_weight = Buffer::from_slice(&cuda, &weight).unwrap();
-            let d_dy = Buffer::from_slice(&cuda, &dy).unwrap();
+            let d_dy = Activations::from_f32(&cuda, element, &dy).unwrap();
             let mut dx = Activations::zeroed(&cuda, element, rows * width).unwrap();
             let mut dgate = Activations::zeroed(&cuda, element, rows * stride).unwrap();
             let mut dweight = Buffer::zeroed(&cuda, width).unwrap();

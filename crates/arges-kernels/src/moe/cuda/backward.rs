@@ -103,7 +103,7 @@ pub struct Swiglu<'a> {
     /// Gates and ups in turn, in groups of [`GATE_GROUP`](crate::matmul::cuda::GATE_GROUP), `[rows, 2 width]`.
     pub pre: &'a Activations,
     /// Gradient by the inner activations as if every weight were 1, `[rows, width]`.
-    pub dinner: &'a Buffer<f32>,
+    pub dinner: &'a Activations,
     /// Weights of the rows.
     pub weights: RowWeights<'a>,
     /// Where the number of rows is on the device, if only there.
@@ -200,7 +200,7 @@ impl MixtureGradients {
         assert!(width.is_multiple_of(8), "an inner width of {width}");
         assert!(pre.len() >= 2 * room && dpre.len() >= 2 * room, "gates and ups of {rows} rows");
         assert!(dinner.len() >= room && inner.len() >= room && dots.len() >= rows, "room for {rows} rows");
-        for element in [pre.element(), inner.element(), dpre.element()] {
+        for element in [pre.element(), dinner.element(), inner.element(), dpre.element()] {
             assert_eq!(element, self.activations, "element of the activations");
         }
         let (weights, sigmoid) = match weights {

@@ -50,11 +50,14 @@ pub enum Past {
 #[derive(Clone, Copy, Default)]
 pub struct NormedGradient<'a> {
     /// Rows `[rows, width]`.
-    pub products: [Option<&'a Buffer<f32>>; 3],
+    pub products: [Option<&'a Activations>; 2],
     /// Rows of each token's choices, their places `[rows, choices]` and the number of choices.
-    pub choices: Option<(&'a Buffer<f32>, &'a Buffer<i32>, usize)>,
-    /// A factor for each row and what it multiplies, `[width]`.
-    pub outer: Option<(&'a Buffer<f32>, &'a Buffer<f32>)>,
+    pub choices: Option<(&'a Activations, &'a Buffer<i32>, usize)>,
+    /// Rows in f32.
+    pub exact: Option<&'a Buffer<f32>>,
+    /// Through small matrices `[count, width]`: the gradients by their outputs, `[rows, count]`, and the matrices. The
+    /// second one has one row.
+    pub outer: [Option<(&'a Buffer<f32>, &'a Buffer<f32>)>; 2],
 }
 
 /// Where a gradient is added: from that value of a buffer on.
@@ -95,7 +98,8 @@ impl StreamGradients {
     }
 
     /// The last step back through a block whose input `x[rows, width]` went through a norm: `dx`, the gradient by the
-    /// block's output, becomes that by its input, and that by the norm's weight is added at its place.
+    /// block's output, becomes that by its input, and that by the norm's weight is added at its place. `rounded` gets
+    /// the former too, times a factor and rounded.
     ///
     /// # Errors
     /// When the driver fails.
@@ -112,26 +116,36 @@ impl StreamGradients {
         gradient: NormedGradient<'_>,
         dx: &mut Buffer<f32>,
         dweight: Place<'_>,
+        rounded: Option<(f32, &mut Activations)>,
     ) -> Result<(), CudaError> {
         let width = norm.weight.len();
         Self::check_width(width);
         let room = rows * width;
         assert!(x.len() >= room && dx.len() >= room, "room for {rows} rows");
-        for product in gradient.products.iter().flatten() {
-            assert!(product.len() >= room, "rows of a product");
+        let (beta, rounded) = rounded.map_or((0.0, None), |(beta, rounded)| (beta, Some(&*rounded)));
+        for rows in gradient.products.iter().chain([&rounded]).flatten() {
+            assert!(rows.len() >= room && rows.element() == self.activations, "rows of activations");
         }
-        if let Some((_, places, choices)) = gradient.choices {
+        assert!(gradient.exact.is_none_or(|exact| exact.len() >= room), "room for {rows} rows");
+        if let Some((values, places, choices)) = gradient.choices {
             assert!(places.len() >= rows * choices, "choices of {rows} rows");
+            assert_eq!(values.element(), self.activations, "element of the choices");
         }
-        if let Some((factors, weight)) = gradient.outer {
-            assert!(factors.len() >= rows && weight.len() == width, "shapes of an outer product");
+        let counts = gradient.outer.map(|outer| outer.map_or(0, |(_, matrix)| matrix.len() / width));
+        for ((factors, matrix), count) in gradient.outer.iter().flatten().zip(counts) {
+            assert!(
+                matrix.len() == count * width && factors.len() >= rows * count,
+                "shapes of a small matrix"
+            );
         }
+        assert!(counts[1] <= 1, "one row of the second small matrix");
         let (past, alpha) = match past {
             Past::Stream(alpha) => (0, alpha),
             Past::Normed(alpha) => (1, alpha),
             Past::Nothing => (2, 0.0),
         };
         let pointer = |buffer: Option<&Buffer<f32>>| Argument::Pointer(buffer.map_or(0, |b| b.address(0)));
+        let address = |rows: Option<&Activations>| Argument::Pointer(rows.map_or(0, |rows| rows.address(0)));
         let blocks = rows.div_ceil(BLOCK);
         assert!(self.parts.len() >= blocks * width, "room for parts of {rows} rows");
         let arguments = [
@@ -143,15 +157,20 @@ impl StreamGradients {
             Argument::Pointer(dx.address(0)),
             Argument::F32(alpha),
             Argument::I32(past),
-            pointer(gradient.products[0]),
-            pointer(gradient.choices.map(|choices| choices.0)),
+            address(gradient.products[0]),
+            address(gradient.choices.map(|choices| choices.0)),
             Argument::Pointer(gradient.choices.map_or(0, |choices| choices.1.address(0))),
             Argument::I32(gradient.choices.map_or(0, |choices| choices.2 as i32)),
-            pointer(gradient.products[1]),
-            pointer(gradient.products[2]),
-            pointer(gradient.outer.map(|outer| outer.0)),
-            pointer(gradient.outer.map(|outer| outer.1)),
+            address(gradient.products[1]),
+            pointer(gradient.exact),
+            pointer(gradient.outer[0].map(|outer| outer.0)),
+            pointer(gradient.outer[0].map(|outer| outer.1)),
+            Argument::I32(counts[0] as i32),
+            pointer(gradient.outer[1].map(|outer| outer.0)),
+            pointer(gradient.outer[1].map(|outer| outer.1)),
             Argument::Pointer(self.parts.address(0)),
+            address(rounded),
+            Argument::F32(beta),
         ];
         let shape = LaunchShape::new(blocks, Self::threads(width)).shared(8 * width).overlap();
         // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above, and so was room for a part
@@ -176,7 +195,7 @@ impl StreamGradients {
         rows: usize,
         gate: (&Activations, usize, usize),
         norm: Norm<'_>,
-        dy: &Buffer<f32>,
+        dy: &Activations,
         dx: &mut Activations,
         dgate: &mut Activations,
         dweight: Place<'_>,
@@ -188,7 +207,7 @@ impl StreamGradients {
         let room = rows * width;
         assert!(x.len() >= room && dy.len() >= room && dx.len() >= room, "room for {rows} rows");
         assert!(gate.len() >= rows * stride && dgate.len() >= rows * stride, "gates of {rows} rows");
-        for element in [x.element(), gate.element(), dx.element(), dgate.element()] {
+        for element in [x.element(), gate.element(), dy.element(), dx.element(), dgate.element()] {
             assert_eq!(element, self.activations, "element of the activations");
         }
         let blocks = rows.div_ceil(BLOCK);

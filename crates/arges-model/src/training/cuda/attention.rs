@@ -7,7 +7,7 @@ use arges_kernels::norm::cuda::{Norm, NormedGradient};
 use arges_kernels::softmax_attention;
 
 use super::CudaTrainer;
-use super::backward::past;
+use super::backward::{past, residual};
 use crate::config::LIGHTNING_NORM_EPS;
 use crate::model::cuda::Attention;
 use crate::model::cuda::forward::{KeptAttention, Shape};
@@ -33,7 +33,8 @@ impl CudaTrainer {
         model.join_attention(layer, shape, ws)
     }
 
-    /// From the gradient by the block's output to that by its input, both in `dx`.
+    /// From the gradient by the block's output to that by its input, both in `dx`; and from that by its branch, rounded,
+    /// to that by the branch of the experts before it, both in `dbranch`.
     pub(super) fn attention(&mut self, index: usize, shape: &Shape) -> Result<(), CudaError> {
         let fresh = self.fresh;
         let Self { model, workspace: ws, buffers, parameters, gradients, cache, .. } = self;
@@ -43,11 +44,11 @@ impl CudaTrainer {
         let kernels = &mut buffers.kernels;
         let transposed = &mut buffers.transposed;
         let place = |param| parameters.place(Param::Layer(index, param));
-        let (out, out_param, scale) = match &layer.attention {
-            Attention::Lightning { out, .. } => (out, LayerParam::LightningOut, config.lightning),
-            Attention::Softmax { out, .. } => (out, LayerParam::Output, config.softmax),
+        let (out, out_param) = match &layer.attention {
+            Attention::Lightning { out, .. } => (out, LayerParam::LightningOut),
+            Attention::Softmax { out, .. } => (out, LayerParam::Output),
         };
-        kernels.stream.scaled(&buffers.dx, rows * hidden, scale.beta, buffers.dbranch.data_mut())?;
+        let scale = residual(config, &layer.attention);
 
         let attention = &mut buffers.attention;
         let spans = &ws.inputs.spans.device;
@@ -56,7 +57,7 @@ impl CudaTrainer {
             Attention::Lightning { decays, qkv_gate, norm, .. } => {
                 let stride = qkv_gate.outputs();
                 let dprojected = attention.dprojected[0].as_mut().expect("made for every kind of layer");
-                let output = Output::F32(&mut attention.dgated);
+                let output = Output::Rounded(&mut attention.dgated);
                 kernels.products.inputs(products, out, &buffers.dbranch, all, output, transposed)?;
                 let norm = Norm { weight: norm, epsilon: LIGHTNING_NORM_EPS as f32 };
                 kernels.stream.gated_norm_backward(
@@ -111,12 +112,18 @@ impl CudaTrainer {
         };
         let input = &buffers.inputs[index];
         let norm = Norm { weight: &layer.input_norm, epsilon: config.rms_norm_eps as f32 };
-        // The experts have normed another stream over it.
-        model.kernels.norms.norm_rows(input, rows, norm, None, &mut ws.stream.rounded)?;
+        let normed = match &buffers.insides {
+            Some(insides) => &insides[index].input,
+            None => {
+                // The experts have normed another stream over it.
+                model.kernels.norms.norm_rows(input, rows, norm, None, &mut ws.stream.rounded)?;
+                &ws.stream.rounded
+            }
+        };
         // The parameters of one product lie one behind the other.
         let of_projections = WeightGradient {
             dy: Columns::all(dprojected.data(), matrix.outputs()),
-            x: Columns::all(ws.stream.rounded.data(), hidden),
+            x: Columns::all(normed.data(), hidden),
             at: place(first),
         };
         let of_out = WeightGradient {
@@ -125,12 +132,12 @@ impl CudaTrainer {
             at: place(out_param),
         };
         kernels.products.weights_of_two([of_projections, of_out], rows, gradients, fresh)?;
-        let output = Output::F32(&mut buffers.dproduct);
+        let output = Output::Rounded(&mut buffers.dproduct);
         kernels.products.inputs(products, matrix, dprojected, all, output, transposed)?;
-        let gradient =
-            NormedGradient { products: [Some(&buffers.dproduct), None, None], ..Default::default() };
+        let gradient = NormedGradient { products: [Some(&buffers.dproduct), None], ..Default::default() };
         let at = (&mut *gradients, place(LayerParam::InputNorm));
         let dx = &mut buffers.dx;
-        kernels.stream.norm_backward(input, rows, norm, past(config, scale), gradient, dx, at)
+        let rounded = (index > 0).then_some((config.mlp.beta, buffers.dbranch.data_mut()));
+        kernels.stream.norm_backward(input, rows, norm, past(config, scale), gradient, dx, at, rounded)
     }
 }

@@ -4,8 +4,10 @@ use arges_kernels::device::cuda::{Buffer, CudaError};
 use arges_kernels::norm::cuda::Past;
 
 use super::CudaTrainer;
+use super::buffers::Buffers;
 use super::head::Weight;
 use crate::config::{Config, ResidualScale};
+use crate::model::cuda::Attention;
 use crate::model::cuda::forward::Shape;
 use crate::training::{TrainingBatch, TrainingError};
 
@@ -25,6 +27,9 @@ impl CudaTrainer {
         if balanced {
             self.buffers.kernels.mixture.balance_slopes(&mut self.buffers.balance, balance)?;
         }
+        let Buffers { kernels, dx, dbranch, .. } = &mut self.buffers;
+        let (count, beta) = (shape.rows * self.model.config.hidden_size, self.model.config.mlp.beta);
+        kernels.stream.scaled(dx, count, beta, dbranch.data_mut())?;
         for index in (0..self.model.layers.len()).rev() {
             if self.buffers.insides.is_none() {
                 self.recompute_attention(index, shape)?;
@@ -63,6 +68,14 @@ impl CudaTrainer {
             model.config.hidden_size,
             gradients,
         )
+    }
+}
+
+/// How attention joins the stream.
+pub(super) fn residual(config: &Config, attention: &Attention) -> ResidualScale {
+    match attention {
+        Attention::Lightning { .. } => config.lightning,
+        Attention::Softmax { .. } => config.softmax,
     }
 }
 

@@ -17,6 +17,9 @@ use crate::config::{AttentionKind, Config};
 use crate::model::cuda::CudaModel;
 use crate::training::TrainingPlan;
 
+/// Experts whose router is taken back on the way through the norm before it, not in a product of its own.
+pub(super) const FEW_EXPERTS: usize = 16;
+
 /// Most bytes of the logits of one block of targets.
 const LOGIT_BYTES: usize = 256 << 20;
 
@@ -34,10 +37,10 @@ pub(super) struct Buffers {
     pub(super) middles: Option<Vec<Buffer<f32>>>,
     /// The rest of each layer.
     pub(super) insides: Option<Vec<Insides>>,
-    /// Gradient by the residual stream, `[tokens, hidden]`; by a block's output, rounded; by a normed stream.
+    /// Gradient by the residual stream, `[tokens, hidden]`; by a block's output, rounded; by a normed stream, rounded.
     pub(super) dx: Buffer<f32>,
     pub(super) dbranch: DeviceRows,
-    pub(super) dproduct: Buffer<f32>,
+    pub(super) dproduct: Activations,
     pub(super) balance: DeviceBalance,
     pub(super) attention: AttentionBuffers,
     pub(super) routed: MlpBuffers,
@@ -56,7 +59,7 @@ pub(super) struct AttentionBuffers {
     /// Gradients by the projections, for lightning and softmax attention.
     pub(super) dprojected: [Option<DeviceRows>; 2],
     /// Gradient by what the output projection reads, and by what attention gives, `[tokens, W]`.
-    pub(super) dgated: Buffer<f32>,
+    pub(super) dgated: Activations,
     pub(super) dattended: Activations,
     /// `[tokens, heads]`.
     pub(super) lse: Buffer<f32>,
@@ -69,11 +72,11 @@ pub(super) struct MlpBuffers {
     pub(super) dpre: DeviceRows,
     /// `[rows, F]`.
     pub(super) inner: Activations,
-    pub(super) dinner: Buffer<f32>,
+    pub(super) dinner: Activations,
     /// Derivatives by the weights of the rows, `[rows]`.
     pub(super) dots: Buffer<f32>,
     /// Gradient by the rows of inputs, `[rows, hidden]`.
-    pub(super) dinputs: Buffer<f32>,
+    pub(super) dinputs: Activations,
 }
 
 pub(super) struct RouterBuffers {
@@ -83,9 +86,8 @@ pub(super) struct RouterBuffers {
     pub(super) dout: DeviceRows,
     /// `[tokens, experts]`.
     pub(super) dlogits: DeviceRows,
-    /// The router's weights transposed, and the gradient by its input, `[tokens, hidden]`.
-    pub(super) transposed: DeviceMatrix,
-    pub(super) dinput: Buffer<f32>,
+    /// With more than [`FEW_EXPERTS`] the router's weights transposed, and the gradient by its input, `[tokens, hidden]`.
+    pub(super) dinput: Option<(DeviceMatrix, Buffer<f32>)>,
     /// By the coefficients of a shared MLP, `[tokens]`.
     pub(super) dcoefficients: Buffer<f32>,
 }
@@ -101,7 +103,7 @@ pub(super) struct HeadBuffers {
     /// `[rows, hidden]`: the stream, normed and rounded, and gradients by the normed rows and by the stream's.
     pub(super) x: Buffer<f32>,
     pub(super) normed: DeviceRows,
-    pub(super) dnormed: Buffer<f32>,
+    pub(super) dnormed: Activations,
     pub(super) drows: Buffer<f32>,
     /// Of all targets, on the host.
     pub(super) logprobs: Vec<f32>,
@@ -131,9 +133,9 @@ impl MlpBuffers {
             pre: Activations::zeroed(cuda, element, rows * 2 * inner)?,
             dpre: DeviceRows::zeroed(cuda, rows, 2 * inner, element)?,
             inner: Activations::zeroed(cuda, element, rows * inner)?,
-            dinner: Buffer::zeroed(cuda, rows * inner)?,
+            dinner: Activations::zeroed(cuda, element, rows * inner)?,
             dots: Buffer::zeroed(cuda, rows)?,
-            dinputs: Buffer::zeroed(cuda, rows * hidden)?,
+            dinputs: Activations::zeroed(cuda, element, rows * hidden)?,
         })
     }
 
@@ -141,7 +143,8 @@ impl MlpBuffers {
         self.pre.bytes()
             + self.dpre.data().bytes()
             + self.inner.bytes()
-            + [&self.dinner, &self.dots, &self.dinputs].map(Buffer::bytes).iter().sum::<usize>()
+            + [&self.dinner, &self.dinputs].map(Activations::bytes).iter().sum::<usize>()
+            + self.dots.bytes()
     }
 }
 
@@ -166,12 +169,12 @@ impl Buffers {
             insides: None,
             dx: floats(tokens * hidden)?,
             dbranch: DeviceRows::zeroed(cuda, tokens, hidden, element)?,
-            dproduct: floats(tokens * hidden)?,
+            dproduct: Activations::zeroed(cuda, element, tokens * hidden)?,
             balance: DeviceBalance::new(cuda, config.num_experts, tokens)?,
             attention: AttentionBuffers {
                 raw: Activations::zeroed(cuda, element, tokens * projections[0].max(projections[1]))?,
                 dprojected: [dprojected(0)?, dprojected(1)?],
-                dgated: floats(tokens * width)?,
+                dgated: Activations::zeroed(cuda, element, tokens * width)?,
                 dattended: Activations::zeroed(cuda, element, tokens * width)?,
                 lse: floats(tokens * config.num_heads)?,
             },
@@ -181,8 +184,13 @@ impl Buffers {
                 weights: floats(choices)?,
                 dout: DeviceRows::zeroed(cuda, choices, hidden, element)?,
                 dlogits: DeviceRows::zeroed(cuda, tokens, config.num_experts, Element::F32)?,
-                transposed: DeviceMatrix::zeroed(cuda, 1, hidden, config.num_experts, Element::F32)?,
-                dinput: floats(tokens * hidden)?,
+                dinput: (config.num_experts > FEW_EXPERTS)
+                    .then(|| {
+                        let shape = (hidden, config.num_experts);
+                        let transposed = DeviceMatrix::zeroed(cuda, 1, shape.0, shape.1, Element::F32)?;
+                        Ok::<_, CudaError>((transposed, floats(tokens * hidden)?))
+                    })
+                    .transpose()?,
                 dcoefficients: floats(tokens)?,
             },
             head: HeadBuffers {
@@ -193,7 +201,7 @@ impl Buffers {
                 dlogits: DeviceRows::zeroed(cuda, head_rows, config.vocab_size, element)?,
                 x: floats(head_rows * hidden)?,
                 normed: DeviceRows::zeroed(cuda, head_rows, hidden, element)?,
-                dnormed: floats(head_rows * hidden)?,
+                dnormed: Activations::zeroed(cuda, element, head_rows * hidden)?,
                 drows: floats(head_rows * hidden)?,
                 logprobs: vec![0.0; tokens],
                 entropies: vec![0.0; tokens],
@@ -207,29 +215,21 @@ impl Buffers {
         let attention = &self.attention;
         let (router, head) = (&self.router, &self.head);
         let rows = [&self.dbranch, &router.dout, &router.dlogits, &head.dlogits, &head.normed];
-        let floats = [
-            &self.dx,
-            &self.dproduct,
-            &attention.dgated,
-            &attention.lse,
-            &router.weights,
-            &router.dinput,
-            &router.dcoefficients,
-            &head.x,
-            &head.dnormed,
-            &head.drows,
-        ];
+        let floats = [&self.dx, &attention.lse, &router.weights, &router.dcoefficients, &head.x, &head.drows];
         self.inputs.iter().map(Buffer::bytes).sum::<usize>()
             + self.kept_bytes()
             + rows.map(|rows| rows.data().bytes()).iter().sum::<usize>()
             + attention.dprojected.iter().flatten().map(|rows| rows.data().bytes()).sum::<usize>()
             + floats.map(Buffer::bytes).iter().sum::<usize>()
-            + attention.raw.bytes()
-            + attention.dattended.bytes()
+            + [&attention.raw, &attention.dgated, &attention.dattended, &self.dproduct, &head.dnormed]
+                .map(Activations::bytes)
+                .iter()
+                .sum::<usize>()
             + self.routed.bytes()
             + self.shared.as_ref().map_or(0, MlpBuffers::bytes)
             + self.balance.bytes()
             + self.transposed.bytes()
+            + router.dinput.as_ref().map_or(0, |(matrix, rows)| matrix.bytes() + rows.bytes())
             + self.kernels.bytes()
     }
 }

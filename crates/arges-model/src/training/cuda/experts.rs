@@ -9,7 +9,7 @@ use arges_kernels::moe::cuda::{MixtureGradients, RowWeights, Swiglu};
 use arges_kernels::norm::cuda::{Norm, NormedGradient};
 
 use super::CudaTrainer;
-use super::backward::past;
+use super::backward::{past, residual};
 use super::buffers::{MlpBuffers, RouterBuffers};
 use crate::params::{LayerParam, Param};
 
@@ -53,7 +53,7 @@ impl Mlps<'_> {
         if !self.kept {
             products.run(self.gate_up, self.inputs, self.rows, Output::Rounded(&mut buffers.pre))?;
         }
-        let output = Output::F32(&mut buffers.dinner);
+        let output = Output::Rounded(&mut buffers.dinner);
         gradient_products.inputs(products, self.down, self.dout, self.rows, output, transposed)?;
         mixture.swiglu_backward(Swiglu {
             pre: &buffers.pre,
@@ -66,7 +66,7 @@ impl Mlps<'_> {
             dpre: buffers.dpre.data_mut(),
             dots: &mut buffers.dots,
         })?;
-        let output = Output::F32(&mut buffers.dinputs);
+        let output = Output::Rounded(&mut buffers.dinputs);
         gradient_products.inputs(products, self.gate_up, &buffers.dpre, self.rows, output, transposed)?;
         let dout = Columns::all(self.dout.data(), hidden);
         let (stride, fresh) = (self.stride, self.fresh);
@@ -80,7 +80,8 @@ impl Mlps<'_> {
 }
 
 impl CudaTrainer {
-    /// From the gradient by the block's output to that by its input, both in `dx`.
+    /// From the gradient by the block's output to that by its input, both in `dx`; and from that by its branch, rounded,
+    /// to that by the attention's, both in `dbranch`.
     pub(super) fn experts(&mut self, index: usize, rows: usize, balanced: bool) -> Result<(), CudaError> {
         let fresh = self.fresh;
         let Self { model, workspace: ws, buffers, parameters, gradients, .. } = self;
@@ -94,7 +95,6 @@ impl CudaTrainer {
             let (normed, rounded) = (&mut ws.stream.normed, &mut ws.stream.rounded);
             model.kernels.norms.norm_rows(&middles[index], rows, norm, Some(normed), rounded)?;
         }
-        kernels.stream.scaled(&buffers.dx, rows * hidden, scale.beta, buffers.dbranch.data_mut())?;
 
         // The shared MLP's coefficients are needed for the experts' weights.
         let coefficients = match (&layer.shared, &mut ws.experts.shared, &model.kernels.coefficient) {
@@ -180,32 +180,46 @@ impl CudaTrainer {
         }
         let mut choices = None;
         if let Some((weights, routing)) = routing {
-            let RouterBuffers { dlogits, transposed, dinput, .. } = &mut buffers.router;
+            let RouterBuffers { dlogits, dinput, .. } = &mut buffers.router;
             let (dots, balance) = (&buffers.routed.dots, balanced.then_some(&buffers.balance));
             let out = dlogits.data_mut();
             kernels.mixture.router_backward(routing, rows, dots, coefficient_rows, balance, out)?;
             let at = GradientPlace { at: place(LayerParam::Router), stride: 0, gradients, fresh };
             let dy = Columns::all(dlogits.data(), config.num_experts);
             kernels.products.weights(dy, Columns::all(&ws.stream.normed, hidden), all, false, at)?;
-            kernels.products.transpose_small(weights, config.num_experts, hidden, transposed)?;
-            products.run(transposed, dlogits, all, Output::F32(dinput))?;
+            if let Some((transposed, dinput)) = dinput {
+                kernels.products.transpose_small(weights, config.num_experts, hidden, transposed)?;
+                products.run(transposed, dlogits, all, Output::F32(dinput))?;
+            }
             choices = Some((&buffers.routed.dinputs, &routing.places, config.experts_per_token));
         }
-        let coefficient = coefficients.map(|(mlp, _)| match &mlp.coefficient {
-            Activations::F32(weight) => (&buffers.router.dcoefficients, weight),
-            Activations::Bf16(_) => {
-                unreachable!("a weight that learns is f32 where the model may not round it")
+        let router = match (routing, buffers.router.dlogits.data()) {
+            (Some((weights, _)), Activations::F32(dlogits)) if buffers.router.dinput.is_none() => {
+                Some((dlogits, exact(weights)))
             }
-        });
-        let routed = if choices.is_some() { &buffers.router.dinput } else { &buffers.routed.dinputs };
+            _ => None,
+        };
+        let coefficient =
+            coefficients.map(|(mlp, _)| (&buffers.router.dcoefficients, exact(&mlp.coefficient)));
+        let whole = choices.is_none().then_some(&buffers.routed.dinputs);
         let gradient = NormedGradient {
-            products: [Some(routed), buffers.shared.as_ref().map(|shared| &shared.dinputs), None],
+            products: [whole, buffers.shared.as_ref().map(|shared| &shared.dinputs)],
             choices,
-            outer: coefficient,
+            exact: choices.and(buffers.router.dinput.as_ref()).map(|(_, dinput)| dinput),
+            outer: [router, coefficient],
         };
         let middle = buffers.middles.as_ref().map_or(&ws.stream.x, |middles| &middles[index]);
         let at = (gradients, place(LayerParam::PostAttentionNorm));
         let dx = &mut buffers.dx;
-        kernels.stream.norm_backward(middle, rows, norm, past(config, scale), gradient, dx, at)
+        let rounded = Some((residual(config, &layer.attention).beta, buffers.dbranch.data_mut()));
+        kernels.stream.norm_backward(middle, rows, norm, past(config, scale), gradient, dx, at, rounded)
+    }
+}
+
+/// Weights that the model may not round.
+fn exact(weights: &Activations) -> &Buffer<f32> {
+    match weights {
+        Activations::F32(weights) => weights,
+        Activations::Bf16(_) => unreachable!("a weight that learns is f32 where the model may not round it"),
     }
 }

@@ -68,7 +68,7 @@ impl CudaTrainer {
         let norm = Norm { weight: &model.final_norm, epsilon: model.config.rms_norm_eps as f32 };
         model.kernels.norms.norm_rows(&head.x, count, norm, None, &mut head.normed)?;
         let rows = Rows::All(count);
-        let output = Output::F32(&mut head.dnormed);
+        let output = Output::Rounded(&mut head.dnormed);
         let products = &model.kernels.products;
         kernels.products.inputs(
             products,
@@ -82,10 +82,10 @@ impl CudaTrainer {
         let place = GradientPlace { at: parameters.place(Param::Head), stride: 0, gradients, fresh };
         let (dy, x) = (Columns::all(dlogits, vocab), Columns::all(normed, hidden));
         kernels.products.weights(dy, x, rows, false, place)?;
-        let gradient = NormedGradient { products: [Some(&head.dnormed), None, None], ..Default::default() };
+        let gradient = NormedGradient { products: [Some(&head.dnormed), None], ..Default::default() };
         let place = (&mut *gradients, parameters.place(Param::FinalNorm));
         let (x, drows) = (&head.x, &mut head.drows);
-        kernels.stream.norm_backward(x, count, norm, Past::Nothing, gradient, drows, place)?;
+        kernels.stream.norm_backward(x, count, norm, Past::Nothing, gradient, drows, place, None)?;
         kernels.stream.scatter_rows(&head.drows, &head.rows, count, hidden, &mut buffers.dx)
     }
 }

@@ -25,6 +25,8 @@ pub(super) struct Insides {
     mixed: DeviceRows,
     /// Of softmax attention.
     lse: Option<Buffer<f32>>,
+    /// The normed stream as attention reads it, `[tokens, hidden]`.
+    pub(super) input: DeviceRows,
     pages: Option<DevicePages>,
     /// The experts' choices and their inputs, one row a choice.
     routed: Option<(DeviceRouting, DeviceRows)>,
@@ -56,6 +58,7 @@ impl Insides {
             attended: lightning.then(|| zeroed(tokens * width)).transpose()?,
             mixed: DeviceRows::zeroed(cuda, tokens, width, element)?,
             lse: (!lightning).then(|| Buffer::zeroed(cuda, tokens * config.num_heads)).transpose()?,
+            input: DeviceRows::zeroed(cuda, tokens, hidden, element)?,
             pages: (!lightning).then(of_pages).transpose()?,
             routed: config.has_router().then(routed).transpose()?,
             gate_ups: zeroed(choices * 2 * config.intermediate_size)?,
@@ -68,7 +71,7 @@ impl Insides {
         self.projected.bytes()
             + optional(&self.raw)
             + optional(&self.attended)
-            + self.mixed.data().bytes()
+            + [&self.mixed, &self.input].map(|rows| rows.data().bytes()).iter().sum::<usize>()
             + self.lse.as_ref().map_or(0, Buffer::bytes)
             + self.pages.as_ref().map_or(0, DevicePages::bytes)
             + self.routed.as_ref().map_or(0, |(routing, rows)| routing.bytes() + rows.data().bytes())

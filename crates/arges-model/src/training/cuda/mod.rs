@@ -205,6 +205,7 @@ impl CudaTrainer {
         let rows = step.len();
         let shape = model.send(step, cache, &mut ws.inputs, rows)?.exact();
         let (kernels, len) = (&model.kernels, rows * model.config.hidden_size);
+        let postnorm = model.config.postnorm;
         buffers.balance.clear()?;
         if rows == 0 {
             return Ok(shape);
@@ -218,17 +219,21 @@ impl CudaTrainer {
         for (index, layer) in model.layers.iter().enumerate() {
             let keep_insides = keep && buffers.insides.is_some();
             if keep {
-                buffers.inputs[index].copy_from(0, &ws.stream.x, 0, len)?;
+                Self::keep_stream(postnorm, &mut ws.stream.x, &mut buffers.inputs[index], len)?;
             }
             if keep_insides {
                 buffers.exchange(index, cache, ws);
             }
-            let Buffers { attention, routed, shared, middles, .. } = &mut *buffers;
+            let Buffers { attention, routed, shared, middles, insides, .. } = &mut *buffers;
             let kept = KeptAttention { raw: &mut attention.raw, lse: &mut attention.lse };
             model.attend(layer, &shape, cache, ws, keep_insides.then_some(kept))?;
+            if let Some(insides) = insides.as_mut().filter(|_| keep) {
+                // The experts norm another stream.
+                std::mem::swap(&mut insides[index].input, &mut ws.stream.rounded);
+            }
             model.join_attention(layer, &shape, ws)?;
             if let Some(middles) = middles.as_mut().filter(|_| keep) {
-                middles[index].copy_from(0, &ws.stream.x, 0, len)?;
+                Self::keep_stream(postnorm, &mut ws.stream.x, &mut middles[index], len)?;
             }
             let next = model.layers.get(index + 1).map(|next| norm(&next.input_norm));
             let shared = shared.as_mut().map(|shared| &mut shared.pre);
@@ -242,6 +247,21 @@ impl CudaTrainer {
             }
         }
         Ok(shape)
+    }
+
+    /// Brings the stream where it is kept. The next branch reads it only where it joins the stream itself, and not the
+    /// normed stream: else both change places.
+    fn keep_stream(
+        postnorm: bool,
+        stream: &mut Buffer<f32>,
+        kept: &mut Buffer<f32>,
+        len: usize,
+    ) -> Result<(), CudaError> {
+        if postnorm {
+            std::mem::swap(stream, kept);
+            return Ok(());
+        }
+        kept.copy_from(0, stream, 0, len)
     }
 
     /// Forgets the gradients.
