@@ -102,6 +102,20 @@ impl CudaWorkspace {
     /// # Errors
     /// When the memory of the device is too small.
     pub fn new(model: &CudaModel, plan: WorkspacePlan, exact: bool) -> Result<Self, CudaError> {
+        Self::with_host_rows(model, plan, exact, plan.max_logit_rows.max(1))
+    }
+
+    /// The same for a trainer: exact, and no logits go to the host.
+    pub(crate) fn for_training(model: &CudaModel, plan: WorkspacePlan) -> Result<Self, CudaError> {
+        Self::with_host_rows(model, plan, true, 0)
+    }
+
+    fn with_host_rows(
+        model: &CudaModel,
+        plan: WorkspacePlan,
+        exact: bool,
+        host_rows: usize,
+    ) -> Result<Self, CudaError> {
         let (config, cuda, element) = (model.config(), model.cuda(), model.element());
         let (tokens, rows) = (plan.max_tokens.max(1), plan.max_logit_rows.max(1));
         let plan = WorkspacePlan { max_tokens: tokens, max_logit_rows: rows };
@@ -148,7 +162,7 @@ impl CudaWorkspace {
             head_rows: DeviceRows::zeroed(cuda, rows, hidden, Element::F32)?,
             head_parts: parts,
             logits: Buffer::zeroed(cuda, rows * config.vocab_size)?,
-            host_logits: Pinned::zeroed(cuda, rows * config.vocab_size)?,
+            host_logits: Pinned::zeroed(cuda, host_rows * config.vocab_size)?,
             inputs: StepInputs {
                 tokens: Both::zeroed(model, tokens)?,
                 spans: Both::zeroed(model, tokens)?,

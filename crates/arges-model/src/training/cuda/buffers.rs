@@ -20,12 +20,14 @@ use crate::training::TrainingPlan;
 /// Experts whose router is taken back on the way through the norm before it, not in a product of its own.
 pub(super) const FEW_EXPERTS: usize = 16;
 
-/// Most bytes of the logits of one block of targets.
-const LOGIT_BYTES: usize = 256 << 20;
+/// Most bytes of the logits of one block of targets, and the most of a card's memory: one part in so many.
+const LOGIT_BYTES: usize = 1 << 30;
+const LOGIT_PART: usize = 64;
 
-/// Targets whose logits are made at a time.
-pub(super) fn head_rows(vocab: usize, max_tokens: usize) -> usize {
-    (LOGIT_BYTES / (4 * vocab.max(1))).clamp(64, 4096).min(max_tokens.max(1))
+/// Targets whose logits are made at a time. Every block adds to all gradients of the head.
+pub(super) fn head_rows(vocab: usize, max_tokens: usize, memory: usize) -> usize {
+    let bytes = LOGIT_BYTES.min(memory / LOGIT_PART);
+    (bytes / (4 * vocab.max(1))).clamp(64, 8192).min(max_tokens.max(1))
 }
 
 /// Everything but weights, gradients, caches and what the forward pass works in. What is kept of layers beside their

@@ -112,9 +112,9 @@ impl CudaTrainer {
         let max_tokens = plan.max_tokens + plan.max_sequences * PAGE_TOKENS;
         let cache = CachePlan { max_sequences: plan.max_sequences, max_tokens };
         let cache = CudaCache::for_whole_sequences(&model, cache)?;
-        let max_logit_rows = buffers::head_rows(config.vocab_size, plan.max_tokens);
+        let max_logit_rows = buffers::head_rows(config.vocab_size, plan.max_tokens, cuda.facts().memory);
         let workspace = WorkspacePlan { max_tokens: plan.max_tokens, max_logit_rows };
-        let mut workspace = CudaWorkspace::new(&model, workspace, true)?;
+        let mut workspace = CudaWorkspace::for_training(&model, workspace)?;
         workspace.stream.keep = true;
         let buffers = Buffers::new(&model, plan, max_logit_rows)?;
         publish::pack(&mut model, &parameters, &values, &buffers.kernels.products)?;
