@@ -61,7 +61,8 @@ fn relative_distance(got: &[f32], expected: &[f32]) -> f64 {
     let square = |x: f64| x * x;
     let distance: f64 = got.iter().zip(expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
     let norm: f64 = expected.iter().map(|x| square(f64::from(*x))).sum();
-    (distance / norm).sqrt()
+    // An expert that no token goes to has no gradient.
+    if distance == 0.0 { 0.0 } else { (distance / norm).sqrt() }
 }
 
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
