@@ -17,15 +17,19 @@ use crate::device::cuda::{
 
 #[cfg(test)]
 pub(super) use backward::gradient_defines;
-pub use backward::{Columns, GRADIENTS, GradientPlace, ProductGradients, Values, WeightGradient};
+pub use backward::{
+    Columns, GRADIENTS, GradientPlace, HOPPER_GRADIENT, ProductGradients, Values, WeightGradient,
+};
 pub use operands::{DeviceMatrix, DeviceRows};
 use tiling::{LARGE, LARGE_ROWS, TILINGS, Tiling, WARP_TILINGS, WarpTiling, expected_rows, fitting};
 #[cfg(test)]
 pub(super) use tiling::{tiling_defines, warp_tiling_defines};
 
 /// Kernels for Hopper's tensor cores.
-pub const HOPPER: Source =
-    Source { name: "matmul/hopper.cu", text: concat!(include_str!("wgmma.cuh"), include_str!("hopper.cu")) };
+pub const HOPPER: Source = Source {
+    name: "matmul/hopper.cu",
+    text: concat!(include_str!("wgmma.cuh"), include_str!("hopper.cuh"), include_str!("hopper.cu")),
+};
 /// Kernels for the tensor cores of other cards.
 pub const MMA: Source = Source { name: "matmul/mma.cu", text: include_str!("mma.cu") };
 /// Kernels for f32, and for shapes that no tensor core takes.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::{DeviceMatrix, DeviceRows, Output, Products, Rows, Turned, index};
 use crate::device::cuda::{Activations, Argument, Buffer, Cuda, CudaError, Kernel, LaunchShape, Source};
 use crate::matmul::Element;
+pub use by_weights::HOPPER_GRADIENT;
 #[cfg(test)]
 pub(in crate::matmul) use by_weights::gradient_defines;
 use by_weights::{Hopper, depth, read_in_place};

@@ -1,5 +1,5 @@
 //! Gradients by weights. On Hopper the tensor cores read both operands as they lie, with rows along the sum
-//! (`hopper.cu`). Where the rows of one do not begin at multiples of 16 bytes, columns are laid out as rows first
+//! (`hopper_gradient.cu`). Where the rows of one do not begin at multiples of 16 bytes, columns are laid out as rows first
 //! (`backward.cu`). Elsewhere, and in f32, the ordinary cores multiply. An element is one accumulator over ascending
 //! rows, or a fixed number of them added in order: the same bits every time.
 
@@ -7,11 +7,21 @@ use std::sync::Arc;
 
 use super::{Columns, GradientPlace, ProductGradients, TILE, Values, WeightGradient};
 use crate::device::cuda::{
-    Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, TensorMap,
+    Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source, TensorMap,
 };
 use crate::matmul::Element;
 use crate::matmul::cuda::tiling::{LARGE, TILINGS, Tiling};
-use crate::matmul::cuda::{HOPPER, Rows, index};
+use crate::matmul::cuda::{Rows, index};
+
+/// Kernels for Hopper's tensor cores.
+pub const HOPPER_GRADIENT: Source = Source {
+    name: "matmul/hopper_gradient.cu",
+    text: concat!(
+        include_str!("../../wgmma.cuh"),
+        include_str!("../../hopper.cuh"),
+        include_str!("../../hopper_gradient.cu")
+    ),
+};
 
 /// Rows of a step of the tensor cores; those of an expert are padded to a multiple of it where they are copied.
 const STEP: usize = 64;
@@ -44,7 +54,7 @@ impl Hopper {
     pub(super) fn new(cuda: &Arc<Cuda>) -> Result<Self, CudaError> {
         let compile = |layout, choice: usize| {
             let tiling = TILINGS[choice];
-            let kernel = cuda.module(HOPPER, &defines(tiling, layout))?.kernel("gradient")?;
+            let kernel = cuda.module(HOPPER_GRADIENT, &defines(tiling, layout))?.kernel("gradient")?;
             let name = format!("by weights, tiles of {} by {}", tiling.outputs(), tiling.rows);
             Ok::<_, CudaError>((tiling, kernel.called(&name)))
         };
@@ -53,7 +63,7 @@ impl Hopper {
     }
 }
 
-/// What `hopper.cu` is compiled for.
+/// What `hopper_gradient.cu` is compiled for.
 #[cfg(test)]
 pub(in crate::matmul) fn gradient_defines() -> impl Iterator<Item = Vec<Define>> {
     let layouts = [Layout::InPlace, Layout::Copied];
@@ -63,7 +73,7 @@ pub(in crate::matmul) fn gradient_defines() -> impl Iterator<Item = Vec<Define>>
 fn defines(tiling: Tiling, layout: Layout) -> Vec<Define> {
     let turned = i64::from(layout == Layout::InPlace);
     let mut defines = tiling.defines().to_vec();
-    defines.extend([("GRADIENTS", 1), ("WEIGHTS_TURNED", turned), ("ROWS_TURNED", turned)]);
+    defines.extend([("WEIGHTS_TURNED", turned), ("ROWS_TURNED", turned)]);
     defines
 }
 
