@@ -148,6 +148,8 @@ async fn to_the_end(policy: &dyn Policy, turn: Turn) -> (Sampled, usize) {
         all.tokens.extend(sampled.tokens);
         all.logprobs.extend(sampled.logprobs);
         all.versions.extend(sampled.versions);
+        // Those of the prompt come again.
+        all.experts.extend(sampled.experts.get(all.experts.len()..).unwrap_or_default());
         all.end = sampled.end;
         turn.max_tokens = max - (turn.prompt.len() - start);
         if all.end == TurnEnd::Aborted && turn.max_tokens == 0 {
@@ -159,9 +161,9 @@ async fn to_the_end(policy: &dyn Policy, turn: Turn) -> (Sampled, usize) {
     }
 }
 
-fn bits(sampled: &Sampled) -> (Vec<u32>, Vec<u32>, Vec<u64>, TurnEnd) {
+fn bits(sampled: &Sampled) -> (Vec<u32>, Vec<u32>, Vec<u64>, Vec<u8>, TurnEnd) {
     let logprobs = sampled.logprobs.iter().map(|logprob| logprob.to_bits()).collect();
-    (sampled.tokens.clone(), logprobs, sampled.versions.clone(), sampled.end)
+    (sampled.tokens.clone(), logprobs, sampled.versions.clone(), sampled.experts.clone(), sampled.end)
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -202,10 +204,14 @@ fn turns_from_another_server_are_the_trainers_own_bit_for_bit() {
         assert!(remote.endpoints().wait_ready(1, WAIT), "{:?}", remote.endpoints().states());
         runtime().block_on(async {
             for seed in 0..3 {
-                let (there, pieces) = to_the_end(&**remote.endpoints(), turn(seed, 40)).await;
-                let (here, _) = to_the_end(&*run.local, turn(seed, 40)).await;
+                let turn = Turn { experts: seed > 0, ..turn(seed, 40) };
+                let (there, pieces) = to_the_end(&**remote.endpoints(), turn.clone()).await;
+                let (here, _) = to_the_end(&*run.local, turn).await;
                 assert_eq!(bits(&there), bits(&here));
                 assert_eq!(pieces, 1);
+                // Two of each layer for every token but the last.
+                let told = if seed > 0 { (20 + there.tokens.len() - 1) * 8 * 2 } else { 0 };
+                assert_eq!(there.experts.len(), told);
                 assert!(there.versions.iter().all(|v| *v == version));
             }
         });
