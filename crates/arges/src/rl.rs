@@ -30,9 +30,9 @@ const EXAMPLES: &str = "\
 Examples:
   arges rl -c docs/rl-example.toml
   arges rl -c docs/rl-example.toml --device cuda
-  arges rl inspect runs/rl-word-sorting
-  arges rl inspect runs/rl-word-sorting --batch 3 --group 17 --member 2
-  arges plot runs/rl-word-sorting --metric reward/mean --metric eval/pass@1";
+  arges rl inspect runs/rl-game-of-24
+  arges rl inspect runs/rl-game-of-24 --batch 3 --group 17 --member 2
+  arges plot runs/rl-game-of-24 --metric reward/mean --metric eval/pass@1";
 
 #[derive(Debug, Subcommand)]
 enum RlCommand {
