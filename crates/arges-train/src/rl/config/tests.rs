@@ -78,14 +78,10 @@ fn a_wrong_field_is_named() {
         ("responses = 8", "responses = 1", "field `rollout.responses`: must be at least 2"),
         ("updates = 4", "updates = 129", "field `update.updates`: must be at most the 128 responses"),
         ("tokens = 200", "tokens = 2048", "field `window[0].tokens`: must be less than `update.max_tokens`"),
-        ("name = \"word_sorting\"", "name = \"x\"", "field `task[0].name`: there is no task \"x\""),
-        ("difficulty = [1, 3]", "difficulty = [3, 1]", "field `task[0].difficulty`"),
-        ("difficulty = [1, 3]", "prompts = \"p\"", "field `task[0].name`: is that of another task"),
-        (
-            "name = \"word_sorting\"",
-            "name = \"x\"\nprompts = \"p\"",
-            "`task[0].difficulty`: is none of a file",
-        ),
+        ("name = \"game_of_24\"", "name = \"x\"", "field `task[0].name`: there is no task \"x\""),
+        ("difficulty = [1, 1]", "difficulty = [3, 1]", "field `task[0].difficulty`"),
+        ("difficulty = [1, 1]", "prompts = \"p\"", "field `task[0].name`: is that of another task"),
+        ("name = \"game_of_24\"", "name = \"x\"\nprompts = \"p\"", "`task[0].difficulty`: is none of a file"),
         ("[curriculum]", "[reward_model]\nurl = \"u\"\nmodel = \"m\"\n[curriculum]", "has nothing to judge"),
         ("start = 0", "start = 1", "field `task`: has no source that is there from the start"),
         ("explore = 0.05", "explore = 0.0", "field `curriculum.explore`: must be a number above 0"),
@@ -93,6 +89,7 @@ fn a_wrong_field_is_named() {
         ("eps = 1e-15", "epsilon = 1e-15", "unknown field `epsilon`"),
         ("from = \"models/nano\"", "", "field `model.from`: is missing"),
     ] {
+        assert!(EXAMPLE.contains(then), "{then}");
         let error = read(&EXAMPLE.replace(then, now)).unwrap_err();
         assert!(error.contains(message), "{now}: {error}");
     }
