@@ -188,14 +188,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
     __shared__ __align__(8) u64 barriers[2 * STAGES];
     u32 tiles = (shared_address(shared) + 1023) & ~1023u;
     u32 full = shared_address(barriers), empty = full + 8 * STAGES;
-    if (threadIdx.x == 0) {
-        for (int stage = 0; stage < STAGES; ++stage) {
-            init_barrier(full + 8 * stage, 1);
-            init_barrier(empty + 8 * stage, CONSUMERS);
-        }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    }
-    __syncthreads();
+    init_stages(full, empty);
 
     int group = threadIdx.x / 128;
     int steps = (k + K_TILE - 1) / K_TILE;
