@@ -1,6 +1,6 @@
 // Gradients of norms. With r = 1 / sqrt(mean(x^2) + eps) and u the gradient by x r weight:
-// dx = r (u weight - x r^2 mean(u weight x)), and dweight is the sum over rows of u x r. A block takes ROWS rows one
-// after the other and leaves its part of dweight; the parts are added in order.
+// dx = r (u weight - x r^2 mean(u weight x)), and dweight is the sum over rows of u x r. A block takes some rows one after
+// the other and leaves its part of dweight; the parts are added in order.
 
 #if ACTIVATIONS_BF16
 typedef bf16 A;
@@ -8,11 +8,21 @@ typedef bf16 A;
 typedef float A;
 #endif
 
-__device__ __forceinline__ float4 load_four(const float* at) { return *reinterpret_cast<const float4*>(at); }
-__device__ __forceinline__ float4 load_four(const bf16* at) {
-    uint2 pair = *reinterpret_cast<const uint2*>(at);
+__device__ __forceinline__ float4 widen(float4 x) { return x; }
+__device__ __forceinline__ float4 widen(uint2 pair) {
     return make_float4(low_float(pair.x), high_float(pair.x), low_float(pair.y), high_float(pair.y));
 }
+
+// Four values as they lie in memory; nothing is read, and they are zeros, where not `present`. Reads of several that wait
+// for no sum in between are under way together.
+__device__ __forceinline__ float4 four_of(const float* at, bool present = true) {
+    return present ? *reinterpret_cast<const float4*>(at) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+}
+__device__ __forceinline__ uint2 four_of(const bf16* at, bool present = true) {
+    return present ? *reinterpret_cast<const uint2*>(at) : make_uint2(0, 0);
+}
+
+template <typename T> __device__ __forceinline__ float4 load_four(const T* at) { return widen(four_of(at)); }
 __device__ __forceinline__ void store_four(float* at, float4 x) { *reinterpret_cast<float4*>(at) = x; }
 __device__ __forceinline__ void store_four(bf16* at, float4 x) {
     *reinterpret_cast<uint2*>(at) = make_uint2(pack_bf16(x.x, x.y), pack_bf16(x.z, x.w));
@@ -42,64 +52,177 @@ __device__ __forceinline__ float2 block_sums(float x, float y, float2* partial) 
     return sum;
 }
 
+// The same of two rows at a time, in the norm of the stream. `partial` is another one every time: then one barrier is
+// enough.
+__device__ __forceinline__ float4 block_sums(float4 x, float4* partial) {
+    x = make_float4(warp_sum(x.x), warp_sum(x.y), warp_sum(x.z), warp_sum(x.w));
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
+    __syncthreads();
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int i = 0; i < THREADS / 32; ++i) sum = sum + partial[i];
+    return sum;
+}
+
 // What goes past a block of the model, times alpha: its input, the normed input, or nothing.
 enum Past { STREAM, NORMED, NOTHING };
 
+// The gradient by normed rows is a sum: of rows of `product`; of a token's rows among `choice_rows`, in the order of its
+// choices; of `more`; of `exact`; of `count` rows of `small`, each times one of `factors`; of one more such row. Null
+// pointers stand for none.
+struct Gradient {
+    const A *product, *choice_rows;
+    const int* places;
+    const A* more;
+    const float *exact, *factors, *small;
+    int count;
+    const float *coefficients, *coefficient_weight;
+};
+
+// Values of the stream as they were kept. Those in f32 are rounded as the others were, so that gradients do not depend
+// on what was kept.
+template <typename T> __device__ __forceinline__ float4 of_stream(T x) { return widen(x); }
+#if ACTIVATIONS_BF16
+template <> __device__ __forceinline__ float4 of_stream(float4 x) {
+    return widen(make_uint2(pack_bf16(x.x, x.y), pack_bf16(x.z, x.w)));
+}
+#endif
+
 // The last step back through a block of the model, whose input went through this norm. `dx` is the gradient by the
-// block's output and becomes that by its input; `rounded` gets `beta` times that, the gradient by the output of what comes
-// next. The gradient by the normed value is a sum: of rows of `product`; of a token's rows among `choice_rows`, in the
-// order of its choices; of `more`; of `exact`; of `count` rows of `small`, each times one of `factors`; of one more such
-// row. Null pointers stand for none.
-extern "C" __global__ void norm_backward(
-    const float* x, const float* weight, float eps, int width, int rows, float* dx, float alpha, int past,
-    const A* product, const A* choice_rows, const int* places, int choices, const A* more, const float* exact,
-    const float* factors, const float* small, int count, const float* coefficients, const float* coefficient_weight,
-    float* parts, A* rounded, float beta) {
-    extern __shared__ float shared[];
-    __shared__ float2 partial[32];
-    float *row = shared, *dweight = shared + width;
+// block's output and becomes that by its input; `scaled` gets `beta` times that, the gradient by the output of what comes
+// next. A block takes `part` rows, an even number, in twos; a thread has the same GROUPS groups of four values of each.
+// With OUTER the gradient by `small` is summed as well, of SMALL rows: that by the weight and those follow one another
+// in a part.
+template <typename X, bool OUTER>
+__device__ __forceinline__ void through_norm(
+    const X* x, const float* weight, float eps, int width, int rows, int part, A* dx, float alpha, int past,
+    const Gradient& from, float* parts, A* scaled, float beta) {
+    constexpr int KEPT = OUTER ? SMALL : 1;
+    __shared__ float4 partial[2][32];
+    float4 dweight[GROUPS] = {}, dsmall[KEPT][GROUPS] = {};
     wait_for_previous();
     let_next_start();
-    for (int i = threadIdx.x; i < width; i += blockDim.x) dweight[i] = 0.0f;
-    __syncthreads();
-    int end = min(rows, (int(blockIdx.x) + 1) * ROWS);
-    for (i64 t = blockIdx.x * ROWS; t < end; ++t) {
-        float squares = 0.0f, along = 0.0f;
-        for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
-            i64 at = t * width + i;
-            float4 dy = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (past == NORMED) dy = alpha * load_four(dx + at);
-            if (product) dy = dy + load_four(product + at);
-            for (int choice = 0; choice < choices; ++choice) {
-                int place = places[t * choices + choice];
-                if (place >= 0) dy = dy + load_four(choice_rows + i64(place) * width + i);
+    int begin = blockIdx.x * part, end = min(rows, begin + part);
+    for (int t = begin; t < end; t += 2) {
+        float4 dy[2][GROUPS] = {}, value[2][GROUPS] = {};
+        float factors[2][KEPT] = {};
+        float sums[4] = {};
+        bool both = t + 1 < end;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            if (r == 1 && !both) break;
+            i64 row = t + r;
+#pragma unroll
+            for (int group = 0; group < GROUPS; ++group) {
+                int i = 4 * (threadIdx.x + group * THREADS);
+                if (i >= width) continue;
+                i64 at = row * width + i;
+                float4& d = dy[r][group];
+                auto stream = four_of(x + at);
+                auto passed = four_of(dx + at, past == NORMED);
+                auto product = four_of(from.product + at, from.product), more = four_of(from.more + at, from.more);
+                decltype(product) chosen[CHOICES];
+#pragma unroll
+                for (int choice = 0; choice < CHOICES; ++choice) {
+                    int place = from.choice_rows ? from.places[row * CHOICES + choice] : -1;
+                    chosen[choice] = four_of(from.choice_rows + i64(place) * width + i, place >= 0);
+                }
+                value[r][group] = of_stream(stream);
+                d = alpha * widen(passed) + widen(product);
+#pragma unroll
+                for (int choice = 0; choice < CHOICES; ++choice) d = d + widen(chosen[choice]);
+                d = d + widen(more);
+                if (from.exact) d = d + load_four(from.exact + at);
+                if (from.coefficients) d = d + from.coefficients[row] * load_four(from.coefficient_weight + i);
             }
-            if (more) dy = dy + load_four(more + at);
-            if (exact) dy = dy + load_four(exact + at);
-#pragma unroll 4
-            for (int which = 0; which < count; ++which)
-                dy = dy + factors[t * count + which] * load_four(small + i64(which) * width + i);
-            if (coefficients) dy = dy + coefficients[t] * load_four(coefficient_weight + i);
-            store_four(row + i, dy);
-            float4 value = load_four(x + at);
-            squares += sum_of(value * value);
-            along += sum_of(dy * load_four(weight + i) * value);
+            if constexpr (OUTER) {
+#pragma unroll
+                for (int which = 0; which < KEPT; ++which) factors[r][which] = from.factors[row * SMALL + which];
+            }
         }
-        float2 sums = block_sums(squares, along, partial);
-        float scale = rsqrtf(sums.x / width + eps), mean = sums.y / width * scale * scale;
-        for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
-            i64 at = t * width + i;
-            float4 dy = load_four(row + i), value = load_four(x + at);
-            float4 d = scale * (dy * load_four(weight + i) + (-mean) * value);
-            if (past == STREAM) d = alpha * load_four(dx + at) + d;
-            store_four(dx + at, d);
-            if (rounded) store_four(rounded + at, beta * d);
-            store_four(dweight + i, load_four(dweight + i) + scale * dy * value);
+#pragma unroll
+        for (int group = 0; group < GROUPS; ++group) {
+            int i = 4 * (threadIdx.x + group * THREADS);
+            if (i >= width) continue;
+            if constexpr (OUTER) {
+#pragma unroll
+                for (int which = 0; which < KEPT; ++which) {
+                    float4 line = load_four(from.small + which * width + i);
+#pragma unroll
+                    for (int r = 0; r < 2; ++r) dy[r][group] = dy[r][group] + factors[r][which] * line;
+                }
+            } else {
+                for (int which = 0; which < from.count; ++which) {
+                    float4 line = load_four(from.small + i64(which) * width + i);
+                    const float* factor = from.factors + i64(t) * from.count + which;
+                    dy[0][group] = dy[0][group] + factor[0] * line;
+                    if (both) dy[1][group] = dy[1][group] + factor[from.count] * line;
+                }
+            }
+            float4 w = load_four(weight + i);
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                sums[2 * r] += sum_of(value[r][group] * value[r][group]);
+                sums[2 * r + 1] += sum_of(dy[r][group] * w * value[r][group]);
+            }
+        }
+        float4 total =
+            block_sums(make_float4(sums[0], sums[1], sums[2], sums[3]), partial[(t - begin) / 2 % 2]);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            if (r == 1 && !both) break;
+            float squares = r ? total.z : total.x, along = r ? total.w : total.y;
+            float scale = rsqrtf(squares / width + eps), mean = along / width * scale * scale;
+#pragma unroll
+            for (int group = 0; group < GROUPS; ++group) {
+                int i = 4 * (threadIdx.x + group * THREADS);
+                if (i >= width) continue;
+                i64 at = i64(t + r) * width + i;
+                float4 w = load_four(weight + i), unit = scale * value[r][group], normed = unit * w;
+                float4 d = scale * (dy[r][group] * w + (-mean) * value[r][group]);
+                if (past == STREAM) d = alpha * load_four(dx + at) + d;
+                store_four(dx + at, d);
+                if (scaled) store_four(scaled + at, beta * d);
+                dweight[group] = dweight[group] + dy[r][group] * unit;
+                if constexpr (OUTER) {
+#pragma unroll
+                    for (int which = 0; which < KEPT; ++which)
+                        dsmall[which][group] = dsmall[which][group] + factors[r][which] * normed;
+                }
+            }
         }
     }
-    for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x)
-        store_four(parts + i64(blockIdx.x) * width + i, load_four(dweight + i));
+    parts += i64(blockIdx.x) * width * (OUTER ? 1 + SMALL : 1);
+#pragma unroll
+    for (int group = 0; group < GROUPS; ++group) {
+        int i = 4 * (threadIdx.x + group * THREADS);
+        if (i >= width) continue;
+        store_four(parts + i, dweight[group]);
+        if constexpr (OUTER) {
+#pragma unroll
+            for (int which = 0; which < KEPT; ++which) store_four(parts + (1 + which) * width + i, dsmall[which][group]);
+        }
+    }
 }
+
+#define THROUGH_NORM(NAME, X, OUTER)                                                                                   \
+    extern "C" __global__ void __launch_bounds__(THREADS, GROUPS == 1 && CHOICES <= 2 ? 2 : 1) NAME(                   \
+        const X* x, const float* weight, float eps, int width, int rows, int part, A* dx, float alpha, int past,       \
+        const A* product, const A* choice_rows, const int* places, const A* more, const float* exact,                  \
+        const float* factors, const float* small, int count, const float* coefficients,                                \
+        const float* coefficient_weight, float* parts, A* scaled, float beta) {                                        \
+        Gradient from = {product, choice_rows, places, more,         exact,                                            \
+                         factors, small,       count,  coefficients, coefficient_weight};                              \
+        through_norm<X, OUTER>(                                                                                        \
+            x, weight, eps, width, rows, part, dx, alpha, past, from, parts, scaled, beta);                            \
+    }
+
+THROUGH_NORM(norm_backward, A, false)
+THROUGH_NORM(norm_backward_exact, float, false)
+#if SMALL > 0
+THROUGH_NORM(norm_backward_outer, A, true)
+THROUGH_NORM(norm_backward_outer_exact, float, true)
+#endif
 
 // Through out = gate * norm(x), where the gate has been through the sigmoid: writes the gradient by x and that by the
 // gate before the sigmoid.
@@ -135,15 +258,17 @@ extern "C" __global__ void gated_norm_backward(
         store_four(parts + i64(blockIdx.x) * width + i, load_four(dweight + i));
 }
 
-// out[i] += the sum of parts[p, i] over p. Blocks of 32 columns by 8 lines; line l adds up parts l, l + 8, ...
-extern "C" __global__ void __launch_bounds__(256) add_rows(const float* parts, float* out, int count, int width) {
+// out[i] += the sum of parts[p, i] over p, where parts are `stride` values apart. Blocks of 32 columns by 8 lines; line l
+// adds up parts l, l + 8, ...
+extern "C" __global__ void __launch_bounds__(256) add_rows(
+    const float* parts, int stride, float* out, int count, int width) {
     __shared__ float sums[8][32];
     wait_for_previous();
     let_next_start();
     int column = threadIdx.x % 32, line = threadIdx.x / 32, i = blockIdx.x * 32 + column;
     float sum = 0.0f;
     if (i < width)
-        for (int p = line; p < count; p += 8) sum += parts[i64(p) * width + i];
+        for (int p = line; p < count; p += 8) sum += parts[i64(p) * stride + i];
     sums[line][column] = sum;
     __syncthreads();
     if (line > 0 || i >= width) return;
@@ -152,7 +277,7 @@ extern "C" __global__ void __launch_bounds__(256) add_rows(const float* parts, f
 }
 
 // out = factor * x, rounded, four values a thread.
-extern "C" __global__ void __launch_bounds__(256) scaled(const float* x, float factor, A* out, i64 count) {
+extern "C" __global__ void __launch_bounds__(256) scaled(const A* x, float factor, A* out, i64 count) {
     wait_for_previous();
     let_next_start();
     i64 i = 4 * (i64(blockIdx.x) * 256 + threadIdx.x);
@@ -168,10 +293,10 @@ extern "C" __global__ void gather_rows(const float* x, const int* rows, float* o
         store_four(out + i64(blockIdx.x) * width + i, load_four(from + i));
 }
 
-extern "C" __global__ void scatter_rows(const float* x, const int* rows, float* out, int width) {
+extern "C" __global__ void scatter_rows(const A* x, const int* rows, A* out, int width) {
     wait_for_previous();
     let_next_start();
-    float* to = out + i64(rows[blockIdx.x]) * width;
+    A* to = out + i64(rows[blockIdx.x]) * width;
     for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x)
         store_four(to + i, load_four(x + i64(blockIdx.x) * width + i));
 }
@@ -179,7 +304,7 @@ extern "C" __global__ void scatter_rows(const float* x, const int* rows, float* 
 // table[tokens[b]] += the sum of the rows of dx that order[begins[b]..begins[b + 1]] names: the rows of one token, in
 // ascending order.
 extern "C" __global__ void embedding_backward(
-    const float* dx, const int* tokens, const int* begins, const int* order, float* table, int width) {
+    const A* dx, const int* tokens, const int* begins, const int* order, float* table, int width) {
     wait_for_previous();
     let_next_start();
     int begin = begins[blockIdx.x], end = begins[blockIdx.x + 1];

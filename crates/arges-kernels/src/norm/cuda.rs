@@ -11,7 +11,7 @@ use crate::device::cuda::{
 use crate::matmul::Element;
 use crate::matmul::cuda::{DeviceRows, PARTS};
 
-pub use backward::{GRADIENTS, NormedGradient, Past, Place, StreamGradients, gradient_defines};
+pub use backward::{GRADIENTS, NormBackward, NormedGradient, Past, Place, StreamGradients, StreamShape};
 
 /// The kernels.
 pub const SOURCE: Source = Source { name: "norm/norm.cu", text: include_str!("norm.cu") };
@@ -47,8 +47,6 @@ pub struct Stream {
     pub normed: Buffer<f32>,
     /// Normed and rounded, as products read it.
     pub rounded: DeviceRows,
-    /// Whether `x` is written even where no kernel of the forward pass reads it.
-    pub keep: bool,
 }
 
 impl Stream {
@@ -61,7 +59,6 @@ impl Stream {
             x: Buffer::zeroed(cuda, rows * width)?,
             normed: Buffer::zeroed(cuda, rows * width)?,
             rounded: DeviceRows::zeroed(cuda, rows, width, element)?,
-            keep: false,
         })
     }
 
@@ -153,8 +150,16 @@ impl Norms {
         assert_eq!(stream.rounded.data().element(), self.activations, "element of the rounded rows");
     }
 
+    /// Where a copy of the stream goes, and whether it is in f32.
+    fn kept(&self, kept: Option<&mut Activations>, rows: usize) -> [Argument<'static>; 2] {
+        let Some(kept) = kept else { return [Argument::Pointer(0), Argument::I32(0)] };
+        assert!(kept.len() >= rows * self.width, "room for {rows} rows");
+        assert!(kept.element() == Element::F32 || kept.element() == self.activations, "element of what is kept");
+        [Argument::Pointer(kept.address(0)), Argument::I32(i32::from(kept.element() == Element::F32))]
+    }
+
     /// Begins the stream with rows of the embedding `table[vocab, width]`, and norms it. The first `rows` of `tokens`
-    /// must be below the table's rows.
+    /// must be below the table's rows. The stream itself goes into `kept` too, rounded if that is.
     ///
     /// # Errors
     /// When the driver fails.
@@ -168,8 +173,10 @@ impl Norms {
         table: &Activations,
         norm: Norm<'_>,
         stream: &mut Stream,
+        kept: Option<&mut Activations>,
     ) -> Result<(), CudaError> {
         self.check(stream, rows);
+        let [kept, kept_exact] = self.kept(kept, rows);
         assert!(tokens.len() >= rows && norm.weight.len() == self.width, "shapes of the embedding");
         assert_eq!(table.element(), self.table, "element of the table");
         let arguments = [
@@ -181,6 +188,8 @@ impl Norms {
             Argument::I32(self.width as i32),
             Argument::Pointer(stream.normed.address(0)),
             Argument::Pointer(stream.rounded.data().address(0)),
+            kept,
+            kept_exact,
         ];
         let shape = self.shape(rows, self.width).shared(4 * self.width);
         // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above, and that tokens are within
@@ -188,7 +197,7 @@ impl Norms {
         unsafe { self.cuda.launch(&self.embed, shape, &arguments) }
     }
 
-    /// The norm of rows `x[rows, width]` as a stream of them has it, in f32 where there is room given for it, and
+    /// The norm of rows `x[rows, width]` in f32 as a stream of them has it, in f32 where there is room given for it, and
     /// rounded.
     ///
     /// # Errors
@@ -198,7 +207,7 @@ impl Norms {
     /// When shapes do not agree.
     pub fn norm_rows(
         &self,
-        x: &Buffer<f32>,
+        x: &Activations,
         rows: usize,
         norm: Norm<'_>,
         normed: Option<&mut Buffer<f32>>,
@@ -207,6 +216,7 @@ impl Norms {
         let room = rows * self.width;
         assert_eq!(norm.weight.len(), self.width, "width of the norm");
         assert!(x.len() >= room && rounded.data().len() >= room, "room for {rows} rows");
+        assert_eq!(x.element(), Element::F32, "element of the stream");
         assert!(normed.as_ref().is_none_or(|normed| normed.len() >= room), "room for {rows} rows");
         assert_eq!(rounded.data().element(), self.activations, "element of the rounded rows");
         let arguments = [
@@ -222,7 +232,7 @@ impl Norms {
     }
 
     /// Lets a branch join the stream, and norms it. Without a norm the stream alone is written; with one, it is
-    /// written where its next base is not the normed stream, or `keep` of the stream says so.
+    /// written where its next base is not the normed stream. It goes into `kept` too, rounded if that is.
     ///
     /// # Errors
     /// When the driver fails.
@@ -237,8 +247,10 @@ impl Norms {
         scale: Scale,
         norm: Option<Norm<'_>>,
         stream: &mut Stream,
+        kept: Option<&mut Activations>,
     ) -> Result<(), CudaError> {
         self.check(stream, rows);
+        let [kept, kept_exact] = self.kept(kept, rows);
         let (branch_rows, places, weights, choices) = match branch {
             Branch::Rows(branch) => {
                 assert!(branch.len() >= rows * self.width, "rows of the branch");
@@ -272,11 +284,12 @@ impl Norms {
             Argument::F32(scale.alpha),
             Argument::F32(scale.beta),
             Argument::I32(i32::from(scale.postnorm)),
-            Argument::I32(i32::from(!scale.postnorm || stream.keep)),
             Argument::Pointer(norm.map_or(0, |norm| norm.weight.address(0))),
             Argument::F32(norm.map_or(0.0, |norm| norm.epsilon)),
             Argument::I32(self.width as i32),
             Argument::Pointer(stream.rounded.data().address(0)),
+            kept,
+            kept_exact,
         ];
         let shape = self.shape(rows, self.width).shared(4 * self.width);
         // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above. Places are below

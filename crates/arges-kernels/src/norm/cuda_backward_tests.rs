@@ -1,44 +1,73 @@
 use super::cuda::*;
-use super::reference::{gated_rms_norm_backward, rms_norm_backward};
+use super::reference::{gated_rms_norm_backward, rms_norm, rms_norm_backward};
 use crate::device::cuda::{Activations, Buffer};
 use crate::matmul::Element;
 use crate::testing::{CARDS, Random, assert_close, assert_compiles, bf16_round, gpu, widen};
 
 const EPSILON: f32 = 1e-5;
 
+fn shape(rows: usize, width: usize, experts: usize) -> StreamShape {
+    StreamShape { rows, width, gated: width, choices: 2, experts }
+}
+
 #[test]
 fn a_block_is_left_backwards_through_its_norm_and_past_it() {
     let Some(cuda) = gpu() else { return };
     let mut random = Random::new(21);
-    for (rows, width) in [(1, 8), (3, 64), (33, 100), (70, 2048)] {
-        let [x, dx, product, more, choice_rows] =
-            std::array::from_fn(|i| random.normal(if i == 4 { 2 * rows * width } else { rows * width }));
+    let formats = [(Element::F32, 1e-5), (Element::Bf16, 6e-3)];
+    // Some with too many experts, or too wide, for the router's gradient to be summed on the way.
+    let shapes = [(1, 8, 3), (3, 64, 3), (33, 100, 8), (70, 2048, 3), (530, 72, 9), (19, 6144, 3)];
+    for ((element, tolerance), (rows, width, experts)) in
+        formats.into_iter().flat_map(|format| shapes.map(|shape| (format, shape)))
+    {
+        let round = |x: Vec<f32>| if element == Element::Bf16 { bf16_round(&x) } else { x };
+        let [x, dx, product, choice_rows] = std::array::from_fn(|i| {
+            round(random.normal(if i == 3 { 2 * rows * width } else { rows * width }))
+        });
+        let more = random.normal(rows * width);
         let (weight, column, factors) = (random.normal(width), random.normal(width), random.normal(rows));
         let mut places: Vec<i32> = (0..2 * rows as i32).rev().collect();
         places[0] = -1;
-        let before = random.normal(width + 4);
+        let before = random.normal((1 + experts) * width + 4);
         let device = |values: &[f32]| Buffer::from_slice(&cuda, values).unwrap();
-        let [d_x, d_more] = [&x, &more].map(|v| device(v));
-        let [d_product, d_choices] =
-            [&product, &choice_rows].map(|v| Activations::from_f32(&cuda, Element::F32, v).unwrap());
-        let mut rounded = Activations::zeroed(&cuda, Element::F32, rows * width).unwrap();
+        let rounded = |values: &[f32]| Activations::from_f32(&cuda, element, values).unwrap();
+        let (d_x, d_product, d_choices, d_more) =
+            (rounded(&x), rounded(&product), rounded(&choice_rows), device(&more));
+        let mut scaled = Activations::zeroed(&cuda, element, rows * width).unwrap();
         let (d_weight, d_column, d_factors) = (device(&weight), device(&column), device(&factors));
-        let (small, of_small) = (random.normal(3 * width), random.normal(3 * rows));
+        let (small, of_small) = (random.normal(experts * width), random.normal(experts * rows));
         let (d_small, d_of_small) = (device(&small), device(&of_small));
         let d_places = Buffer::from_slice(&cuda, &places).unwrap();
-        let mut kernels = StreamGradients::new(&cuda, Element::F32, rows, width).unwrap();
+        let mut kernels = StreamGradients::new(&cuda, element, shape(rows, width, experts)).unwrap();
+        assert_eq!(kernels.sums_router(), experts <= 8 && width < 6144);
         for past in [Past::Stream(0.7), Past::Normed(1.3), Past::Nothing] {
             let gradient = NormedGradient {
                 products: [Some(&d_product), None],
                 exact: Some(&d_more),
-                choices: Some((&d_choices, &d_places, 2)),
+                choices: Some((&d_choices, &d_places)),
                 outer: [Some((&d_of_small, &d_small)), Some((&d_factors, &d_column))],
             };
-            let (mut d_dx, mut sums) = (device(&dx), device(&before));
-            let norm = Norm { weight: &d_weight, epsilon: EPSILON };
-            let (place, and_rounded) = ((&mut sums, 4), Some((0.5, &mut rounded)));
-            kernels.norm_backward(&d_x, rows, norm, past, gradient, &mut d_dx, place, and_rounded).unwrap();
+            let outer_at = kernels.sums_router().then_some(4 + width);
+            let mut run = |x: &Activations, gradient| {
+                let (mut d_dx, mut sums) = (rounded(&dx), device(&before));
+                let step = NormBackward {
+                    x,
+                    rows,
+                    norm: Norm { weight: &d_weight, epsilon: EPSILON },
+                    past,
+                    gradient,
+                    dx: &mut d_dx,
+                    scaled: Some((0.5, &mut scaled)),
+                    gradients: &mut sums,
+                    weight_at: 4,
+                    outer_at,
+                };
+                kernels.norm_backward(step).unwrap();
+                (d_dx.to_f32().unwrap(), scaled.to_f32().unwrap(), sums.to_vec().unwrap())
+            };
+            let (got, halves, sums) = run(&d_x, gradient);
             let (mut expected, mut dweight) = (Vec::new(), widen(&before[4..]));
+            let mut size = vec![0.0f64; rows];
             for t in 0..rows {
                 let dy: Vec<f64> = (0..width)
                     .map(|i| {
@@ -47,29 +76,46 @@ fn a_block_is_left_backwards_through_its_norm_and_past_it() {
                             place if place < 0 => 0.0,
                             place => f64::from(choice_rows[place as usize * width + i]),
                         };
+                        let of_experts = |e: usize| {
+                            f64::from(of_small[experts * t + e]) * f64::from(small[e * width + i])
+                        };
                         let normed = if let Past::Normed(alpha) = past { alpha * dx[at] } else { 0.0 };
-                        f64::from(normed + product[at] + more[at])
+                        f64::from(normed)
+                            + f64::from(product[at])
+                            + f64::from(more[at])
                             + of_choice(0)
                             + of_choice(1)
                             + f64::from(factors[t]) * f64::from(column[i])
-                            + (0..3)
-                                .map(|n| f64::from(of_small[3 * t + n]) * f64::from(small[n * width + i]))
-                                .sum::<f64>()
+                            + (0..experts).map(of_experts).sum::<f64>()
                     })
                     .collect();
-                let row = &x[t * width..][..width];
-                let (d, dw) = rms_norm_backward(&widen(row), &widen(&weight), f64::from(EPSILON), &dy);
+                let row = widen(&x[t * width..][..width]);
+                let (d, dw) = rms_norm_backward(&row, &widen(&weight), f64::from(EPSILON), &dy);
                 let alpha = if let Past::Stream(alpha) = past { alpha } else { 0.0 };
                 expected.extend(d.iter().zip(&dx[t * width..]).map(|(d, x)| d + f64::from(alpha * x)));
+                size[t] = expected[t * width..].iter().map(|d| d.abs()).fold(0.0, f64::max);
                 dweight.iter_mut().zip(dw).for_each(|(sum, d)| *sum += d);
+                if outer_at.is_some() {
+                    let normed = rms_norm(&row, &widen(&weight), f64::from(EPSILON));
+                    for (e, sums) in dweight[width..].chunks_mut(width).enumerate() {
+                        let factor = f64::from(of_small[experts * t + e]);
+                        sums.iter_mut().zip(&normed).for_each(|(sum, normed)| *sum += factor * normed);
+                    }
+                }
             }
-            let what = format!("{rows} {width} {past:?}");
-            let got = d_dx.to_vec().unwrap();
-            assert_close(&got, &expected, 1e-5, &what);
-            assert!(rounded.to_f32().unwrap().iter().zip(&got).all(|(half, x)| *half == 0.5 * x), "{what}");
-            let sums = sums.to_vec().unwrap();
+            let what = format!("{element:?} {rows} {width} {past:?}");
+            assert_close(&got, &expected, tolerance, &what);
+            for (i, (half, x)) in halves.iter().zip(&got).enumerate() {
+                let away = f64::from(*half) - f64::from(0.5 * x);
+                assert!(away.abs() <= tolerance * size[i / width], "{what}: {half} is not half of {x}");
+            }
             assert_close(&sums[4..], &dweight, 1e-5, &what);
             assert_eq!(sums[..4], before[..4], "{what}");
+            // The same bits where the stream was kept in f32, which is not rounded yet.
+            let near: Vec<f32> = x.iter().map(|x| x * (1.0 + 1e-4)).collect();
+            let exact = Activations::from_f32(&cuda, Element::F32, &near).unwrap();
+            let same = run(&exact, gradient) == run(&rounded(&near), gradient);
+            assert!(same, "{what}: other bits from f32");
         }
     }
 }
@@ -92,7 +138,7 @@ fn gated_norms_give_the_gradients_of_the_reference() {
             let mut dx = Activations::zeroed(&cuda, element, rows * width).unwrap();
             let mut dgate = Activations::zeroed(&cuda, element, rows * stride).unwrap();
             let mut dweight = Buffer::zeroed(&cuda, width).unwrap();
-            let mut kernels = StreamGradients::new(&cuda, element, rows, width).unwrap();
+            let mut kernels = StreamGradients::new(&cuda, element, shape(rows, width, 0)).unwrap();
             let norm = Norm { weight: &d_weight, epsilon: EPSILON };
             let gate = (&d_gate, first, stride);
             let place = (&mut dweight, 0);
@@ -125,17 +171,19 @@ fn rows_are_scaled_gathered_and_scattered() {
     let mut random = Random::new(23);
     let (rows, width) = (9, 24);
     let x = random.normal(rows * width);
-    let kernels = StreamGradients::new(&cuda, Element::F32, rows, width).unwrap();
-    let device = Buffer::from_slice(&cuda, &x).unwrap();
+    let kernels = StreamGradients::new(&cuda, Element::F32, shape(rows, width, 0)).unwrap();
+    let rounded = Activations::from_f32(&cuda, Element::F32, &x).unwrap();
     let mut out = Activations::zeroed(&cuda, Element::F32, rows * width).unwrap();
-    kernels.scaled(&device, rows * width, 0.5, &mut out).unwrap();
+    kernels.scaled(&rounded, rows * width, 0.5, &mut out).unwrap();
     assert!(out.to_f32().unwrap().iter().zip(&x).all(|(half, x)| *half == 0.5 * x));
-    let (chosen, mut picked) = ([7, 0, 3], Buffer::zeroed(&cuda, 3 * width).unwrap());
+    let chosen = [7, 0, 3];
+    let [mut picked, mut back] =
+        [3, rows].map(|rows| Activations::zeroed(&cuda, Element::F32, rows * width).unwrap());
     let indices = Buffer::from_slice(&cuda, &chosen).unwrap();
+    let device = Buffer::from_slice(&cuda, &x).unwrap();
     kernels.gather_rows(&device, &indices, 3, width, &mut picked).unwrap();
-    let mut back = Buffer::zeroed(&cuda, rows * width).unwrap();
     kernels.scatter_rows(&picked, &indices, 3, width, &mut back).unwrap();
-    for (t, row) in back.to_vec().unwrap().chunks(width).enumerate() {
+    for (t, row) in back.to_f32().unwrap().chunks(width).enumerate() {
         let of_x = &x[t * width..][..width];
         assert!(if chosen.contains(&(t as i32)) { row == of_x } else { row.iter().all(|x| *x == 0.0) });
     }
@@ -150,8 +198,8 @@ fn gradients_of_a_token_are_summed_over_its_rows() {
     let [tokens, begins, order] = [vec![0, 2, 3], vec![0, 1, 4, 5], vec![1, 0, 2, 4, 3]]
         .map(|values: Vec<i32>| Buffer::from_slice(&cuda, &values).unwrap());
     let mut sums = Buffer::from_slice(&cuda, &table).unwrap();
-    let kernels = StreamGradients::new(&cuda, Element::F32, 5, width).unwrap();
-    let device = Buffer::from_slice(&cuda, &dx).unwrap();
+    let kernels = StreamGradients::new(&cuda, Element::F32, shape(5, width, 0)).unwrap();
+    let device = Activations::from_f32(&cuda, Element::F32, &dx).unwrap();
     kernels.embedding_backward(&device, &tokens, &begins, &order, 3, width, &mut sums).unwrap();
     for (i, got) in sums.to_vec().unwrap().into_iter().enumerate() {
         let mut expected = table[i];
@@ -165,6 +213,8 @@ fn gradients_of_a_token_are_summed_over_its_rows() {
 #[test]
 fn gradient_kernels_compile_for_every_architecture() {
     for element in [Element::F32, Element::Bf16] {
-        assert_compiles(GRADIENTS, &gradient_defines(element), &CARDS);
+        for shape in [shape(16, 1536, 8), shape(16, 6144, 32)] {
+            assert_compiles(GRADIENTS, &shape.defines(element), &CARDS);
+        }
     }
 }

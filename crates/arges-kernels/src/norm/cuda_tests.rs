@@ -31,17 +31,23 @@ fn the_stream_begins_with_the_embedding_and_takes_branches_as_the_reference_does
             let mut stream = Stream::zeroed(&cuda, rows, width, element).unwrap();
             let device_table = Activations::from_f32(&cuda, element, &table).unwrap();
             let device_tokens = Buffer::from_slice(&cuda, &tokens).unwrap();
-            norms_of.embed(&device_tokens, rows, &device_table, norm, &mut stream).unwrap();
+            let mut kept = Activations::zeroed(&cuda, element, rows * width).unwrap();
+            norms_of
+                .embed(&device_tokens, rows, &device_table, norm, &mut stream, Some(&mut kept))
+                .unwrap();
             let x: Vec<f64> =
                 tokens.iter().flat_map(|t| widen(&table[*t as usize * width..][..width])).collect();
             let normed = norms(&x, &widen(&weight), width);
             assert_eq!(widen(&stream.x.to_vec().unwrap()), x);
+            assert_eq!(widen(&kept.to_f32().unwrap()), x);
             assert_close(&stream.normed.to_vec().unwrap(), &normed, 2e-6, "normed");
             let rounded = stream.rounded.data().to_f32().unwrap();
             assert_close(&rounded, &normed, tolerance(element), "rounded");
             let mut again = Buffer::zeroed(&cuda, rows * width).unwrap();
             let mut again_rounded = DeviceRows::zeroed(&cuda, rows, width, element).unwrap();
-            norms_of.norm_rows(&stream.x, rows, norm, Some(&mut again), &mut again_rounded).unwrap();
+            let stream_x =
+                Activations::from_f32(&cuda, Element::F32, &stream.x.to_vec().unwrap()).unwrap();
+            norms_of.norm_rows(&stream_x, rows, norm, Some(&mut again), &mut again_rounded).unwrap();
             assert!(again.to_vec().unwrap() == stream.normed.to_vec().unwrap(), "other bits alone");
             assert!(again_rounded.data().to_f32().unwrap() == rounded, "other bits alone, rounded");
 
@@ -57,7 +63,12 @@ fn the_stream_begins_with_the_embedding_and_takes_branches_as_the_reference_does
                     .collect();
                 let scale = Scale { alpha: 3.5, beta: 0.5, postnorm };
                 let rows_of = Branch::Rows(&device_branch);
-                norms_of.join(rows, rows_of, None, scale, Some(norm), &mut stream).unwrap();
+                let mut exact = Activations::zeroed(&cuda, Element::F32, rows * width).unwrap();
+                // As a copy in f32 the first time, then rounded.
+                let kept = if postnorm { &mut exact } else { &mut kept };
+                norms_of.join(rows, rows_of, None, scale, Some(norm), &mut stream, Some(kept)).unwrap();
+                let tolerance = if postnorm { 1e-6 } else { tolerance(element) };
+                assert_close(&kept.to_f32().unwrap(), &joined, tolerance, "what is kept");
                 let expected = norms(&joined, &widen(&weight), width);
                 assert_close(&stream.normed.to_vec().unwrap(), &expected, 2e-6, "normed after a branch");
                 if !postnorm {
@@ -66,7 +77,7 @@ fn the_stream_begins_with_the_embedding_and_takes_branches_as_the_reference_does
             }
             let before = stream.x.to_vec().unwrap();
             let scale = Scale { alpha: 1.0, beta: 1.0, postnorm: false };
-            norms_of.join(rows, Branch::Rows(&device_branch), None, scale, None, &mut stream).unwrap();
+            norms_of.join(rows, Branch::Rows(&device_branch), None, scale, None, &mut stream, None).unwrap();
             let joined: Vec<f64> =
                 before.iter().zip(&branch).map(|(b, y)| f64::from(*b) + f64::from(*y)).collect();
             assert_close(&stream.x.to_vec().unwrap(), &joined, 1e-6, "the stream without a norm");
@@ -108,7 +119,7 @@ fn choices_of_experts_are_weighed_and_a_shared_mlp_mixed_in() {
             Branch::Choices { rows: &buffers[0], places: &device_places, weights: &buffers[2], choices };
         let mixed = with_shared.then_some(Shared { rows: &buffers[1], coefficients: &buffers[3] });
         let scale = Scale { alpha: 2.0, beta: 1.0, postnorm: false };
-        norms_of.join(rows, branch, mixed, scale, None, &mut stream).unwrap();
+        norms_of.join(rows, branch, mixed, scale, None, &mut stream, None).unwrap();
         assert_close(&stream.x.to_vec().unwrap(), &expected, 1e-6, "joined");
     }
 }

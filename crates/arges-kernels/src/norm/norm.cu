@@ -42,6 +42,13 @@ __device__ __forceinline__ float4 scaled(float4 x, float scale, float4 weight) {
         x.x * scale * weight.x, x.y * scale * weight.y, x.z * scale * weight.z, x.w * scale * weight.w);
 }
 
+// Four values of the stream where they are kept, rounded or not.
+__device__ __forceinline__ void keep_four(void* kept, int exact, i64 at, float4 x) {
+    if (!kept) return;
+    if (exact) store_four(static_cast<float*>(kept) + at, x);
+    else store_four(static_cast<A*>(kept) + at, x);
+}
+
 // Norms a row into `normed`, where that is not null, and rounded into `rounded`: the same bits wherever the row lies.
 __device__ __forceinline__ void norm_row(
     const float* row, const float* weight, float eps, int width, float* normed, A* rounded, float* partial) {
@@ -68,7 +75,7 @@ extern "C" __global__ void norm_rows(
 // x[t] = table[tokens[t]], and its norm.
 extern "C" __global__ void embed(
     const int* tokens, const Table* table, float* x, const float* weight, float eps, int width, float* normed,
-    A* rounded) {
+    A* rounded, void* kept, int kept_exact) {
     extern __shared__ float row[];
     __shared__ float partial[32];
     wait_for_previous();
@@ -79,6 +86,7 @@ extern "C" __global__ void embed(
         float4 value = load_four(from + i);
         store_four(row + i, value);
         store_four(x + t * width + i, value);
+        keep_four(kept, kept_exact, t * width + i, value);
     }
     norm_row(row, weight, eps, width, normed + t * width, rounded + t * width, partial);
 }
@@ -86,11 +94,11 @@ extern "C" __global__ void embed(
 // x = alpha * base + beta * branch and its norm; the base is the normed stream with `postnorm`, else the stream itself.
 // The branch is a row of `branch`, or the weighted sum of the rows of a token's experts (`choices` of them, at
 // `places`), with a shared MLP mixed in where there is one: (1 - c) experts + c shared. Without `weight` there is no
-// norm, and x is stored; with it, x is stored where `keep` says so.
+// norm, and x is stored; with it, x is stored where it is a base. It goes into `kept` too, where that is not null.
 extern "C" __global__ void join(
     float* x, float* normed, const float* branch, const int* places, const float* choice_weights, int choices,
-    const float* shared, const float* coefficients, float alpha, float beta, int postnorm, int keep,
-    const float* weight, float eps, int width, A* rounded) {
+    const float* shared, const float* coefficients, float alpha, float beta, int postnorm,
+    const float* weight, float eps, int width, A* rounded, void* kept, int kept_exact) {
     extern __shared__ float row[];
     __shared__ float partial[32];
     if (weight) prefetch(weight, 4 * width);
@@ -122,7 +130,8 @@ extern "C" __global__ void join(
             fmaf(beta, y.x, alpha * b.x), fmaf(beta, y.y, alpha * b.y), fmaf(beta, y.z, alpha * b.z),
             fmaf(beta, y.w, alpha * b.w));
         if (weight) store_four(row + i, y);
-        if (keep || !weight) store_four(x + t * width + i, y);
+        if (!postnorm || !weight) store_four(x + t * width + i, y);
+        keep_four(kept, kept_exact, t * width + i, y);
     }
     if (weight) norm_row(row, weight, eps, width, normed + t * width, rounded + t * width, partial);
 }

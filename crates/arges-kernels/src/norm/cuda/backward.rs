@@ -11,27 +11,89 @@ use crate::matmul::Element;
 /// The kernels.
 pub const GRADIENTS: Source = Source { name: "norm/backward.cu", text: include_str!("../backward.cu") };
 
-/// Rows of a block, whose gradients by the weight are summed together.
+/// Rows of a block of the gated norm's, whose gradients by the weight are summed together.
 const BLOCK: usize = 16;
+/// The same of the stream's norm at least, and blocks at most.
+const LEAST_PART: usize = 16;
+const MOST_PARTS: usize = 256;
 
-/// What the kernels are compiled for.
-#[must_use]
-pub fn gradient_defines(activations: Element) -> [Define; 2] {
-    [("ACTIVATIONS_BF16", i64::from(activations == Element::Bf16)), ("ROWS", BLOCK as i64)]
+/// Threads of a block of the stream's norm at most, and sums of four values that a thread has registers for.
+const MOST_THREADS: usize = 512;
+const MOST_SUMS: usize = 8;
+
+/// What the gradients of a stream's norms are compiled for.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamShape {
+    /// Rows at most.
+    pub rows: usize,
+    /// Width of the stream.
+    pub width: usize,
+    /// Width of gated norms at most.
+    pub gated: usize,
+    /// Rows of each token that a mixture chooses, and experts it chooses from; 0 without one.
+    pub choices: usize,
+    /// See there.
+    pub experts: usize,
+}
+
+impl StreamShape {
+    /// Groups of four values that a thread has of a row of the stream, and threads.
+    fn groups(&self) -> (usize, usize) {
+        let fours = self.width / 4;
+        let groups = fours.div_ceil(MOST_THREADS).max(1);
+        (groups, fours.div_ceil(groups).next_multiple_of(32).max(32))
+    }
+
+    /// Whether a router's gradient is summed on the way through the norm before it: where a thread has registers for
+    /// those of all experts.
+    pub fn sums_router(&self) -> bool {
+        self.experts > 0 && self.experts * self.groups().0 <= MOST_SUMS
+    }
+
+    /// What the kernels are compiled for.
+    #[must_use]
+    pub fn defines(&self, activations: Element) -> [Define; 6] {
+        let (groups, threads) = self.groups();
+        let small = if self.sums_router() { self.experts } else { 0 };
+        [
+            ("ACTIVATIONS_BF16", i64::from(activations == Element::Bf16)),
+            ("ROWS", BLOCK as i64),
+            ("GROUPS", groups as i64),
+            ("THREADS", threads as i64),
+            ("CHOICES", self.choices.max(1) as i64),
+            ("SMALL", small as i64),
+        ]
+    }
+
+    /// Values of all parts of gradients by weights.
+    fn parts(&self) -> usize {
+        let (_, blocks) = parts_of(self.rows);
+        let small = if self.sums_router() { self.experts } else { 0 };
+        (blocks * (1 + small) * self.width).max(self.rows.div_ceil(BLOCK) * self.gated)
+    }
+}
+
+/// Rows that one block of the stream's norm takes, and blocks.
+fn parts_of(rows: usize) -> (usize, usize) {
+    let part = rows.div_ceil(MOST_PARTS).next_multiple_of(2).max(LEAST_PART);
+    (part, rows.div_ceil(part))
 }
 
 /// The compiled kernels for activations of one format.
 pub struct StreamGradients {
     cuda: Arc<Cuda>,
     activations: Element,
-    norm_backward: Kernel,
+    shape: StreamShape,
+    /// Of rows of activations, and of rows in f32; with sums of a router's gradient, where that is done.
+    norm_backward: [Kernel; 2],
+    norm_backward_outer: Option<[Kernel; 2]>,
     gated_norm_backward: Kernel,
     add_rows: Kernel,
     scaled: Kernel,
     gather_rows: Kernel,
     scatter_rows: Kernel,
     embedding_backward: Kernel,
-    /// Parts of gradients by weights, `[blocks, width]`.
+    /// Parts of gradients by weights.
     parts: Buffer<f32>,
 }
 
@@ -51,8 +113,8 @@ pub enum Past {
 pub struct NormedGradient<'a> {
     /// Rows `[rows, width]`.
     pub products: [Option<&'a Activations>; 2],
-    /// Rows of each token's choices, their places `[rows, choices]` and the number of choices.
-    pub choices: Option<(&'a Activations, &'a Buffer<i32>, usize)>,
+    /// Rows of each token's choices, and their places `[rows, choices]`.
+    pub choices: Option<(&'a Activations, &'a Buffer<i32>)>,
     /// Rows in f32.
     pub exact: Option<&'a Buffer<f32>>,
     /// Through small matrices `[count, width]`: the gradients by their outputs, `[rows, count]`, and the matrices. The
@@ -63,30 +125,66 @@ pub struct NormedGradient<'a> {
 /// Where a gradient is added: from that value of a buffer on.
 pub type Place<'a> = (&'a mut Buffer<f32>, usize);
 
+/// The last step back through a block whose input went through a norm.
+pub struct NormBackward<'a> {
+    /// The block's input, `[rows, width]`: in f32 or as it was kept, which is rounded. The gradients are the same.
+    pub x: &'a Activations,
+    /// See there.
+    pub rows: usize,
+    /// The norm.
+    pub norm: Norm<'a>,
+    /// What goes past the block.
+    pub past: Past,
+    /// The gradient by the normed input.
+    pub gradient: NormedGradient<'a>,
+    /// The gradient by the block's output, which becomes that by its input, `[rows, width]`.
+    pub dx: &'a mut Activations,
+    /// Gets the latter times that factor too.
+    pub scaled: Option<(f32, &'a mut Activations)>,
+    /// Where gradients are added.
+    pub gradients: &'a mut Buffer<f32>,
+    /// The place of that by the norm's weight.
+    pub weight_at: usize,
+    /// The place of that by the first small matrix, if it is to be added: see [`StreamShape::sums_router`].
+    pub outer_at: Option<usize>,
+}
+
 impl StreamGradients {
-    /// Compiles them, for up to `rows` rows of up to `width` values.
+    /// Compiles them.
     ///
     /// # Errors
     /// When that fails.
-    pub fn new(cuda: &Arc<Cuda>, activations: Element, rows: usize, width: usize) -> Result<Self, CudaError> {
-        let module = cuda.module(GRADIENTS, &gradient_defines(activations))?;
+    pub fn new(cuda: &Arc<Cuda>, activations: Element, shape: StreamShape) -> Result<Self, CudaError> {
+        Self::check_width(shape.width);
+        let module = cuda.module(GRADIENTS, &shape.defines(activations))?;
+        let both = |rows, exact| Ok::<_, CudaError>([module.kernel(rows)?, module.kernel(exact)?]);
         Ok(Self {
             cuda: Arc::clone(cuda),
             activations,
-            norm_backward: module.kernel("norm_backward")?,
+            shape,
+            norm_backward: both("norm_backward", "norm_backward_exact")?,
+            norm_backward_outer: shape
+                .sums_router()
+                .then(|| both("norm_backward_outer", "norm_backward_outer_exact"))
+                .transpose()?,
             gated_norm_backward: module.kernel("gated_norm_backward")?,
             add_rows: module.kernel("add_rows")?,
             scaled: module.kernel("scaled")?,
             gather_rows: module.kernel("gather_rows")?,
             scatter_rows: module.kernel("scatter_rows")?,
             embedding_backward: module.kernel("embedding_backward")?,
-            parts: Buffer::zeroed(cuda, rows.div_ceil(BLOCK) * width)?,
+            parts: Buffer::zeroed(cuda, shape.parts())?,
         })
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.parts.bytes()
+    }
+
+    /// Whether a router's gradient is summed on the way through the norm before it.
+    pub fn sums_router(&self) -> bool {
+        self.norm_backward_outer.is_some()
     }
 
     fn threads(width: usize) -> usize {
@@ -97,38 +195,27 @@ impl StreamGradients {
         assert!(width.is_multiple_of(4), "rows of {width} are no multiple of 4");
     }
 
-    /// The last step back through a block whose input `x[rows, width]` went through a norm: `dx`, the gradient by the
-    /// block's output, becomes that by its input, and that by the norm's weight is added at its place. `rounded` gets
-    /// the former too, times a factor and rounded.
+    /// Takes a step back through a norm.
     ///
     /// # Errors
     /// When the driver fails.
     ///
     /// # Panics
-    /// When shapes do not agree.
-    #[allow(clippy::too_many_arguments)]
-    pub fn norm_backward(
-        &mut self,
-        x: &Buffer<f32>,
-        rows: usize,
-        norm: Norm<'_>,
-        past: Past,
-        gradient: NormedGradient<'_>,
-        dx: &mut Buffer<f32>,
-        dweight: Place<'_>,
-        rounded: Option<(f32, &mut Activations)>,
-    ) -> Result<(), CudaError> {
+    /// When shapes do not agree, or a small matrix's gradient is asked for that is not summed here.
+    pub fn norm_backward(&mut self, step: NormBackward<'_>) -> Result<(), CudaError> {
+        let NormBackward { x, rows, norm, past, gradient, dx, scaled, gradients, weight_at, outer_at } = step;
         let width = norm.weight.len();
-        Self::check_width(width);
+        assert_eq!(width, self.shape.width, "width of the stream");
+        assert!(rows <= self.shape.rows, "{rows} rows");
         let room = rows * width;
-        assert!(x.len() >= room && dx.len() >= room, "room for {rows} rows");
-        let (beta, rounded) = rounded.map_or((0.0, None), |(beta, rounded)| (beta, Some(&*rounded)));
-        for rows in gradient.products.iter().chain([&rounded]).flatten() {
+        let (beta, scaled) = scaled.map_or((0.0, None), |(beta, scaled)| (beta, Some(&*scaled)));
+        for rows in gradient.products.iter().flatten().copied().chain([&*dx]).chain(scaled) {
             assert!(rows.len() >= room && rows.element() == self.activations, "rows of activations");
         }
-        assert!(gradient.exact.is_none_or(|exact| exact.len() >= room), "room for {rows} rows");
-        if let Some((values, places, choices)) = gradient.choices {
-            assert!(places.len() >= rows * choices, "choices of {rows} rows");
+        assert!(x.len() >= room && gradient.exact.is_none_or(|exact| exact.len() >= room), "{rows} rows");
+        assert!(x.element() == Element::F32 || x.element() == self.activations, "element of the stream");
+        if let Some((values, places)) = gradient.choices {
+            assert!(places.len() >= rows * self.shape.choices, "choices of {rows} rows");
             assert_eq!(values.element(), self.activations, "element of the choices");
         }
         let counts = gradient.outer.map(|outer| outer.map_or(0, |(_, matrix)| matrix.len() / width));
@@ -144,23 +231,30 @@ impl StreamGradients {
             Past::Normed(alpha) => (1, alpha),
             Past::Nothing => (2, 0.0),
         };
+        let kernels = match outer_at {
+            None => &self.norm_backward,
+            Some(_) => {
+                assert_eq!(counts[0], self.shape.experts, "rows of the first small matrix");
+                self.norm_backward_outer.as_ref().expect("made for matrices that are summed here")
+            }
+        };
+        let kernel = &kernels[usize::from(x.element() != self.activations)];
         let pointer = |buffer: Option<&Buffer<f32>>| Argument::Pointer(buffer.map_or(0, |b| b.address(0)));
         let address = |rows: Option<&Activations>| Argument::Pointer(rows.map_or(0, |rows| rows.address(0)));
-        let blocks = rows.div_ceil(BLOCK);
-        assert!(self.parts.len() >= blocks * width, "room for parts of {rows} rows");
+        let (part, blocks) = parts_of(rows);
         let arguments = [
             Argument::Pointer(x.address(0)),
             Argument::Pointer(norm.weight.address(0)),
             Argument::F32(norm.epsilon),
             Argument::I32(width as i32),
             Argument::I32(rows as i32),
+            Argument::I32(part as i32),
             Argument::Pointer(dx.address(0)),
             Argument::F32(alpha),
             Argument::I32(past),
             address(gradient.products[0]),
             address(gradient.choices.map(|choices| choices.0)),
             Argument::Pointer(gradient.choices.map_or(0, |choices| choices.1.address(0))),
-            Argument::I32(gradient.choices.map_or(0, |choices| choices.2 as i32)),
             address(gradient.products[1]),
             pointer(gradient.exact),
             pointer(gradient.outer[0].map(|outer| outer.0)),
@@ -169,14 +263,20 @@ impl StreamGradients {
             pointer(gradient.outer[1].map(|outer| outer.0)),
             pointer(gradient.outer[1].map(|outer| outer.1)),
             Argument::Pointer(self.parts.address(0)),
-            address(rounded),
+            address(scaled),
             Argument::F32(beta),
         ];
-        let shape = LaunchShape::new(blocks, Self::threads(width)).shared(8 * width).overlap();
-        // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above, and so was room for a part
-        // of each block. Places are rows of the choices or negative, as `group` of moe.cu writes them.
-        unsafe { self.cuda.launch(&self.norm_backward, shape, &arguments)? };
-        self.add_parts(blocks, width, dweight)
+        let shape = LaunchShape::new(blocks, self.shape.groups().1).overlap();
+        // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above, and there is room for a part
+        // of each block of as many rows as these kernels were made for. Places are rows of the choices or negative, as
+        // `group` of moe.cu writes them.
+        unsafe { self.cuda.launch(kernel, shape, &arguments)? };
+        let summed = outer_at.map_or(0, |_| self.shape.experts * width);
+        self.add_parts(blocks, width + summed, 0, width, (&mut *gradients, weight_at))?;
+        match outer_at {
+            Some(at) => self.add_parts(blocks, width + summed, width, summed, (gradients, at)),
+            None => Ok(()),
+        }
     }
 
     /// Through `gate * norm(x)` for rows `x[rows, width]`, where gates have been through the sigmoid: writes the
@@ -228,13 +328,22 @@ impl StreamGradients {
         let shape = LaunchShape::new(blocks, Self::threads(width)).shared(4 * width).overlap();
         // SAFETY: the kernel's arguments, in order; `rows` rows of each and a part of each block were checked above.
         unsafe { self.cuda.launch(&self.gated_norm_backward, shape, &arguments)? };
-        self.add_parts(blocks, width, dweight)
+        self.add_parts(blocks, width, 0, width, dweight)
     }
 
-    fn add_parts(&self, blocks: usize, width: usize, (out, at): Place<'_>) -> Result<(), CudaError> {
+    /// Adds `width` values from value `first` on of every part, which are `stride` values apart.
+    fn add_parts(
+        &self,
+        blocks: usize,
+        stride: usize,
+        first: usize,
+        width: usize,
+        (out, at): Place<'_>,
+    ) -> Result<(), CudaError> {
         assert!(at + width <= out.len(), "room for the gradient by the weight");
         let arguments = [
-            Argument::Pointer(self.parts.address(0)),
+            Argument::Pointer(self.parts.address(first)),
+            Argument::I32(stride as i32),
             Argument::Pointer(out.address(at)),
             Argument::I32(blocks as i32),
             Argument::I32(width as i32),
@@ -253,14 +362,14 @@ impl StreamGradients {
     /// When there is no room, or `count` is no multiple of 4.
     pub fn scaled(
         &self,
-        x: &Buffer<f32>,
+        x: &Activations,
         count: usize,
         factor: f32,
         out: &mut Activations,
     ) -> Result<(), CudaError> {
         Self::check_width(count);
         assert!(x.len() >= count && out.len() >= count, "room for {count} values");
-        assert_eq!(out.element(), self.activations, "element of the activations");
+        assert!([x, out].iter().all(|x| x.element() == self.activations), "element of the activations");
         let arguments = [
             Argument::Pointer(x.address(0)),
             Argument::F32(factor),
@@ -272,7 +381,7 @@ impl StreamGradients {
         unsafe { self.cuda.launch(&self.scaled, shape, &arguments) }
     }
 
-    /// `out[r] = x[rows[r]]` for rows of `width` values. The first `count` of `rows` must be rows of `x`.
+    /// `out[r] = x[rows[r]]` for rows of `width` values in f32. The first `count` of `rows` must be rows of `x`.
     ///
     /// # Errors
     /// When the driver fails.
@@ -285,10 +394,10 @@ impl StreamGradients {
         rows: &Buffer<i32>,
         count: usize,
         width: usize,
-        out: &mut Buffer<f32>,
+        out: &mut Activations,
     ) -> Result<(), CudaError> {
-        assert!(out.len() >= count * width, "room for {count} rows");
-        self.move_rows(&self.gather_rows, x, rows, count, width, out)
+        assert!(out.len() >= count * width && out.element() == Element::F32, "room for {count} rows");
+        self.move_rows(&self.gather_rows, x.address(0), rows, count, width, out.address(0))
     }
 
     /// `out[rows[r]] = x[r]`, where no row is named twice. The first `count` of `rows` must be rows of `out`.
@@ -300,31 +409,32 @@ impl StreamGradients {
     /// When shapes do not agree.
     pub fn scatter_rows(
         &self,
-        x: &Buffer<f32>,
+        x: &Activations,
         rows: &Buffer<i32>,
         count: usize,
         width: usize,
-        out: &mut Buffer<f32>,
+        out: &mut Activations,
     ) -> Result<(), CudaError> {
         assert!(x.len() >= count * width, "{count} rows");
-        self.move_rows(&self.scatter_rows, x, rows, count, width, out)
+        assert!([x, out].iter().all(|x| x.element() == self.activations), "element of the activations");
+        self.move_rows(&self.scatter_rows, x.address(0), rows, count, width, out.address(0))
     }
 
     fn move_rows(
         &self,
         kernel: &Kernel,
-        x: &Buffer<f32>,
+        x: u64,
         rows: &Buffer<i32>,
         count: usize,
         width: usize,
-        out: &mut Buffer<f32>,
+        out: u64,
     ) -> Result<(), CudaError> {
         Self::check_width(width);
         assert!(rows.len() >= count, "{count} rows");
         let arguments = [
-            Argument::Pointer(x.address(0)),
+            Argument::Pointer(x),
             Argument::Pointer(rows.address(0)),
-            Argument::Pointer(out.address(0)),
+            Argument::Pointer(out),
             Argument::I32(width as i32),
         ];
         let shape = LaunchShape::new(count, Self::threads(width)).overlap();
@@ -345,7 +455,7 @@ impl StreamGradients {
     #[allow(clippy::too_many_arguments)]
     pub fn embedding_backward(
         &self,
-        dx: &Buffer<f32>,
+        dx: &Activations,
         tokens: &Buffer<i32>,
         begins: &Buffer<i32>,
         order: &Buffer<i32>,
@@ -355,6 +465,7 @@ impl StreamGradients {
     ) -> Result<(), CudaError> {
         Self::check_width(width);
         assert!(tokens.len() >= count && begins.len() > count && dx.len() >= order.len() * width, "shapes");
+        assert_eq!(dx.element(), self.activations, "element of the activations");
         let arguments = [
             Argument::Pointer(dx.address(0)),
             Argument::Pointer(tokens.address(0)),

@@ -43,10 +43,14 @@ pub(crate) struct KeptAttention<'a> {
     pub(crate) lse: &'a mut Buffer<f32>,
 }
 
-/// The same of experts: gates and ups in turn, of the experts' rows and of a shared MLP's.
+/// The same of experts, as far as it is kept.
+#[derive(Default)]
 pub(crate) struct KeptExperts<'a> {
-    pub(crate) routed: &'a mut Activations,
+    /// Gates and ups in turn, of the experts' rows and of a shared MLP's.
+    pub(crate) routed: Option<&'a mut Activations>,
     pub(crate) shared: Option<&'a mut Activations>,
+    /// The stream behind them.
+    pub(crate) stream: Option<&'a mut Activations>,
 }
 
 /// How the token of a row of logits is to be chosen on the device, with the mask of tokens that may be; `None` leaves it
@@ -232,23 +236,25 @@ impl CudaModel {
             ws.angles.fill(spans, 0, shape.prefilling.end, shape.rows)?;
         }
         let first = norm(&self.layers[0].input_norm);
-        kernels.norms.embed(&ws.inputs.tokens.device, shape.rows, &self.embedding, first, &mut ws.stream)?;
+        let tokens = &ws.inputs.tokens.device;
+        kernels.norms.embed(tokens, shape.rows, &self.embedding, first, &mut ws.stream, None)?;
         for (index, layer) in self.layers.iter().enumerate() {
             self.attend(layer, shape, cache, ws, None)?;
-            self.join_attention(layer, shape, ws)?;
+            self.join_attention(layer, shape, ws, None)?;
             let next = self.layers.get(index + 1).map(|next| norm(&next.input_norm));
-            self.expert_block(layer, shape, next, ws, None)?;
+            self.expert_block(layer, shape, next, ws, KeptExperts::default())?;
         }
         self.head(shape, ws)
     }
 
     /// The output projection of what attention left in the workspace, which joins the stream and is normed for the
-    /// experts.
+    /// experts. The stream goes into `kept` too.
     pub(crate) fn join_attention(
         &self,
         layer: &Layer,
         shape: &Shape,
         ws: &mut CudaWorkspace,
+        kept: Option<&mut Activations>,
     ) -> Result<(), CudaError> {
         let (kernels, config) = (&self.kernels, &self.config);
         let (out, scale) = match &layer.attention {
@@ -259,7 +265,7 @@ impl CudaModel {
         kernels.products.run(out, &ws.mixed, rows, Output::F32(&mut ws.branch))?;
         let norm = Norm { weight: &layer.post_attention_norm, epsilon: config.rms_norm_eps as f32 };
         let branch = Branch::Rows(&ws.branch);
-        kernels.norms.join(shape.rows, branch, None, self.scale(scale), Some(norm), &mut ws.stream)
+        kernels.norms.join(shape.rows, branch, None, self.scale(scale), Some(norm), &mut ws.stream, kept)
     }
 
     /// The attention of a layer on the normed stream, up to the input of its output projection. With `kept`, its spans
@@ -341,18 +347,18 @@ impl CudaModel {
         Scale { alpha: scale.alpha, beta: scale.beta, postnorm: self.config.postnorm }
     }
 
-    /// The experts of a layer on the normed stream, which they join and norm for the next layer. With `kept`, what a
-    /// backward pass needs is written there too.
+    /// The experts of a layer on the normed stream, which they join and norm for the next layer. What is to be kept is
+    /// written there too.
     pub(crate) fn expert_block(
         &self,
         layer: &Layer,
         shape: &Shape,
         norm: Option<Norm<'_>>,
         ws: &mut CudaWorkspace,
-        kept: Option<KeptExperts<'_>>,
+        kept: KeptExperts<'_>,
     ) -> Result<(), CudaError> {
         let (kernels, config, count) = (&self.kernels, &self.config, shape.rows);
-        let (before, before_shared) = kept.map_or((None, None), |kept| (Some(kept.routed), kept.shared));
+        let KeptExperts { routed: before, shared: before_shared, stream: kept } = kept;
         let experts = &layer.experts;
         let buffers = &mut ws.experts;
         let branch = match (&experts.router, &kernels.router) {
@@ -391,7 +397,7 @@ impl CudaModel {
             }
             _ => None,
         };
-        kernels.norms.join(count, branch, shared, self.scale(config.mlp), norm, &mut ws.stream)
+        kernels.norms.join(count, branch, shared, self.scale(config.mlp), norm, &mut ws.stream, kept)
     }
 
     /// Final norm and logits of the rows that need them, from f32 activations.

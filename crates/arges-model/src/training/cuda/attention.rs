@@ -1,9 +1,9 @@
 //! The attention block: its activations once more, and the gradients through it.
 
-use arges_kernels::device::cuda::CudaError;
+use arges_kernels::device::cuda::{Activations, CudaError};
 use arges_kernels::lightning;
 use arges_kernels::matmul::cuda::{Columns, Output, Rows, WeightGradient};
-use arges_kernels::norm::cuda::{Norm, NormedGradient};
+use arges_kernels::norm::cuda::{Norm, NormBackward, NormedGradient};
 use arges_kernels::softmax_attention;
 
 use super::CudaTrainer;
@@ -14,8 +14,8 @@ use crate::model::cuda::forward::{KeptAttention, Shape};
 use crate::params::{LayerParam, Param};
 
 impl CudaTrainer {
-    /// Computes the block's activations from its input once more. Where its result was not kept, it is in the
-    /// workspace's stream afterwards, normed for the experts.
+    /// Computes the block's activations from its input once more. Where its result was not kept, that is in the one
+    /// middle and normed for the experts afterwards.
     pub(super) fn recompute_attention(&mut self, index: usize, shape: &Shape) -> Result<(), CudaError> {
         let Self { model, cache, workspace: ws, buffers, .. } = self;
         let (layer, config, rows) = (&model.layers[index], &model.config, shape.rows);
@@ -26,15 +26,17 @@ impl CudaTrainer {
         let attention = &mut buffers.attention;
         let kept = KeptAttention { raw: &mut attention.raw, lse: &mut attention.lse };
         model.attend(layer, shape, cache, ws, Some(kept))?;
-        if buffers.middles.is_some() {
+        if buffers.keeps_middles() {
             return Ok(());
         }
-        ws.stream.x.copy_from(0, input, 0, rows * config.hidden_size)?;
-        model.join_attention(layer, shape, ws)
+        if let Activations::F32(input) = input {
+            ws.stream.x.copy_from(0, input, 0, rows * config.hidden_size)?;
+        }
+        model.join_attention(layer, shape, ws, buffers.middles.last_mut())
     }
 
-    /// From the gradient by the block's output to that by its input, both in `dx`; and from that by its branch, rounded,
-    /// to that by the branch of the experts before it, both in `dbranch`.
+    /// From the gradient by the block's output to that by its input, both in `dx`; and from that by its branch to that by
+    /// the branch of the experts before it, both in `dbranch`.
     pub(super) fn attention(&mut self, index: usize, shape: &Shape) -> Result<(), CudaError> {
         let fresh = self.fresh;
         let Self { model, workspace: ws, buffers, parameters, gradients, cache, .. } = self;
@@ -51,6 +53,7 @@ impl CudaTrainer {
         let scale = residual(config, &layer.attention);
 
         let attention = &mut buffers.attention;
+        let dbranch = buffers.dbranch.as_ref().unwrap_or(&buffers.dx);
         let spans = &ws.inputs.spans.device;
         let span_count = shape.prefilling.len();
         let (matrix, dprojected, first) = match &layer.attention {
@@ -58,7 +61,7 @@ impl CudaTrainer {
                 let stride = qkv_gate.outputs();
                 let dprojected = attention.dprojected[0].as_mut().expect("made for every kind of layer");
                 let output = Output::Rounded(&mut attention.dgated);
-                kernels.products.inputs(products, out, &buffers.dbranch, all, output, transposed)?;
+                kernels.products.inputs(products, out, dbranch, all, output, transposed)?;
                 let norm = Norm { weight: norm, epsilon: LIGHTNING_NORM_EPS as f32 };
                 kernels.stream.gated_norm_backward(
                     &ws.attended,
@@ -87,7 +90,7 @@ impl CudaTrainer {
             Attention::Softmax { index, qkv, .. } => {
                 let dprojected = attention.dprojected[1].as_mut().expect("made for every kind of layer");
                 let output = Output::Rounded(&mut attention.dattended);
-                kernels.products.inputs(products, out, &buffers.dbranch, all, output, transposed)?;
+                kernels.products.inputs(products, out, dbranch, all, output, transposed)?;
                 let inputs = softmax_attention::cuda::BackwardInputs {
                     projected: &ws.projected,
                     stride: qkv.outputs(),
@@ -127,7 +130,7 @@ impl CudaTrainer {
             at: place(first),
         };
         let of_out = WeightGradient {
-            dy: Columns::all(buffers.dbranch.data(), hidden),
+            dy: Columns::all(dbranch.data(), hidden),
             x: Columns::all(ws.mixed.data(), width),
             at: place(out_param),
         };
@@ -135,9 +138,18 @@ impl CudaTrainer {
         let output = Output::Rounded(&mut buffers.dproduct);
         kernels.products.inputs(products, matrix, dprojected, all, output, transposed)?;
         let gradient = NormedGradient { products: [Some(&buffers.dproduct), None], ..Default::default() };
-        let at = (&mut *gradients, place(LayerParam::InputNorm));
-        let dx = &mut buffers.dx;
-        let rounded = (index > 0).then_some((config.mlp.beta, buffers.dbranch.data_mut()));
-        kernels.stream.norm_backward(input, rows, norm, past(config, scale), gradient, dx, at, rounded)
+        let scaled = buffers.dbranch.as_mut().filter(|_| index > 0);
+        kernels.stream.norm_backward(NormBackward {
+            x: input,
+            rows,
+            norm,
+            past: past(config, scale),
+            gradient,
+            dx: buffers.dx.data_mut(),
+            scaled: scaled.map(|dbranch| (config.mlp.beta, dbranch.data_mut())),
+            gradients,
+            weight_at: place(LayerParam::InputNorm),
+            outer_at: None,
+        })
     }
 }

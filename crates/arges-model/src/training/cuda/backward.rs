@@ -29,7 +29,9 @@ impl CudaTrainer {
         }
         let Buffers { kernels, dx, dbranch, .. } = &mut self.buffers;
         let (count, beta) = (shape.rows * self.model.config.hidden_size, self.model.config.mlp.beta);
-        kernels.stream.scaled(dx, count, beta, dbranch.data_mut())?;
+        if let Some(dbranch) = dbranch {
+            kernels.stream.scaled(dx.data(), count, beta, dbranch.data_mut())?;
+        }
         for index in (0..self.model.layers.len()).rev() {
             if self.buffers.insides.is_none() {
                 self.recompute_attention(index, shape)?;
@@ -60,7 +62,7 @@ impl CudaTrainer {
         let [on_device, begins, order] =
             [&distinct, &begins, &order].map(|x| Buffer::from_slice(&model.cuda, x));
         buffers.kernels.stream.embedding_backward(
-            &buffers.dx,
+            buffers.dx.data(),
             &on_device?,
             &begins?,
             &order?,

@@ -8,7 +8,7 @@ use arges_kernels::loss::cuda::{LossCuda, Scores};
 use arges_kernels::matmul::Element;
 use arges_kernels::matmul::cuda::{DeviceMatrix, DeviceRows, ProductGradients};
 use arges_kernels::moe::cuda::{DeviceBalance, MixtureGradients};
-use arges_kernels::norm::cuda::StreamGradients;
+use arges_kernels::norm::cuda::{StreamGradients, StreamShape};
 use arges_kernels::softmax_attention::cuda::SoftmaxBackwardCuda;
 
 use super::kept::Insides;
@@ -34,14 +34,16 @@ pub(super) fn head_rows(vocab: usize, max_tokens: usize, memory: usize) -> usize
 /// inputs is added by [`CudaTrainer::take_memory_for_layers`](super::CudaTrainer::take_memory_for_layers).
 pub(super) struct Buffers {
     pub(super) plan: TrainingPlan,
-    /// Input of each layer, and the residual stream between its attention and its experts, `[tokens, hidden]`.
-    pub(super) inputs: Vec<Buffer<f32>>,
-    pub(super) middles: Option<Vec<Buffer<f32>>>,
+    /// Input of each layer, and the residual stream between its attention and its experts, `[tokens, hidden]`; of the
+    /// latter only one where it is computed once more.
+    pub(super) inputs: Vec<Activations>,
+    pub(super) middles: Vec<Activations>,
     /// The rest of each layer.
     pub(super) insides: Option<Vec<Insides>>,
-    /// Gradient by the residual stream, `[tokens, hidden]`; by a block's output, rounded; by a normed stream, rounded.
-    pub(super) dx: Buffer<f32>,
-    pub(super) dbranch: DeviceRows,
+    /// Gradient by the residual stream, `[tokens, hidden]`, and by a block's output: the same where every branch joins
+    /// the stream as it is; by a normed stream.
+    pub(super) dx: DeviceRows,
+    pub(super) dbranch: Option<DeviceRows>,
     pub(super) dproduct: Activations,
     pub(super) balance: DeviceBalance,
     pub(super) attention: AttentionBuffers,
@@ -103,10 +105,10 @@ pub(super) struct HeadBuffers {
     pub(super) scores: Scores,
     pub(super) dlogits: DeviceRows,
     /// `[rows, hidden]`: the stream, normed and rounded, and gradients by the normed rows and by the stream's.
-    pub(super) x: Buffer<f32>,
+    pub(super) x: Activations,
     pub(super) normed: DeviceRows,
     pub(super) dnormed: Activations,
-    pub(super) drows: Buffer<f32>,
+    pub(super) drows: Activations,
     /// Of all targets, on the host.
     pub(super) logprobs: Vec<f32>,
     pub(super) entropies: Vec<f32>,
@@ -164,13 +166,15 @@ impl Buffers {
         let choices = if config.has_router() { tokens * config.experts_per_token } else { tokens };
         let shared = config.has_shared_mlp().then_some(config.shared_intermediate_size);
         let mlp = |rows, inner| MlpBuffers::new(cuda, element, rows, inner, hidden);
+        let scaled = [config.lightning, config.softmax, config.mlp].iter().any(|scale| scale.beta != 1.0);
+        let rows = || DeviceRows::zeroed(cuda, tokens, hidden, element);
         Ok(Self {
             plan,
-            inputs: (0..config.num_layers).map(|_| floats(tokens * hidden)).collect::<Result<_, _>>()?,
-            middles: None,
+            inputs: Vec::new(),
+            middles: Vec::new(),
             insides: None,
-            dx: floats(tokens * hidden)?,
-            dbranch: DeviceRows::zeroed(cuda, tokens, hidden, element)?,
+            dx: rows()?,
+            dbranch: scaled.then(rows).transpose()?,
             dproduct: Activations::zeroed(cuda, element, tokens * hidden)?,
             balance: DeviceBalance::new(cuda, config.num_experts, tokens)?,
             attention: AttentionBuffers {
@@ -201,10 +205,10 @@ impl Buffers {
                 weights: floats(head_rows)?,
                 scores: Scores::zeroed(cuda, head_rows)?,
                 dlogits: DeviceRows::zeroed(cuda, head_rows, config.vocab_size, element)?,
-                x: floats(head_rows * hidden)?,
+                x: Activations::zeroed(cuda, Element::F32, head_rows * hidden)?,
                 normed: DeviceRows::zeroed(cuda, head_rows, hidden, element)?,
                 dnormed: Activations::zeroed(cuda, element, head_rows * hidden)?,
-                drows: floats(head_rows * hidden)?,
+                drows: Activations::zeroed(cuda, element, head_rows * hidden)?,
                 logprobs: vec![0.0; tokens],
                 entropies: vec![0.0; tokens],
             },
@@ -216,17 +220,14 @@ impl Buffers {
     pub(super) fn bytes(&self) -> usize {
         let attention = &self.attention;
         let (router, head) = (&self.router, &self.head);
-        let rows = [&self.dbranch, &router.dout, &router.dlogits, &head.dlogits, &head.normed];
-        let floats = [&self.dx, &attention.lse, &router.weights, &router.dcoefficients, &head.x, &head.drows];
-        self.inputs.iter().map(Buffer::bytes).sum::<usize>()
-            + self.kept_bytes()
-            + rows.map(|rows| rows.data().bytes()).iter().sum::<usize>()
+        let rows = [&self.dx, &router.dout, &router.dlogits, &head.dlogits, &head.normed];
+        let floats = [&attention.lse, &router.weights, &router.dcoefficients];
+        self.kept_bytes()
+            + rows.into_iter().chain(&self.dbranch).map(|rows| rows.data().bytes()).sum::<usize>()
             + attention.dprojected.iter().flatten().map(|rows| rows.data().bytes()).sum::<usize>()
             + floats.map(Buffer::bytes).iter().sum::<usize>()
-            + [&attention.raw, &attention.dgated, &attention.dattended, &self.dproduct, &head.dnormed]
-                .map(Activations::bytes)
-                .iter()
-                .sum::<usize>()
+            + [&attention.raw, &attention.dgated, &attention.dattended].map(Activations::bytes).iter().sum::<usize>()
+            + [&self.dproduct, &head.dnormed, &head.x, &head.drows].map(Activations::bytes).iter().sum::<usize>()
             + self.routed.bytes()
             + self.shared.as_ref().map_or(0, MlpBuffers::bytes)
             + self.balance.bytes()
@@ -234,6 +235,15 @@ impl Buffers {
             + router.dinput.as_ref().map_or(0, |(matrix, rows)| matrix.bytes() + rows.bytes())
             + self.kernels.bytes()
     }
+}
+
+/// What the gradients of the stream are compiled for.
+pub(super) fn stream_shape(config: &Config, tokens: usize) -> StreamShape {
+    let (choices, experts) = match config.has_router() {
+        true => (config.experts_per_token, config.num_experts),
+        false => (0, 0),
+    };
+    StreamShape { rows: tokens, width: config.hidden_size, gated: config.query_width(), choices, experts }
 }
 
 /// Values of the largest matrix, or of all experts' where those are more.
@@ -274,7 +284,7 @@ impl Kernels {
         Ok(Self {
             experts: of_experts,
             products,
-            stream: StreamGradients::new(cuda, element, tokens, hidden.max(width))?,
+            stream: StreamGradients::new(cuda, element, stream_shape(config, tokens))?,
             mixture: MixtureGradients::new(cuda, element, experts, choices)?,
             loss: LossCuda::new(cuda, element, config.vocab_size)?,
             lightning: kind(AttentionKind::Lightning)

@@ -1,12 +1,12 @@
-//! The block of experts: its activations once more where they were not kept, and the gradients through it. A shared MLP is an expert of every
-//! token, with its own weight.
+//! The block of experts: its activations once more where they were not kept, and the gradients through it. A shared MLP
+//! is an expert of every token, with its own weight.
 
 use arges_kernels::device::cuda::{Activations, Buffer, CudaError};
 use arges_kernels::matmul::cuda::{
     Columns, DeviceMatrix, DeviceRows, GradientPlace, Output, ProductGradients, Products, Rows,
 };
 use arges_kernels::moe::cuda::{MixtureGradients, RowWeights, Swiglu};
-use arges_kernels::norm::cuda::{Norm, NormedGradient};
+use arges_kernels::norm::cuda::{Norm, NormBackward, NormedGradient};
 
 use super::CudaTrainer;
 use super::backward::{past, residual};
@@ -80,21 +80,22 @@ impl Mlps<'_> {
 }
 
 impl CudaTrainer {
-    /// From the gradient by the block's output to that by its input, both in `dx`; and from that by its branch, rounded,
-    /// to that by the attention's, both in `dbranch`.
+    /// From the gradient by the block's output to that by its input, both in `dx`; and from that by its branch to that by
+    /// the attention's, both in `dbranch`.
     pub(super) fn experts(&mut self, index: usize, rows: usize, balanced: bool) -> Result<(), CudaError> {
         let fresh = self.fresh;
         let Self { model, workspace: ws, buffers, parameters, gradients, .. } = self;
         let (layer, config) = (&model.layers[index], &model.config);
         let (hidden, scale, all) = (config.hidden_size, config.mlp, Rows::All(rows));
-        let (kernels, products) = (&mut buffers.kernels, &model.kernels.products);
         let kept = buffers.insides.is_some();
         let place = |param| parameters.place(Param::Layer(index, param));
         let norm = Norm { weight: &layer.post_attention_norm, epsilon: config.rms_norm_eps as f32 };
-        if let Some(middles) = &buffers.middles {
+        if buffers.keeps_middles() && (!kept || buffers.norms_experts_again(model)) {
             let (normed, rounded) = (&mut ws.stream.normed, &mut ws.stream.rounded);
-            model.kernels.norms.norm_rows(&middles[index], rows, norm, Some(normed), rounded)?;
+            model.kernels.norms.norm_rows(buffers.middle(index), rows, norm, Some(normed), rounded)?;
         }
+        let (kernels, products) = (&mut buffers.kernels, &model.kernels.products);
+        let dbranch = buffers.dbranch.as_ref().unwrap_or(&buffers.dx);
 
         // The shared MLP's coefficients are needed for the experts' weights.
         let coefficients = match (&layer.shared, &mut ws.experts.shared, &model.kernels.coefficient) {
@@ -115,7 +116,7 @@ impl CudaTrainer {
                     router.route(&ws.stream.normed, rows, active, weights, routing)?;
                     router.gather(&ws.stream.rounded, rows, routing, &mut ws.experts.inputs)?;
                 }
-                router.gather(&buffers.dbranch, rows, routing, &mut buffers.router.dout)?;
+                router.gather(dbranch, rows, routing, &mut buffers.router.dout)?;
                 let out = &mut buffers.router.weights;
                 kernels.mixture.row_weights(routing, rows, coefficient_rows, out)?;
                 Some((weights, &ws.experts.routing))
@@ -134,7 +135,7 @@ impl CudaTrainer {
             down_at: place(LayerParam::ExpertDown(0)),
             stride,
             inputs: &ws.stream.rounded,
-            dout: &buffers.dbranch,
+            dout: dbranch,
             rows: all,
             weights: RowWeights::Equal,
             kept,
@@ -160,7 +161,7 @@ impl CudaTrainer {
                 down_at: place(LayerParam::SharedDown),
                 stride: 0,
                 inputs: &ws.stream.rounded,
-                dout: &buffers.dbranch,
+                dout: dbranch,
                 rows: all,
                 weights: RowWeights::Sigmoid(coefficients),
                 kept,
@@ -184,14 +185,16 @@ impl CudaTrainer {
             let (dots, balance) = (&buffers.routed.dots, balanced.then_some(&buffers.balance));
             let out = dlogits.data_mut();
             kernels.mixture.router_backward(routing, rows, dots, coefficient_rows, balance, out)?;
-            let at = GradientPlace { at: place(LayerParam::Router), stride: 0, gradients, fresh };
-            let dy = Columns::all(dlogits.data(), config.num_experts);
-            kernels.products.weights(dy, Columns::all(&ws.stream.normed, hidden), all, false, at)?;
+            if !kernels.stream.sums_router() {
+                let at = GradientPlace { at: place(LayerParam::Router), stride: 0, gradients, fresh };
+                let dy = Columns::all(dlogits.data(), config.num_experts);
+                kernels.products.weights(dy, Columns::all(&ws.stream.normed, hidden), all, false, at)?;
+            }
             if let Some((transposed, dinput)) = dinput {
                 kernels.products.transpose_small(weights, config.num_experts, hidden, transposed)?;
                 products.run(transposed, dlogits, all, Output::F32(dinput))?;
             }
-            choices = Some((&buffers.routed.dinputs, &routing.places, config.experts_per_token));
+            choices = Some((&buffers.routed.dinputs, &routing.places));
         }
         let router = match (routing, buffers.router.dlogits.data()) {
             (Some((weights, _)), Activations::F32(dlogits)) if buffers.router.dinput.is_none() => {
@@ -199,6 +202,7 @@ impl CudaTrainer {
             }
             _ => None,
         };
+        let summed = kernels.stream.sums_router();
         let coefficient =
             coefficients.map(|(mlp, _)| (&buffers.router.dcoefficients, exact(&mlp.coefficient)));
         let whole = choices.is_none().then_some(&buffers.routed.dinputs);
@@ -208,11 +212,19 @@ impl CudaTrainer {
             exact: choices.and(buffers.router.dinput.as_ref()).map(|(_, dinput)| dinput),
             outer: [router, coefficient],
         };
-        let middle = buffers.middles.as_ref().map_or(&ws.stream.x, |middles| &middles[index]);
-        let at = (gradients, place(LayerParam::PostAttentionNorm));
-        let dx = &mut buffers.dx;
-        let rounded = Some((residual(config, &layer.attention).beta, buffers.dbranch.data_mut()));
-        kernels.stream.norm_backward(middle, rows, norm, past(config, scale), gradient, dx, at, rounded)
+        let beta = residual(config, &layer.attention).beta;
+        kernels.stream.norm_backward(NormBackward {
+            x: &buffers.middles[index % buffers.middles.len()],
+            rows,
+            norm,
+            past: past(config, scale),
+            gradient,
+            dx: buffers.dx.data_mut(),
+            scaled: buffers.dbranch.as_mut().map(|dbranch| (beta, dbranch.data_mut())),
+            gradients,
+            weight_at: place(LayerParam::PostAttentionNorm),
+            outer_at: (routing.is_some() && summed).then(|| place(LayerParam::Router)),
+        })
     }
 }
 

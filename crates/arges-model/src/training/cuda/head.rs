@@ -2,7 +2,7 @@
 
 use arges_kernels::device::cuda::CudaError;
 use arges_kernels::matmul::cuda::{Columns, GradientPlace, Output, Rows};
-use arges_kernels::norm::cuda::{Norm, NormedGradient, Past};
+use arges_kernels::norm::cuda::{Norm, NormBackward, NormedGradient, Past};
 
 use super::CudaTrainer;
 use crate::params::Param;
@@ -17,7 +17,7 @@ impl CudaTrainer {
     pub(super) fn head(&mut self, targets: &[Target], weight: Option<Weight<'_>>) -> Result<(), CudaError> {
         let block = self.workspace.plan.max_logit_rows;
         if weight.is_some() {
-            self.buffers.dx.clear()?;
+            self.buffers.dx.data_mut().clear()?;
         }
         if targets.is_empty() {
             return self.model.cuda.synchronize();
@@ -83,9 +83,18 @@ impl CudaTrainer {
         let (dy, x) = (Columns::all(dlogits, vocab), Columns::all(normed, hidden));
         kernels.products.weights(dy, x, rows, false, place)?;
         let gradient = NormedGradient { products: [Some(&head.dnormed), None], ..Default::default() };
-        let place = (&mut *gradients, parameters.place(Param::FinalNorm));
-        let (x, drows) = (&head.x, &mut head.drows);
-        kernels.stream.norm_backward(x, count, norm, Past::Nothing, gradient, drows, place, None)?;
-        kernels.stream.scatter_rows(&head.drows, &head.rows, count, hidden, &mut buffers.dx)
+        kernels.stream.norm_backward(NormBackward {
+            x: &head.x,
+            rows: count,
+            norm,
+            past: Past::Nothing,
+            gradient,
+            dx: &mut head.drows,
+            scaled: None,
+            gradients,
+            weight_at: parameters.place(Param::FinalNorm),
+            outer_at: None,
+        })?;
+        kernels.stream.scatter_rows(&head.drows, &head.rows, count, hidden, buffers.dx.data_mut())
     }
 }

@@ -1,8 +1,9 @@
-//! What is kept of each layer for the backward pass beside its input, and how much of that fits.
+//! What is kept of each layer for the backward pass, and how much of that fits.
 
 use std::mem::swap;
 
 use arges_kernels::device::cuda::{Activations, Buffer, Cuda, CudaError};
+use arges_kernels::matmul::Element;
 use arges_kernels::matmul::cuda::DeviceRows;
 use arges_kernels::moe::cuda::DeviceRouting;
 use arges_kernels::softmax_attention::cuda::DevicePages;
@@ -113,9 +114,19 @@ impl Buffers {
         }
     }
 
-    /// Bytes of what is kept beside inputs.
+    /// Whether the stream between attention and experts is kept of every layer.
+    pub(super) fn keeps_middles(&self) -> bool {
+        self.middles.len() == self.inputs.len()
+    }
+
+    /// The stream between attention and experts: as it was kept, or as the layer computed last left it.
+    pub(super) fn middle(&self, index: usize) -> &Activations {
+        &self.middles[index % self.middles.len()]
+    }
+
+    /// Bytes of what is kept.
     pub(super) fn kept_bytes(&self) -> usize {
-        self.middles.iter().flatten().map(Buffer::bytes).sum::<usize>()
+        self.inputs.iter().chain(&self.middles).map(Activations::bytes).sum::<usize>()
             + self.insides.iter().flatten().map(Insides::bytes).sum::<usize>()
     }
 }
@@ -125,24 +136,48 @@ impl CudaTrainer {
     /// room for the optimizer's moments and a sixteenth of the card.
     pub(super) fn take_memory_for_layers(&mut self) -> Result<(), CudaError> {
         let Self { model, buffers, cache, values, .. } = self;
-        let (cuda, layers, plan) = (&model.cuda, model.config.num_layers, &mut buffers.plan);
-        let open = plan.recompute == Recompute::Auto;
+        let (cuda, layers) = (&model.cuda, model.config.num_layers);
+        let (tokens, pages) = (buffers.plan.max_tokens.max(1), cache.tables.stride);
+        let open = buffers.plan.recompute == Recompute::Auto;
         let reserve = open.then(|| 2 * values.bytes() + cuda.facts().memory / 16);
-        let stream = plan.max_tokens.max(1) * model.config.hidden_size;
-        if plan.recompute != Recompute::Layers {
-            buffers.middles = fitting(cuda, reserve, layers, |_| Buffer::zeroed(cuda, stream))?;
+        let streams = |element, count| {
+            fitting(cuda, reserve, count, |_| {
+                Activations::zeroed(cuda, element, tokens * model.config.hidden_size)
+            })
+        };
+        if matches!(buffers.plan.recompute, Recompute::Auto | Recompute::Nothing) {
+            // What is only read once more to take gradients back is rounded as those are.
+            let of_middles = if buffers.norms_experts_again(model) { Element::F32 } else { model.element() };
+            let inputs = streams(model.element(), layers)?;
+            let middles = inputs.is_some().then(|| streams(of_middles, layers)).transpose()?.flatten();
+            let insides = middles.is_some().then(|| {
+                fitting(cuda, reserve, layers, |index| Insides::new(model, index, tokens, pages))
+            });
+            if let (Some(inputs), Some(middles), Some(insides)) = (inputs, middles, insides.transpose()?.flatten())
+            {
+                (buffers.inputs, buffers.middles, buffers.insides) = (inputs, middles, Some(insides));
+                buffers.plan.recompute = Recompute::Nothing;
+                return Ok(());
+            }
         }
-        if buffers.middles.is_some() && plan.recompute != Recompute::Insides {
-            let (tokens, pages) = (plan.max_tokens, cache.tables.stride);
-            buffers.insides =
-                fitting(cuda, reserve, layers, |index| Insides::new(model, index, tokens, pages))?;
-        }
-        plan.recompute = match (&buffers.middles, &buffers.insides) {
-            (None, _) => Recompute::Layers,
-            (Some(_), None) => Recompute::Insides,
-            (Some(_), Some(_)) => Recompute::Nothing,
+        let exact = |_| Activations::zeroed(cuda, Element::F32, tokens * model.config.hidden_size);
+        buffers.inputs = (0..layers).map(exact).collect::<Result<_, _>>()?;
+        let middles = match buffers.plan.recompute {
+            Recompute::Layers => None,
+            _ => streams(Element::F32, layers)?,
+        };
+        (buffers.plan.recompute, buffers.middles) = match middles {
+            Some(middles) => (Recompute::Insides, middles),
+            None => (Recompute::Layers, vec![exact(0)?]),
         };
         Ok(())
+    }
+}
+
+impl Buffers {
+    /// Whether the backward pass reads the experts' normed input even where everything is kept.
+    pub(super) fn norms_experts_again(&self, model: &CudaModel) -> bool {
+        !self.kernels.stream.sums_router() || model.config.has_shared_mlp()
     }
 }
 

@@ -114,8 +114,7 @@ impl CudaTrainer {
         let cache = CudaCache::for_whole_sequences(&model, cache)?;
         let max_logit_rows = buffers::head_rows(config.vocab_size, plan.max_tokens, cuda.facts().memory);
         let workspace = WorkspacePlan { max_tokens: plan.max_tokens, max_logit_rows };
-        let mut workspace = CudaWorkspace::for_training(&model, workspace)?;
-        workspace.stream.keep = true;
+        let workspace = CudaWorkspace::for_training(&model, workspace)?;
         let buffers = Buffers::new(&model, plan, max_logit_rows)?;
         publish::pack(&mut model, &parameters, &values, &buffers.kernels.products)?;
         let mut trainer = Self {
@@ -204,8 +203,7 @@ impl CudaTrainer {
         }
         let rows = step.len();
         let shape = model.send(step, cache, &mut ws.inputs, rows)?.exact();
-        let (kernels, len) = (&model.kernels, rows * model.config.hidden_size);
-        let postnorm = model.config.postnorm;
+        let kernels = &model.kernels;
         buffers.balance.clear()?;
         if rows == 0 {
             return Ok(shape);
@@ -215,30 +213,30 @@ impl CudaTrainer {
         }
         let norm = |weight| Norm { weight, epsilon: model.config.rms_norm_eps as f32 };
         let first = norm(&model.layers[0].input_norm);
-        kernels.norms.embed(&ws.inputs.tokens.device, rows, &model.embedding, first, &mut ws.stream)?;
+        let tokens = &ws.inputs.tokens.device;
+        let kept = keep.then_some(&mut buffers.inputs[0]);
+        kernels.norms.embed(tokens, rows, &model.embedding, first, &mut ws.stream, kept)?;
         for (index, layer) in model.layers.iter().enumerate() {
             let keep_insides = keep && buffers.insides.is_some();
-            if keep {
-                Self::keep_stream(postnorm, &mut ws.stream.x, &mut buffers.inputs[index], len)?;
-            }
             if keep_insides {
                 buffers.exchange(index, cache, ws);
             }
-            let Buffers { attention, routed, shared, middles, insides, .. } = &mut *buffers;
+            let Buffers { attention, routed, shared, inputs, middles, insides, .. } = &mut *buffers;
             let kept = KeptAttention { raw: &mut attention.raw, lse: &mut attention.lse };
             model.attend(layer, &shape, cache, ws, keep_insides.then_some(kept))?;
             if let Some(insides) = insides.as_mut().filter(|_| keep) {
                 // The experts norm another stream.
                 std::mem::swap(&mut insides[index].input, &mut ws.stream.rounded);
             }
-            model.join_attention(layer, &shape, ws)?;
-            if let Some(middles) = middles.as_mut().filter(|_| keep) {
-                Self::keep_stream(postnorm, &mut ws.stream.x, &mut middles[index], len)?;
-            }
+            let kept = keep.then(|| middles.get_mut(index)).flatten();
+            model.join_attention(layer, &shape, ws, kept)?;
             let next = model.layers.get(index + 1).map(|next| norm(&next.input_norm));
-            let shared = shared.as_mut().map(|shared| &mut shared.pre);
-            let kept = KeptExperts { routed: &mut routed.pre, shared };
-            model.expert_block(layer, &shape, next, ws, keep_insides.then_some(kept))?;
+            let kept = KeptExperts {
+                routed: keep_insides.then_some(&mut routed.pre),
+                shared: shared.as_mut().map(|shared| &mut shared.pre).filter(|_| keep_insides),
+                stream: keep.then(|| inputs.get_mut(index + 1)).flatten(),
+            };
+            model.expert_block(layer, &shape, next, ws, kept)?;
             if layer.experts.router.is_some() {
                 buffers.kernels.mixture.balance_add(&ws.experts.routing, rows, &mut buffers.balance)?;
             }
@@ -247,21 +245,6 @@ impl CudaTrainer {
             }
         }
         Ok(shape)
-    }
-
-    /// Brings the stream where it is kept. The next branch reads it only where it joins the stream itself, and not the
-    /// normed stream: else both change places.
-    fn keep_stream(
-        postnorm: bool,
-        stream: &mut Buffer<f32>,
-        kept: &mut Buffer<f32>,
-        len: usize,
-    ) -> Result<(), CudaError> {
-        if postnorm {
-            std::mem::swap(stream, kept);
-            return Ok(());
-        }
-        kept.copy_from(0, stream, 0, len)
     }
 
     /// Forgets the gradients.
