@@ -81,17 +81,17 @@ pub struct Norm<'a> {
 #[derive(Clone, Copy)]
 pub enum Branch<'a> {
     /// Rows `[rows, width]`.
-    Rows(&'a Buffer<f32>),
+    Rows(&'a Activations),
     /// For each row, the sum of `choices` rows of `rows`, which are at `places`, times `weights`. A place below 0
     /// stands for none.
-    Choices { rows: &'a Buffer<f32>, places: &'a Buffer<i32>, weights: &'a Buffer<f32>, choices: usize },
+    Choices { rows: &'a Activations, places: &'a Buffer<i32>, weights: &'a Buffer<f32>, choices: usize },
 }
 
 /// A shared MLP that is mixed in: `(1 - c) branch + c rows` with `c` the sigmoid of a row's coefficient.
 #[derive(Clone, Copy)]
 pub struct Shared<'a> {
     /// `[rows, width]`.
-    pub rows: &'a Buffer<f32>,
+    pub rows: &'a Activations,
     /// `[rows]`.
     pub coefficients: &'a Buffer<f32>,
 }
@@ -154,7 +154,10 @@ impl Norms {
     fn kept(&self, kept: Option<&mut Activations>, rows: usize) -> [Argument<'static>; 2] {
         let Some(kept) = kept else { return [Argument::Pointer(0), Argument::I32(0)] };
         assert!(kept.len() >= rows * self.width, "room for {rows} rows");
-        assert!(kept.element() == Element::F32 || kept.element() == self.activations, "element of what is kept");
+        assert!(
+            kept.element() == Element::F32 || kept.element() == self.activations,
+            "element of what is kept"
+        );
         [Argument::Pointer(kept.address(0)), Argument::I32(i32::from(kept.element() == Element::F32))]
     }
 
@@ -265,6 +268,9 @@ impl Norms {
                 (branch, places.address(0), weights.address(0), choices)
             }
         };
+        for rows in [Some(branch_rows), shared.map(|shared| shared.rows)].into_iter().flatten() {
+            assert_eq!(rows.element(), self.activations, "element of the branch");
+        }
         if let Some(shared) = &shared {
             assert!(
                 shared.rows.len() >= rows * self.width && shared.coefficients.len() >= rows,

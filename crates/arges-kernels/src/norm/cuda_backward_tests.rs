@@ -76,9 +76,8 @@ fn a_block_is_left_backwards_through_its_norm_and_past_it() {
                             place if place < 0 => 0.0,
                             place => f64::from(choice_rows[place as usize * width + i]),
                         };
-                        let of_experts = |e: usize| {
-                            f64::from(of_small[experts * t + e]) * f64::from(small[e * width + i])
-                        };
+                        let of_experts =
+                            |e: usize| f64::from(of_small[experts * t + e]) * f64::from(small[e * width + i]);
                         let normed = if let Past::Normed(alpha) = past { alpha * dx[at] } else { 0.0 };
                         f64::from(normed)
                             + f64::from(product[at])

@@ -32,9 +32,7 @@ fn the_stream_begins_with_the_embedding_and_takes_branches_as_the_reference_does
             let device_table = Activations::from_f32(&cuda, element, &table).unwrap();
             let device_tokens = Buffer::from_slice(&cuda, &tokens).unwrap();
             let mut kept = Activations::zeroed(&cuda, element, rows * width).unwrap();
-            norms_of
-                .embed(&device_tokens, rows, &device_table, norm, &mut stream, Some(&mut kept))
-                .unwrap();
+            norms_of.embed(&device_tokens, rows, &device_table, norm, &mut stream, Some(&mut kept)).unwrap();
             let x: Vec<f64> =
                 tokens.iter().flat_map(|t| widen(&table[*t as usize * width..][..width])).collect();
             let normed = norms(&x, &widen(&weight), width);
@@ -45,14 +43,13 @@ fn the_stream_begins_with_the_embedding_and_takes_branches_as_the_reference_does
             assert_close(&rounded, &normed, tolerance(element), "rounded");
             let mut again = Buffer::zeroed(&cuda, rows * width).unwrap();
             let mut again_rounded = DeviceRows::zeroed(&cuda, rows, width, element).unwrap();
-            let stream_x =
-                Activations::from_f32(&cuda, Element::F32, &stream.x.to_vec().unwrap()).unwrap();
+            let stream_x = Activations::from_f32(&cuda, Element::F32, &stream.x.to_vec().unwrap()).unwrap();
             norms_of.norm_rows(&stream_x, rows, norm, Some(&mut again), &mut again_rounded).unwrap();
             assert!(again.to_vec().unwrap() == stream.normed.to_vec().unwrap(), "other bits alone");
             assert!(again_rounded.data().to_f32().unwrap() == rounded, "other bits alone, rounded");
 
-            let branch = random.normal(rows * width);
-            let device_branch = Buffer::from_slice(&cuda, &branch).unwrap();
+            let branch = bf16_round(&random.normal(rows * width));
+            let device_branch = Activations::from_f32(&cuda, element, &branch).unwrap();
             for postnorm in [true, false] {
                 let base =
                     if postnorm { stream.normed.to_vec().unwrap() } else { stream.x.to_vec().unwrap() };
@@ -95,7 +92,10 @@ fn choices_of_experts_are_weighed_and_a_shared_mlp_mixed_in() {
     let (weights, coefficients) = (random.normal(rows * choices), random.normal(rows));
     // The last row chooses nobody.
     let places = [4, 0, 1, 3, -1, -1];
-    let buffers = [&experts, &shared, &weights, &coefficients].map(|x| Buffer::from_slice(&cuda, x).unwrap());
+    let [weights_of, coefficients_of] =
+        [&weights, &coefficients].map(|x| Buffer::from_slice(&cuda, x).unwrap());
+    let [experts_of, shared_of] =
+        [&experts, &shared].map(|x| Activations::from_f32(&cuda, Element::F32, x).unwrap());
     let device_places = Buffer::from_slice(&cuda, &places).unwrap();
     let mut stream = Stream::zeroed(&cuda, rows, width, Element::F32).unwrap();
     for with_shared in [false, true] {
@@ -116,8 +116,8 @@ fn choices_of_experts_are_weighed_and_a_shared_mlp_mixed_in() {
             })
             .collect();
         let branch =
-            Branch::Choices { rows: &buffers[0], places: &device_places, weights: &buffers[2], choices };
-        let mixed = with_shared.then_some(Shared { rows: &buffers[1], coefficients: &buffers[3] });
+            Branch::Choices { rows: &experts_of, places: &device_places, weights: &weights_of, choices };
+        let mixed = with_shared.then_some(Shared { rows: &shared_of, coefficients: &coefficients_of });
         let scale = Scale { alpha: 2.0, beta: 1.0, postnorm: false };
         norms_of.join(rows, branch, mixed, scale, None, &mut stream, None).unwrap();
         assert_close(&stream.x.to_vec().unwrap(), &expected, 1e-6, "joined");

@@ -96,8 +96,8 @@ extern "C" __global__ void embed(
 // `places`), with a shared MLP mixed in where there is one: (1 - c) experts + c shared. Without `weight` there is no
 // norm, and x is stored; with it, x is stored where it is a base. It goes into `kept` too, where that is not null.
 extern "C" __global__ void join(
-    float* x, float* normed, const float* branch, const int* places, const float* choice_weights, int choices,
-    const float* shared, const float* coefficients, float alpha, float beta, int postnorm,
+    float* x, float* normed, const A* branch, const int* places, const float* choice_weights, int choices,
+    const A* shared, const float* coefficients, float alpha, float beta, int postnorm,
     const float* weight, float eps, int width, A* rounded, void* kept, int kept_exact) {
     extern __shared__ float row[];
     __shared__ float partial[32];

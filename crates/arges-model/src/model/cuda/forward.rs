@@ -262,7 +262,7 @@ impl CudaModel {
             Attention::Softmax { out, .. } => (out, config.softmax),
         };
         let rows = Rows::All(shape.rows);
-        kernels.products.run(out, &ws.mixed, rows, Output::F32(&mut ws.branch))?;
+        kernels.products.run(out, &ws.mixed, rows, Output::Rounded(&mut ws.branch))?;
         let norm = Norm { weight: &layer.post_attention_norm, epsilon: config.rms_norm_eps as f32 };
         let branch = Branch::Rows(&ws.branch);
         kernels.norms.join(shape.rows, branch, None, self.scale(scale), Some(norm), &mut ws.stream, kept)
@@ -370,7 +370,7 @@ impl CudaModel {
                 let rows = Rows::Grouped { offsets: &routing.offsets, most: count * choices };
                 let gated = Output::Gated { out: buffers.inner.data_mut(), before };
                 kernels.products.run(&experts.gate_up, &buffers.inputs, rows, gated)?;
-                let output = Output::F32(&mut buffers.outputs);
+                let output = Output::Rounded(&mut buffers.outputs);
                 kernels.products.run(&experts.down, &buffers.inner, rows, output)?;
                 let (places, weights) = (&buffers.routing.places, &buffers.routing.weights);
                 Branch::Choices { rows: &buffers.outputs, places, weights, choices }
@@ -379,7 +379,7 @@ impl CudaModel {
                 let rows = Rows::All(count);
                 let gated = Output::Gated { out: buffers.inner.data_mut(), before };
                 kernels.products.run(&experts.gate_up, &ws.stream.rounded, rows, gated)?;
-                let output = Output::F32(&mut buffers.outputs);
+                let output = Output::Rounded(&mut buffers.outputs);
                 kernels.products.run(&experts.down, &buffers.inner, rows, output)?;
                 Branch::Rows(&buffers.outputs)
             }
@@ -391,7 +391,7 @@ impl CudaModel {
                 coefficient.logits(normed, count, &mlp.coefficient, &mut buffers.coefficients)?;
                 let gated = Output::Gated { out: buffers.inner.data_mut(), before: before_shared };
                 kernels.products.run(&mlp.gate_up, &ws.stream.rounded, rows, gated)?;
-                let output = Output::F32(&mut buffers.outputs);
+                let output = Output::Rounded(&mut buffers.outputs);
                 kernels.products.run(&mlp.down, &buffers.inner, rows, output)?;
                 Some(Shared { rows: &buffers.outputs, coefficients: &buffers.coefficients })
             }

@@ -31,7 +31,7 @@ pub struct CudaWorkspace {
     /// Input of the output projection.
     pub(crate) mixed: DeviceRows,
     /// Output of a block before it joins the stream, `[tokens, hidden]`.
-    pub(crate) branch: Buffer<f32>,
+    pub(crate) branch: Activations,
     pub(crate) experts: ExpertBuffers,
     /// Final norm of the rows that get logits, `[logit rows, hidden]`, and split into parts.
     pub(crate) head_rows: DeviceRows,
@@ -52,14 +52,14 @@ pub(crate) struct ExpertBuffers {
     /// Their inner activations.
     pub(crate) inner: DeviceRows,
     /// Their outputs, `[tokens * k, hidden]`.
-    pub(crate) outputs: Buffer<f32>,
+    pub(crate) outputs: Activations,
     pub(crate) shared: Option<SharedBuffers>,
 }
 
 /// The same of the shared MLP.
 pub(crate) struct SharedBuffers {
     pub(crate) inner: DeviceRows,
-    pub(crate) outputs: Buffer<f32>,
+    pub(crate) outputs: Activations,
     pub(crate) coefficients: Buffer<f32>,
 }
 
@@ -135,7 +135,7 @@ impl CudaWorkspace {
         let shared = match config.has_shared_mlp() {
             true => Some(SharedBuffers {
                 inner: DeviceRows::zeroed(cuda, tokens, config.shared_intermediate_size, element)?,
-                outputs: Buffer::zeroed(cuda, tokens * hidden)?,
+                outputs: Activations::zeroed(cuda, element, tokens * hidden)?,
                 coefficients: Buffer::zeroed(cuda, tokens)?,
             }),
             false => None,
@@ -151,12 +151,12 @@ impl CudaWorkspace {
             projected: Activations::zeroed(cuda, element, tokens * projected)?,
             attended: Activations::zeroed(cuda, element, tokens * width)?,
             mixed: DeviceRows::zeroed(cuda, tokens, width, element)?,
-            branch: Buffer::zeroed(cuda, tokens * hidden)?,
+            branch: Activations::zeroed(cuda, element, tokens * hidden)?,
             experts: ExpertBuffers {
                 routing: DeviceRouting::zeroed(cuda, tokens, experts, choices)?,
                 inputs: DeviceRows::zeroed(cuda, tokens * choices, hidden, element)?,
                 inner: DeviceRows::zeroed(cuda, tokens * choices, config.intermediate_size, element)?,
-                outputs: Buffer::zeroed(cuda, tokens * choices * hidden)?,
+                outputs: Activations::zeroed(cuda, element, tokens * choices * hidden)?,
                 shared,
             },
             head_rows: DeviceRows::zeroed(cuda, rows, hidden, Element::F32)?,
@@ -206,12 +206,15 @@ impl CudaWorkspace {
             + self.sampler.bytes()
             + self.angles.bytes()
             + self.stream.bytes()
-            + [&self.projected, &self.attended].map(Activations::bytes).iter().sum::<usize>()
+            + [&self.projected, &self.attended, &self.branch, &experts.outputs]
+                .map(Activations::bytes)
+                .iter()
+                .sum::<usize>()
             + [&self.mixed, &experts.inputs, &experts.inner, &self.head_rows]
                 .map(|rows| rows.data().bytes())
                 .iter()
                 .sum::<usize>()
-            + [&self.branch, &experts.outputs, &self.logits].map(Buffer::bytes).iter().sum::<usize>()
+            + self.logits.bytes()
             + [&inputs.tokens.device, &inputs.logit_rows.device, &inputs.active.device]
                 .map(Buffer::bytes)
                 .iter()

@@ -226,8 +226,14 @@ impl Buffers {
             + rows.into_iter().chain(&self.dbranch).map(|rows| rows.data().bytes()).sum::<usize>()
             + attention.dprojected.iter().flatten().map(|rows| rows.data().bytes()).sum::<usize>()
             + floats.map(Buffer::bytes).iter().sum::<usize>()
-            + [&attention.raw, &attention.dgated, &attention.dattended].map(Activations::bytes).iter().sum::<usize>()
-            + [&self.dproduct, &head.dnormed, &head.x, &head.drows].map(Activations::bytes).iter().sum::<usize>()
+            + [&attention.raw, &attention.dgated, &attention.dattended]
+                .map(Activations::bytes)
+                .iter()
+                .sum::<usize>()
+            + [&self.dproduct, &head.dnormed, &head.x, &head.drows]
+                .map(Activations::bytes)
+                .iter()
+                .sum::<usize>()
             + self.routed.bytes()
             + self.shared.as_ref().map_or(0, MlpBuffers::bytes)
             + self.balance.bytes()

@@ -150,10 +150,11 @@ impl CudaTrainer {
             let of_middles = if buffers.norms_experts_again(model) { Element::F32 } else { model.element() };
             let inputs = streams(model.element(), layers)?;
             let middles = inputs.is_some().then(|| streams(of_middles, layers)).transpose()?.flatten();
-            let insides = middles.is_some().then(|| {
-                fitting(cuda, reserve, layers, |index| Insides::new(model, index, tokens, pages))
-            });
-            if let (Some(inputs), Some(middles), Some(insides)) = (inputs, middles, insides.transpose()?.flatten())
+            let insides = middles
+                .is_some()
+                .then(|| fitting(cuda, reserve, layers, |index| Insides::new(model, index, tokens, pages)));
+            if let (Some(inputs), Some(middles), Some(insides)) =
+                (inputs, middles, insides.transpose()?.flatten())
             {
                 (buffers.inputs, buffers.middles, buffers.insides) = (inputs, middles, Some(insides));
                 buffers.plan.recompute = Recompute::Nothing;
