@@ -154,7 +154,7 @@ impl Router {
         let tiles = rows.div_ceil(4);
         let (kernel, shape) = match rows <= FEW_ROWS {
             true => (&self.few, LaunchShape::grid(tiles, *experts, 1, 32)),
-            false => (&self.many, LaunchShape::new((tiles * experts.div_ceil(4)).div_ceil(8), 256)),
+            false => (&self.many, LaunchShape::new((tiles * experts.div_ceil(8)).div_ceil(8), 256)),
         };
         // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above.
         unsafe { cuda.launch(kernel, shape.overlap(), &arguments) }
@@ -248,10 +248,11 @@ impl Router {
             Argument::Pointer(routing.sources.address(0)),
             Argument::Pointer(routing.offsets.address(0)),
             Argument::Pointer(out.data().address(0)),
+            Argument::I32(choices as i32),
             Argument::I32(self.experts as i32),
             Argument::I32((bytes / 16) as i32),
         ];
-        let shape = LaunchShape::new(choices, 256).overlap();
+        let shape = LaunchShape::new(choices.div_ceil(8), 256).overlap();
         // SAFETY: the kernel's arguments, in order; there is room for a packed row a choice, and sources are rows of
         // `x`. Rows are whole 16 bytes, as the width is a multiple of 8.
         unsafe { self.cuda.launch(&self.gather, shape, &arguments) }

@@ -67,13 +67,13 @@ extern "C" __global__ void __launch_bounds__(32) router_few(
     route<1>(x, weights, logits, rows, width, experts, blockIdx.x * ROUTER_ROWS, blockIdx.y);
 }
 
-// A warp makes four experts' logits, as many warps as it takes those of 4 rows.
-extern "C" __global__ void __launch_bounds__(256) router_many(
+// A warp makes eight experts' logits, as many warps as it takes those of 4 rows.
+extern "C" __global__ void __launch_bounds__(256, 2) router_many(
     const float* x, const W* weights, float* logits, int rows, int width, int experts) {
     wait_for_previous();
     let_next_start();
-    int warp = blockIdx.x * 8 + threadIdx.x / 32, of_rows = (experts + 3) / 4, first = warp / of_rows * ROUTER_ROWS;
-    if (first < rows) route<4>(x, weights, logits, rows, width, experts, first, warp % of_rows * 4);
+    int warp = blockIdx.x * 8 + threadIdx.x / 32, of_rows = (experts + 7) / 8, first = warp / of_rows * ROUTER_ROWS;
+    if (first < rows) route<8>(x, weights, logits, rows, width, experts, first, warp % of_rows * 8);
 }
 
 // The CHOICES largest logits of a row, best first and the lower expert among equals, and their softmax. A row that is
@@ -237,13 +237,27 @@ extern "C" __global__ void __launch_bounds__(1024) choose_and_group(
     }
 }
 
-// out[r] = x[sources[r]] for the packed rows, of `words` times 16 bytes.
-extern "C" __global__ void gather(
-    const uint4* x, const int* sources, const int* offsets, uint4* out, int experts, int words) {
+// out[r] = x[sources[r]] for the packed rows, of `words` times 16 bytes: a warp a row, whose reads are under way
+// together.
+extern "C" __global__ void __launch_bounds__(256) gather(
+    const uint4* x, const int* sources, const int* offsets, uint4* out, int rows, int experts, int words) {
+    constexpr int AT_ONCE = 6;
     wait_for_previous();
     let_next_start();
-    i64 row = blockIdx.x;
-    if (row >= offsets[experts]) return;
-    const uint4* from = x + i64(sources[row]) * words;
-    for (int i = threadIdx.x; i < words; i += blockDim.x) out[row * words + i] = from[i];
+    i64 row = i64(blockIdx.x) * 8 + threadIdx.x / 32;
+    if (row >= rows) return;
+    // The place is read beside the number of rows; it is of some row even where it is one of none.
+    int source = sources[row], end = offsets[experts];
+    if (row >= end) return;
+    const uint4* from = x + i64(source) * words;
+    out += row * words;
+    for (int first = threadIdx.x % 32; first < words; first += 32 * AT_ONCE) {
+        uint4 value[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i)
+            if (first + 32 * i < words) value[i] = from[first + 32 * i];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i)
+            if (first + 32 * i < words) out[first + 32 * i] = value[i];
+    }
 }

@@ -88,6 +88,45 @@ template <> __device__ __forceinline__ float4 of_stream(float4 x) {
 }
 #endif
 
+// Where a row's choices are.
+struct RowPlaces {
+    int of_choice[CHOICES];
+
+    __device__ __forceinline__ void load(const Gradient& from, i64 row, bool present) {
+#pragma unroll
+        for (int choice = 0; choice < CHOICES; ++choice)
+            of_choice[choice] = present && from.choice_rows ? from.places[row * CHOICES + choice] : -1;
+    }
+};
+
+// What is read of a row, four values a thread: the stream and what the gradient by it is a sum of. The rest of that sum is
+// seldom there.
+enum Operand { KEPT_STREAM, PASSED, PRODUCT, CHOSEN, OPERANDS = CHOSEN + CHOICES };
+
+typedef decltype(four_of(static_cast<const A*>(nullptr))) Four;
+
+// Where an operand of a row lies, from value i on; null where there is none.
+__device__ __forceinline__ const A* operand_at(
+    int operand, const A* x, const A* dx, bool passes, const Gradient& from, const RowPlaces& places, i64 row, int i,
+    int width) {
+    i64 at = row * width + i;
+    if (operand == KEPT_STREAM) return x ? x + at : nullptr;
+    if (operand == PASSED) return passes ? dx + at : nullptr;
+    if (operand == PRODUCT) return from.product ? from.product + at : nullptr;
+    int place = places.of_choice[operand - CHOSEN];
+    return place >= 0 ? from.choice_rows + i64(place) * width + i : nullptr;
+}
+
+// Copies four values to shared memory in the background: zeros where there are none.
+__device__ __forceinline__ void copy_four(Four* to, const A* from, const void* anywhere) {
+    const void* global = from ? from : anywhere;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(global),
+                 "n"(sizeof(Four)), "r"(from ? int(sizeof(Four)) : 0));
+}
+
+// Whether rows are copied ahead of their use: where two times two of them fit.
+constexpr bool COPIES = OPERANDS * 4 * GROUPS * THREADS * sizeof(Four) <= COPY_BYTES;
+
 // The last step back through a block of the model, whose input went through this norm. `dx` is the gradient by the
 // block's output and becomes that by its input; `scaled` gets `beta` times that, the gradient by the output of what comes
 // next. A block takes `part` rows, an even number, in twos; a thread has the same GROUPS groups of four values of each.
@@ -103,37 +142,98 @@ __device__ __forceinline__ void through_norm(
     wait_for_previous();
     let_next_start();
     int begin = blockIdx.x * part, end = min(rows, begin + part);
+    // The first copy of a row in f32 would have other slots.
+    constexpr bool AHEAD = COPIES && sizeof(X) == sizeof(A);
+    extern __shared__ __align__(16) unsigned char dynamic[];
+    auto slot = [&](int t, int r, int group, int operand) {
+        int place = (((t - begin) / 2 % 2 * 2 + r) * GROUPS + group) * OPERANDS + operand;
+        return reinterpret_cast<Four*>(dynamic) + place * THREADS + threadIdx.x;
+    };
+    RowPlaces places[2];
+    auto ask_for_places = [&](int t) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) places[r].load(from, t + r, t + r < end);
+    };
+    // Calls `body` with the place of every operand of rows t and t + 1.
+    auto for_operands = [&](int t, auto body) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+#pragma unroll
+            for (int group = 0; group < GROUPS; ++group) {
+                int i = 4 * (threadIdx.x + group * THREADS);
+                bool present = t + r < end && i < width;
+#pragma unroll
+                for (int operand = AHEAD ? KEPT_STREAM : PASSED; operand < OPERANDS; ++operand) {
+                    const A* stream = AHEAD ? reinterpret_cast<const A*>(x) : nullptr;
+                    const A* at = operand_at(operand, stream, dx, past == NORMED, from, places[r], t + r, i, width);
+                    body(r, group, operand, present ? at : nullptr);
+                }
+            }
+        }
+    };
+    auto copy_rows = [&](int t) {
+        for_operands(t, [&](int r, int group, int operand, const A* at) {
+            copy_four(slot(t, r, group, operand), at, x);
+        });
+        commit_copies();
+    };
+    // A thread reads what it has copied itself, two rows after it has asked for them; where they are is known before.
+    ask_for_places(begin);
+    if constexpr (AHEAD) {
+        copy_rows(begin);
+        ask_for_places(begin + 2);
+    }
     for (int t = begin; t < end; t += 2) {
         float4 dy[2][GROUPS] = {}, value[2][GROUPS] = {};
         float factors[2][KEPT] = {};
         float sums[4] = {};
         bool both = t + 1 < end;
+        Four read[2][GROUPS][OPERANDS];
+        if constexpr (AHEAD) {
+            copy_rows(t + 2);
+            ask_for_places(t + 4);
+            await_copies<1>();
+#pragma unroll
+            for (int r = 0; r < 2; ++r)
+#pragma unroll
+                for (int group = 0; group < GROUPS; ++group)
+#pragma unroll
+                    for (int operand = 0; operand < OPERANDS; ++operand)
+                        read[r][group][operand] = *slot(t, r, group, operand);
+        } else {
+            for_operands(t, [&](int r, int group, int operand, const A* at) {
+                read[r][group][operand] = four_of(at, at);
+            });
+            ask_for_places(t + 2);
+        }
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+#pragma unroll
+            for (int group = 0; group < GROUPS; ++group) {
+                int i = 4 * (threadIdx.x + group * THREADS);
+                const Four* values = read[r][group];
+                if constexpr (AHEAD) value[r][group] = widen(values[KEPT_STREAM]);
+                else value[r][group] = of_stream(four_of(x + i64(t + r) * width + i, t + r < end && i < width));
+                dy[r][group] = alpha * widen(values[PASSED]) + widen(values[PRODUCT]);
+#pragma unroll
+                for (int choice = 0; choice < CHOICES; ++choice)
+                    dy[r][group] = dy[r][group] + widen(values[CHOSEN + choice]);
+            }
+        }
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             if (r == 1 && !both) break;
             i64 row = t + r;
+            if (from.more || from.exact || from.coefficients) {
 #pragma unroll
-            for (int group = 0; group < GROUPS; ++group) {
-                int i = 4 * (threadIdx.x + group * THREADS);
-                if (i >= width) continue;
-                i64 at = row * width + i;
-                float4& d = dy[r][group];
-                auto stream = four_of(x + at);
-                auto passed = four_of(dx + at, past == NORMED);
-                auto product = four_of(from.product + at, from.product), more = four_of(from.more + at, from.more);
-                decltype(product) chosen[CHOICES];
-#pragma unroll
-                for (int choice = 0; choice < CHOICES; ++choice) {
-                    int place = from.choice_rows ? from.places[row * CHOICES + choice] : -1;
-                    chosen[choice] = four_of(from.choice_rows + i64(place) * width + i, place >= 0);
+                for (int group = 0; group < GROUPS; ++group) {
+                    int i = 4 * (threadIdx.x + group * THREADS);
+                    if (i >= width) continue;
+                    float4& d = dy[r][group];
+                    if (from.more) d = d + load_four(from.more + row * width + i);
+                    if (from.exact) d = d + load_four(from.exact + row * width + i);
+                    if (from.coefficients) d = d + from.coefficients[row] * load_four(from.coefficient_weight + i);
                 }
-                value[r][group] = of_stream(stream);
-                d = alpha * widen(passed) + widen(product);
-#pragma unroll
-                for (int choice = 0; choice < CHOICES; ++choice) d = d + widen(chosen[choice]);
-                d = d + widen(more);
-                if (from.exact) d = d + load_four(from.exact + at);
-                if (from.coefficients) d = d + from.coefficients[row] * load_four(from.coefficient_weight + i);
             }
             if constexpr (OUTER) {
 #pragma unroll

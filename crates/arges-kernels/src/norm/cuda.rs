@@ -16,6 +16,10 @@ pub use backward::{GRADIENTS, NormBackward, NormedGradient, Past, Place, StreamG
 /// The kernels.
 pub const SOURCE: Source = Source { name: "norm/norm.cu", text: include_str!("norm.cu") };
 
+/// Threads of a block at most, and groups of four values that each has of a row of a gated norm; as in `norm.cu`.
+const MOST_THREADS: usize = 1024;
+const HELD: usize = 4;
+
 /// What the kernels are compiled for.
 #[must_use]
 pub fn defines(activations: Element, table: Element) -> [Define; 3] {
@@ -137,7 +141,7 @@ impl Norms {
 
     /// A block a row; threads by the width alone, so that a sum's order does not depend on the number of rows.
     fn shape(&self, rows: usize, width: usize) -> LaunchShape {
-        LaunchShape::new(rows, (width / 8).next_multiple_of(32).clamp(32, 1024)).overlap()
+        LaunchShape::new(rows, (width / 8).next_multiple_of(32).clamp(32, MOST_THREADS)).overlap()
     }
 
     fn check(&self, stream: &Stream, rows: usize) {
@@ -322,6 +326,7 @@ impl Norms {
         let width = norm.weight.len();
         let (gate, first, stride) = gate;
         assert!(width.is_multiple_of(4) && first.is_multiple_of(4) && stride.is_multiple_of(4), "widths");
+        assert!(width <= 4 * HELD * MOST_THREADS, "a gated norm of {width} values");
         assert!(attended.len() >= rows * width && out.data().len() >= rows * width, "room for {rows} rows");
         assert!(rows == 0 || gate.len() >= (rows - 1) * stride + first + width, "gates of {rows} rows");
         for element in [attended.element(), gate.element(), out.data().element()] {

@@ -136,6 +136,9 @@ extern "C" __global__ void join(
     if (weight) norm_row(row, weight, eps, width, normed + t * width, rounded + t * width, partial);
 }
 
+// Groups of four values that a thread has of a row of a gated norm at most.
+constexpr int HELD = 4;
+
 // out = gate * norm(attended), where the gate has been through the sigmoid.
 extern "C" __global__ void gated_norm(
     const A* attended, const A* gate, int gate_stride, const float* weight, float eps, int width, A* out) {
@@ -146,12 +149,26 @@ extern "C" __global__ void gated_norm(
     i64 t = blockIdx.x;
     attended += t * width;
     gate += t * gate_stride;
+    // Rows are read once, gates before the sum is there.
+    float4 value[HELD], open[HELD];
     float sum = 0.0f;
-    for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) sum += squares(load_four(attended + i));
+#pragma unroll
+    for (int group = 0; group < HELD; ++group) {
+        int i = 4 * (threadIdx.x + group * blockDim.x);
+        if (i >= width) break;
+        value[group] = load_four(attended + i), open[group] = load_four(gate + i);
+    }
+#pragma unroll
+    for (int group = 0; group < HELD; ++group) {
+        if (4 * (threadIdx.x + group * blockDim.x) < width) sum += squares(value[group]);
+    }
     float scale = rsqrtf(block_sum(sum, partial) / width + eps);
-    for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
-        float4 y = scaled(load_four(attended + i), scale, load_four(weight + i)), open = load_four(gate + i);
-        store_four(out + t * width + i, make_float4(y.x * open.x, y.y * open.y, y.z * open.z, y.w * open.w));
+#pragma unroll
+    for (int group = 0; group < HELD; ++group) {
+        int i = 4 * (threadIdx.x + group * blockDim.x);
+        if (i >= width) break;
+        float4 y = scaled(value[group], scale, load_four(weight + i)), x = open[group];
+        store_four(out + t * width + i, make_float4(y.x * x.x, y.y * x.y, y.z * x.z, y.w * x.w));
     }
 }
 

@@ -17,6 +17,12 @@ const BLOCK: usize = 16;
 const LEAST_PART: usize = 16;
 const MOST_PARTS: usize = 256;
 
+/// Bytes of rows at most that a block of it copies ahead of their use; two blocks share a multiprocessor.
+const COPY_BYTES: usize = 100 << 10;
+/// What it copies of a row besides the rows that its token chose, and rows that it has room for.
+const OPERANDS: usize = 3;
+const ROWS_AHEAD: usize = 4;
+
 /// Threads of a block of the stream's norm at most, and sums of four values that a thread has registers for.
 const MOST_THREADS: usize = 512;
 const MOST_SUMS: usize = 8;
@@ -52,7 +58,7 @@ impl StreamShape {
 
     /// What the kernels are compiled for.
     #[must_use]
-    pub fn defines(&self, activations: Element) -> [Define; 6] {
+    pub fn defines(&self, activations: Element) -> [Define; 7] {
         let (groups, threads) = self.groups();
         let small = if self.sums_router() { self.experts } else { 0 };
         [
@@ -62,7 +68,16 @@ impl StreamShape {
             ("THREADS", threads as i64),
             ("CHOICES", self.choices.max(1) as i64),
             ("SMALL", small as i64),
+            ("COPY_BYTES", COPY_BYTES as i64),
         ]
+    }
+
+    /// Shared memory for rows that are copied ahead of their use; none where they do not fit.
+    fn copies(&self, activations: Element) -> usize {
+        let (groups, threads) = self.groups();
+        let four = if activations == Element::Bf16 { 8 } else { 16 };
+        let bytes = (OPERANDS + self.choices.max(1)) * ROWS_AHEAD * groups * threads * four;
+        if bytes <= COPY_BYTES { bytes } else { 0 }
     }
 
     /// Values of all parts of gradients by weights.
@@ -238,7 +253,9 @@ impl StreamGradients {
                 self.norm_backward_outer.as_ref().expect("made for matrices that are summed here")
             }
         };
-        let kernel = &kernels[usize::from(x.element() != self.activations)];
+        let exact = x.element() != self.activations;
+        let kernel = &kernels[usize::from(exact)];
+        let copies = if exact { 0 } else { self.shape.copies(self.activations) };
         let pointer = |buffer: Option<&Buffer<f32>>| Argument::Pointer(buffer.map_or(0, |b| b.address(0)));
         let address = |rows: Option<&Activations>| Argument::Pointer(rows.map_or(0, |rows| rows.address(0)));
         let (part, blocks) = parts_of(rows);
@@ -266,7 +283,7 @@ impl StreamGradients {
             address(scaled),
             Argument::F32(beta),
         ];
-        let shape = LaunchShape::new(blocks, self.shape.groups().1).overlap();
+        let shape = LaunchShape::new(blocks, self.shape.groups().1).shared(copies).overlap();
         // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above, and there is room for a part
         // of each block of as many rows as these kernels were made for. Places are rows of the choices or negative, as
         // `group` of moe.cu writes them.
