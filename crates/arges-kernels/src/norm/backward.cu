@@ -67,227 +67,252 @@ __device__ __forceinline__ float4 block_sums(float4 x, float4* partial) {
 // What goes past a block of the model, times alpha: its input, the normed input, or nothing.
 enum Past { STREAM, NORMED, NOTHING };
 
-// The gradient by normed rows is a sum: of rows of `product`; of a token's rows among `choice_rows`, in the order of its
-// choices; of `more`; of `exact`; of `count` rows of `small`, each times one of `factors`; of one more such row. Null
-// pointers stand for none.
-struct Gradient {
-    const A *product, *choice_rows;
-    const int* places;
+// What the gradient by normed rows is a sum of beside that: rows of a product, or of a token's rows that its choices have.
+enum Branch { OF_PRODUCT, OF_CHOICES };
+
+// Values of a row that a thread reads at once, as they lie in memory: 16 bytes, or 8.
+template <int BYTES> struct Lying;
+template <> struct Lying<16> { typedef uint4 Type; };
+template <> struct Lying<8> { typedef uint2 Type; };
+typedef typename Lying<VALUES * sizeof(A)>::Type Together;
+
+struct Values {
+    float at[VALUES];
+};
+
+__device__ __forceinline__ Values widen_all(Together lying) {
+    Values x;
+#pragma unroll
+    for (int i = 0; i < VALUES; ++i) {
+#if ACTIVATIONS_BF16
+        u32 pair = reinterpret_cast<const u32*>(&lying)[i / 2];
+        x.at[i] = i % 2 ? high_float(pair) : low_float(pair);
+#else
+        x.at[i] = reinterpret_cast<const float*>(&lying)[i];
+#endif
+    }
+    return x;
+}
+
+__device__ __forceinline__ Values load_all(const float* from) {
+    Values x;
+#pragma unroll
+    for (int i = 0; i < VALUES; i += 4) {
+        float4 four = four_of(from + i);
+        x.at[i] = four.x, x.at[i + 1] = four.y, x.at[i + 2] = four.z, x.at[i + 3] = four.w;
+    }
+    return x;
+}
+#if ACTIVATIONS_BF16
+__device__ __forceinline__ Values load_all(const A* from) {
+    return widen_all(*reinterpret_cast<const Together*>(from));
+}
+#endif
+
+__device__ __forceinline__ void store_all(float* to, const Values& x) {
+#pragma unroll
+    for (int i = 0; i < VALUES; i += 4)
+        store_four(to + i, make_float4(x.at[i], x.at[i + 1], x.at[i + 2], x.at[i + 3]));
+}
+#if ACTIVATIONS_BF16
+__device__ __forceinline__ Together round_all(const Values& x) {
+    Together rounded;
+#pragma unroll
+    for (int i = 0; i < VALUES; i += 2)
+        reinterpret_cast<u32*>(&rounded)[i / 2] = pack_bf16(x.at[i], x.at[i + 1]);
+    return rounded;
+}
+__device__ __forceinline__ void store_all(A* to, const Values& x) { *reinterpret_cast<Together*>(to) = round_all(x); }
+#endif
+
+// sum += factor * x
+__device__ __forceinline__ void add(Values& sum, float factor, const Values& x) {
+#pragma unroll
+    for (int i = 0; i < VALUES; ++i) sum.at[i] = fmaf(factor, x.at[i], sum.at[i]);
+}
+
+// Values of the stream as they were kept. Those in f32 are rounded as the others were, so that gradients do not depend
+// on what was kept.
+__device__ __forceinline__ Values load_stream(const float* x) {
+#if ACTIVATIONS_BF16
+    return widen_all(round_all(load_all(x)));
+#else
+    return load_all(x);
+#endif
+}
+
+// The rest of that sum, where there is more: rows of `more`; of `exact`; of `count` rows of `small`, each times one of
+// `factors`; of one more such row. Null pointers stand for none.
+struct Rest {
     const A* more;
     const float *exact, *factors, *small;
     int count;
     const float *coefficients, *coefficient_weight;
 };
 
-// Values of the stream as they were kept. Those in f32 are rounded as the others were, so that gradients do not depend
-// on what was kept.
-template <typename T> __device__ __forceinline__ float4 of_stream(T x) { return widen(x); }
-#if ACTIVATIONS_BF16
-template <> __device__ __forceinline__ float4 of_stream(float4 x) {
-    return widen(make_uint2(pack_bf16(x.x, x.y), pack_bf16(x.z, x.w)));
+// Copies values to shared memory in the background: zeros where there are none, and nothing is read `anywhere`.
+__device__ __forceinline__ void copy_values(Together* to, const A* from, const void* anywhere) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)),
+                 "l"(from ? from : anywhere), "n"(sizeof(Together)), "r"(from ? int(sizeof(Together)) : 0));
 }
-#endif
-
-// Where a row's choices are.
-struct RowPlaces {
-    int of_choice[CHOICES];
-
-    __device__ __forceinline__ void load(const Gradient& from, i64 row, bool present) {
-#pragma unroll
-        for (int choice = 0; choice < CHOICES; ++choice)
-            of_choice[choice] = present && from.choice_rows ? from.places[row * CHOICES + choice] : -1;
-    }
-};
-
-// What is read of a row, four values a thread: the stream and what the gradient by it is a sum of. The rest of that sum is
-// seldom there.
-enum Operand { KEPT_STREAM, PASSED, PRODUCT, CHOSEN, OPERANDS = CHOSEN + CHOICES };
-
-typedef decltype(four_of(static_cast<const A*>(nullptr))) Four;
-
-// Where an operand of a row lies, from value i on; null where there is none.
-__device__ __forceinline__ const A* operand_at(
-    int operand, const A* x, const A* dx, bool passes, const Gradient& from, const RowPlaces& places, i64 row, int i,
-    int width) {
-    i64 at = row * width + i;
-    if (operand == KEPT_STREAM) return x ? x + at : nullptr;
-    if (operand == PASSED) return passes ? dx + at : nullptr;
-    if (operand == PRODUCT) return from.product ? from.product + at : nullptr;
-    int place = places.of_choice[operand - CHOSEN];
-    return place >= 0 ? from.choice_rows + i64(place) * width + i : nullptr;
-}
-
-// Copies four values to shared memory in the background: zeros where there are none.
-__device__ __forceinline__ void copy_four(Four* to, const A* from, const void* anywhere) {
-    const void* global = from ? from : anywhere;
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(global),
-                 "n"(sizeof(Four)), "r"(from ? int(sizeof(Four)) : 0));
-}
-
-// Whether rows are copied ahead of their use: where two times two of them fit.
-constexpr bool COPIES = OPERANDS * 4 * GROUPS * THREADS * sizeof(Four) <= COPY_BYTES;
 
 // The last step back through a block of the model, whose input went through this norm. `dx` is the gradient by the
 // block's output and becomes that by its input; `scaled` gets `beta` times that, the gradient by the output of what comes
-// next. A block takes `part` rows, an even number, in twos; a thread has the same GROUPS groups of four values of each.
+// next. A block takes `part` rows, an even number, in twos; a thread has the same GROUPS groups of VALUES of each.
 // With OUTER the gradient by `small` is summed as well, of SMALL rows: that by the weight and those follow one another
 // in a part.
-template <typename X, bool OUTER>
+template <typename X, int BRANCH, bool OUTER>
 __device__ __forceinline__ void through_norm(
     const X* x, const float* weight, float eps, int width, int rows, int part, A* dx, float alpha, int past,
-    const Gradient& from, float* parts, A* scaled, float beta) {
-    constexpr int KEPT = OUTER ? SMALL : 1;
-    __shared__ float4 partial[2][32];
-    float4 dweight[GROUPS] = {}, dsmall[KEPT][GROUPS] = {};
+    const A* branch, const int* places, const Rest& rest, float* parts, A* scaled, float beta) {
+    constexpr int KEPT = OUTER ? SMALL : 1, BRANCHES = BRANCH == OF_CHOICES ? CHOICES : 1;
+    constexpr bool EXACT = sizeof(X) != sizeof(A);
+    enum Operand { KEPT_STREAM, PASSED, FIRST_BRANCH, OPERANDS = FIRST_BRANCH + BRANCHES };
+    extern __shared__ __align__(16) unsigned char dynamic[];
+    __shared__ float4 partial[2][THREADS / 32];
+    auto slot = [&](int turn, int r, int group, int operand) {
+        int place = ((turn * 2 + r) * GROUPS + group) * OPERANDS + operand;
+        return reinterpret_cast<Together*>(dynamic) + place * THREADS + threadIdx.x;
+    };
+    auto column = [&](int group) { return VALUES * (threadIdx.x + group * THREADS); };
+    Values dweight[GROUPS] = {}, dsmall[KEPT][GROUPS] = {};
+    int begin = blockIdx.x * part, end = min(rows, begin + part);
+    int place[2][BRANCHES] = {};
     wait_for_previous();
     let_next_start();
-    int begin = blockIdx.x * part, end = min(rows, begin + part);
-    // The first copy of a row in f32 would have other slots.
-    constexpr bool AHEAD = COPIES && sizeof(X) == sizeof(A);
-    extern __shared__ __align__(16) unsigned char dynamic[];
-    auto slot = [&](int t, int r, int group, int operand) {
-        int place = (((t - begin) / 2 % 2 * 2 + r) * GROUPS + group) * OPERANDS + operand;
-        return reinterpret_cast<Four*>(dynamic) + place * THREADS + threadIdx.x;
-    };
-    RowPlaces places[2];
     auto ask_for_places = [&](int t) {
+        if (BRANCH != OF_CHOICES) return;
 #pragma unroll
-        for (int r = 0; r < 2; ++r) places[r].load(from, t + r, t + r < end);
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+            for (int choice = 0; choice < BRANCHES; ++choice)
+                place[r][choice] = t + r < end ? places[(t + r) * BRANCHES + choice] : -1;
     };
-    // Calls `body` with the place of every operand of rows t and t + 1.
-    auto for_operands = [&](int t, auto body) {
+    // Where an operand of row t + r lies, from column i on; null where there is none.
+    auto lies = [&](int t, int r, int i, int operand) -> const A* {
+        i64 at = i64(t + r) * width + i;
+        if (t + r >= end || i >= width) return nullptr;
+        // The stream in f32 is not copied.
+        if (operand == KEPT_STREAM) return EXACT ? nullptr : reinterpret_cast<const A*>(x) + at;
+        if (operand == PASSED) return past == NORMED ? dx + at : nullptr;
+        if (BRANCH != OF_CHOICES) return branch + at;
+        int of_choice = place[r][operand - FIRST_BRANCH];
+        return of_choice >= 0 ? branch + i64(of_choice) * width + i : nullptr;
+    };
+    auto ask_for_rows = [&](int t, int turn) {
+        if (!COPIES) return;
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
+        for (int r = 0; r < 2; ++r)
 #pragma unroll
-            for (int group = 0; group < GROUPS; ++group) {
-                int i = 4 * (threadIdx.x + group * THREADS);
-                bool present = t + r < end && i < width;
+            for (int group = 0; group < GROUPS; ++group)
 #pragma unroll
-                for (int operand = AHEAD ? KEPT_STREAM : PASSED; operand < OPERANDS; ++operand) {
-                    const A* stream = AHEAD ? reinterpret_cast<const A*>(x) : nullptr;
-                    const A* at = operand_at(operand, stream, dx, past == NORMED, from, places[r], t + r, i, width);
-                    body(r, group, operand, present ? at : nullptr);
+                for (int operand = EXACT ? PASSED : KEPT_STREAM; operand < OPERANDS; ++operand) {
+                    if (operand == PASSED && past != NORMED) continue;
+                    copy_values(slot(turn, r, group, operand), lies(t, r, column(group), operand), weight);
                 }
-            }
-        }
-    };
-    auto copy_rows = [&](int t) {
-        for_operands(t, [&](int r, int group, int operand, const A* at) {
-            copy_four(slot(t, r, group, operand), at, x);
-        });
         commit_copies();
     };
-    // A thread reads what it has copied itself, two rows after it has asked for them; where they are is known before.
+    // A thread reads what it has copied itself, a turn after it has asked for it; where that is, is known before.
     ask_for_places(begin);
-    if constexpr (AHEAD) {
-        copy_rows(begin);
-        ask_for_places(begin + 2);
-    }
-    for (int t = begin; t < end; t += 2) {
-        float4 dy[2][GROUPS] = {}, value[2][GROUPS] = {};
-        float factors[2][KEPT] = {};
-        float sums[4] = {};
+    ask_for_rows(begin, 0);
+    if (COPIES) ask_for_places(begin + 2);
+    int turn = 0;
+    for (int t = begin; t < end; t += 2, turn = 1 - turn) {
         bool both = t + 1 < end;
-        Four read[2][GROUPS][OPERANDS];
-        if constexpr (AHEAD) {
-            copy_rows(t + 2);
-            ask_for_places(t + 4);
-            await_copies<1>();
+        Values dy[2][GROUPS], value[2][GROUPS];
+        float factors[2][KEPT] = {};
+        float4 sums = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        ask_for_rows(t + 2, 1 - turn);
+        if (COPIES) ask_for_places(t + 4);
+        if constexpr (OUTER) {
 #pragma unroll
             for (int r = 0; r < 2; ++r)
 #pragma unroll
-                for (int group = 0; group < GROUPS; ++group)
-#pragma unroll
-                    for (int operand = 0; operand < OPERANDS; ++operand)
-                        read[r][group][operand] = *slot(t, r, group, operand);
-        } else {
-            for_operands(t, [&](int r, int group, int operand, const A* at) {
-                read[r][group][operand] = four_of(at, at);
-            });
-            ask_for_places(t + 2);
+                for (int which = 0; which < KEPT; ++which)
+                    factors[r][which] = r == 0 || both ? rest.factors[(t + r) * KEPT + which] : 0.0f;
         }
+        if (COPIES) await_copies<1>();
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
 #pragma unroll
             for (int group = 0; group < GROUPS; ++group) {
-                int i = 4 * (threadIdx.x + group * THREADS);
-                const Four* values = read[r][group];
-                if constexpr (AHEAD) value[r][group] = widen(values[KEPT_STREAM]);
-                else value[r][group] = of_stream(four_of(x + i64(t + r) * width + i, t + r < end && i < width));
-                dy[r][group] = alpha * widen(values[PASSED]) + widen(values[PRODUCT]);
+                int i = column(group);
+                i64 row = t + r, at = row * width + i;
+                bool present = (r == 0 || both) && i < width;
+                auto read = [&](int operand) {
+                    if (COPIES) return widen_all(*slot(turn, r, group, operand));
+                    const A* from = lies(t, r, i, operand);
+                    return from ? load_all(from) : Values{};
+                };
+                Values& d = dy[r][group];
+                d = {};
+                value[r][group] = {};
+                if (!EXACT) value[r][group] = read(KEPT_STREAM);
+                else if (present) value[r][group] = load_stream(reinterpret_cast<const float*>(x) + at);
+                if (past == NORMED) add(d, alpha, read(PASSED));
 #pragma unroll
-                for (int choice = 0; choice < CHOICES; ++choice)
-                    dy[r][group] = dy[r][group] + widen(values[CHOSEN + choice]);
-            }
-        }
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            if (r == 1 && !both) break;
-            i64 row = t + r;
-            if (from.more || from.exact || from.coefficients) {
-#pragma unroll
-                for (int group = 0; group < GROUPS; ++group) {
-                    int i = 4 * (threadIdx.x + group * THREADS);
-                    if (i >= width) continue;
-                    float4& d = dy[r][group];
-                    if (from.more) d = d + load_four(from.more + row * width + i);
-                    if (from.exact) d = d + load_four(from.exact + row * width + i);
-                    if (from.coefficients) d = d + from.coefficients[row] * load_four(from.coefficient_weight + i);
+                for (int choice = 0; choice < BRANCHES; ++choice) add(d, 1.0f, read(FIRST_BRANCH + choice));
+                if (!present) continue;
+                if (rest.more) add(d, 1.0f, load_all(rest.more + at));
+                if (rest.exact) add(d, 1.0f, load_all(rest.exact + at));
+                if (!OUTER) {
+                    for (int which = 0; which < rest.count; ++which)
+                        add(d, rest.factors[row * rest.count + which], load_all(rest.small + i64(which) * width + i));
                 }
-            }
-            if constexpr (OUTER) {
-#pragma unroll
-                for (int which = 0; which < KEPT; ++which) factors[r][which] = from.factors[row * SMALL + which];
+                if (rest.coefficients) add(d, rest.coefficients[row], load_all(rest.coefficient_weight + i));
             }
         }
 #pragma unroll
         for (int group = 0; group < GROUPS; ++group) {
-            int i = 4 * (threadIdx.x + group * THREADS);
+            int i = column(group);
             if (i >= width) continue;
             if constexpr (OUTER) {
 #pragma unroll
                 for (int which = 0; which < KEPT; ++which) {
-                    float4 line = load_four(from.small + which * width + i);
-#pragma unroll
-                    for (int r = 0; r < 2; ++r) dy[r][group] = dy[r][group] + factors[r][which] * line;
-                }
-            } else {
-                for (int which = 0; which < from.count; ++which) {
-                    float4 line = load_four(from.small + i64(which) * width + i);
-                    const float* factor = from.factors + i64(t) * from.count + which;
-                    dy[0][group] = dy[0][group] + factor[0] * line;
-                    if (both) dy[1][group] = dy[1][group] + factor[from.count] * line;
+                    Values line = load_all(rest.small + which * width + i);
+                    add(dy[0][group], factors[0][which], line);
+                    add(dy[1][group], factors[1][which], line);
                 }
             }
-            float4 w = load_four(weight + i);
+            Values w = load_all(weight + i);
 #pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                sums[2 * r] += sum_of(value[r][group] * value[r][group]);
-                sums[2 * r + 1] += sum_of(dy[r][group] * w * value[r][group]);
+            for (int j = 0; j < VALUES; ++j) {
+                float x0 = value[0][group].at[j], x1 = value[1][group].at[j];
+                sums.x = fmaf(x0, x0, sums.x), sums.z = fmaf(x1, x1, sums.z);
+                sums.y = fmaf(dy[0][group].at[j] * w.at[j], x0, sums.y);
+                sums.w = fmaf(dy[1][group].at[j] * w.at[j], x1, sums.w);
             }
         }
-        float4 total =
-            block_sums(make_float4(sums[0], sums[1], sums[2], sums[3]), partial[(t - begin) / 2 % 2]);
+        if (!COPIES) ask_for_places(t + 2);
+        sums = block_sums(sums, partial[turn]);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             if (r == 1 && !both) break;
-            float squares = r ? total.z : total.x, along = r ? total.w : total.y;
-            float scale = rsqrtf(squares / width + eps), mean = along / width * scale * scale;
+            float scale = rsqrtf((r ? sums.z : sums.x) / width + eps), along = r ? sums.w : sums.y;
+            float mean = along / width * scale * scale;
 #pragma unroll
             for (int group = 0; group < GROUPS; ++group) {
-                int i = 4 * (threadIdx.x + group * THREADS);
+                int i = column(group);
                 if (i >= width) continue;
                 i64 at = i64(t + r) * width + i;
-                float4 w = load_four(weight + i), unit = scale * value[r][group], normed = unit * w;
-                float4 d = scale * (dy[r][group] * w + (-mean) * value[r][group]);
-                if (past == STREAM) d = alpha * load_four(dx + at) + d;
-                store_four(dx + at, d);
-                if (scaled) store_four(scaled + at, beta * d);
-                dweight[group] = dweight[group] + dy[r][group] * unit;
+                Values w = load_all(weight + i), d, normed;
+#pragma unroll
+                for (int j = 0; j < VALUES; ++j) {
+                    float slope = dy[r][group].at[j], unit = scale * value[r][group].at[j];
+                    d.at[j] = scale * fmaf(slope, w.at[j], -mean * value[r][group].at[j]);
+                    normed.at[j] = unit * w.at[j];
+                    dweight[group].at[j] = fmaf(slope, unit, dweight[group].at[j]);
+                }
+                if (past == STREAM) add(d, alpha, load_all(dx + at));
+                store_all(dx + at, d);
+                if (scaled) {
+#pragma unroll
+                    for (int j = 0; j < VALUES; ++j) d.at[j] *= beta;
+                    store_all(scaled + at, d);
+                }
                 if constexpr (OUTER) {
 #pragma unroll
-                    for (int which = 0; which < KEPT; ++which)
-                        dsmall[which][group] = dsmall[which][group] + factors[r][which] * normed;
+                    for (int which = 0; which < KEPT; ++which) add(dsmall[which][group], factors[r][which], normed);
                 }
             }
         }
@@ -295,33 +320,34 @@ __device__ __forceinline__ void through_norm(
     parts += i64(blockIdx.x) * width * (OUTER ? 1 + SMALL : 1);
 #pragma unroll
     for (int group = 0; group < GROUPS; ++group) {
-        int i = 4 * (threadIdx.x + group * THREADS);
+        int i = column(group);
         if (i >= width) continue;
-        store_four(parts + i, dweight[group]);
+        store_all(parts + i, dweight[group]);
         if constexpr (OUTER) {
 #pragma unroll
-            for (int which = 0; which < KEPT; ++which) store_four(parts + (1 + which) * width + i, dsmall[which][group]);
+            for (int which = 0; which < KEPT; ++which) store_all(parts + (1 + which) * width + i, dsmall[which][group]);
         }
     }
 }
 
-#define THROUGH_NORM(NAME, X, OUTER)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(THREADS, GROUPS == 1 && CHOICES <= 2 ? 2 : 1) NAME(                   \
+#define THROUGH_NORM(NAME, X, BRANCH, OUTER)                                                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS, GROUPS == 1 ? 2 : 1) NAME(                                   \
         const X* x, const float* weight, float eps, int width, int rows, int part, A* dx, float alpha, int past,       \
-        const A* product, const A* choice_rows, const int* places, const A* more, const float* exact,                  \
-        const float* factors, const float* small, int count, const float* coefficients,                                \
-        const float* coefficient_weight, float* parts, A* scaled, float beta) {                                        \
-        Gradient from = {product, choice_rows, places, more,         exact,                                            \
-                         factors, small,       count,  coefficients, coefficient_weight};                              \
-        through_norm<X, OUTER>(                                                                                        \
-            x, weight, eps, width, rows, part, dx, alpha, past, from, parts, scaled, beta);                            \
+        const A* branch, const int* places, const A* more, const float* exact, const float* factors,                   \
+        const float* small, int count, const float* coefficients, const float* coefficient_weight, float* parts,       \
+        A* scaled, float beta) {                                                                                       \
+        Rest rest = {more, exact, factors, small, count, coefficients, coefficient_weight};                            \
+        through_norm<X, BRANCH, OUTER>(                                                                                \
+            x, weight, eps, width, rows, part, dx, alpha, past, branch, places, rest, parts, scaled, beta);            \
     }
 
-THROUGH_NORM(norm_backward, A, false)
-THROUGH_NORM(norm_backward_exact, float, false)
+THROUGH_NORM(norm_backward, A, OF_PRODUCT, false)
+THROUGH_NORM(norm_backward_exact, float, OF_PRODUCT, false)
+THROUGH_NORM(norm_backward_choices, A, OF_CHOICES, false)
+THROUGH_NORM(norm_backward_choices_exact, float, OF_CHOICES, false)
 #if SMALL > 0
-THROUGH_NORM(norm_backward_outer, A, true)
-THROUGH_NORM(norm_backward_outer_exact, float, true)
+THROUGH_NORM(norm_backward_outer, A, OF_CHOICES, true)
+THROUGH_NORM(norm_backward_outer_exact, float, OF_CHOICES, true)
 #endif
 
 // Through out = gate * norm(x), where the gate has been through the sigmoid: writes the gradient by x and that by the

@@ -11,7 +11,9 @@ use crate::device::cuda::{
 use crate::matmul::Element;
 use crate::matmul::cuda::{DeviceRows, PARTS};
 
-pub use backward::{GRADIENTS, NormBackward, NormedGradient, Past, Place, StreamGradients, StreamShape};
+pub use backward::{
+    BranchGradient, GRADIENTS, NormBackward, NormedGradient, Past, Place, StreamGradients, StreamShape,
+};
 
 /// The kernels.
 pub const SOURCE: Source = Source { name: "norm/norm.cu", text: include_str!("norm.cu") };

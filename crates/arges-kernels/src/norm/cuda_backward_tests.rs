@@ -15,7 +15,7 @@ fn a_block_is_left_backwards_through_its_norm_and_past_it() {
     let Some(cuda) = gpu() else { return };
     let mut random = Random::new(21);
     let formats = [(Element::F32, 1e-5), (Element::Bf16, 6e-3)];
-    // Some with too many experts, or too wide, for the router's gradient to be summed on the way.
+    // One has too many experts for the router's gradient to be summed on the way.
     let shapes = [(1, 8, 3), (3, 64, 3), (33, 100, 8), (70, 2048, 3), (530, 72, 9), (19, 6144, 3)];
     for ((element, tolerance), (rows, width, experts)) in
         formats.into_iter().flat_map(|format| shapes.map(|shape| (format, shape)))
@@ -39,16 +39,16 @@ fn a_block_is_left_backwards_through_its_norm_and_past_it() {
         let (d_small, d_of_small) = (device(&small), device(&of_small));
         let d_places = Buffer::from_slice(&cuda, &places).unwrap();
         let mut kernels = StreamGradients::new(&cuda, element, shape(rows, width, experts)).unwrap();
-        assert_eq!(kernels.sums_router(), experts <= 8 && width < 6144);
+        assert_eq!(kernels.sums_router(), experts <= 8, "{width}");
         for past in [Past::Stream(0.7), Past::Normed(1.3), Past::Nothing] {
             let gradient = NormedGradient {
-                products: [Some(&d_product), None],
+                branch: BranchGradient::Choices(&d_choices, &d_places),
+                more: Some(&d_product),
                 exact: Some(&d_more),
-                choices: Some((&d_choices, &d_places)),
                 outer: [Some((&d_of_small, &d_small)), Some((&d_factors, &d_column))],
             };
             let outer_at = kernels.sums_router().then_some(4 + width);
-            let mut run = |x: &Activations, gradient| {
+            let mut run = |x: &Activations, gradient, outer_at| {
                 let (mut d_dx, mut sums) = (rounded(&dx), device(&before));
                 let step = NormBackward {
                     x,
@@ -65,7 +65,7 @@ fn a_block_is_left_backwards_through_its_norm_and_past_it() {
                 kernels.norm_backward(step).unwrap();
                 (d_dx.to_f32().unwrap(), scaled.to_f32().unwrap(), sums.to_vec().unwrap())
             };
-            let (got, halves, sums) = run(&d_x, gradient);
+            let (got, halves, sums) = run(&d_x, gradient, outer_at);
             let (mut expected, mut dweight) = (Vec::new(), widen(&before[4..]));
             let mut size = vec![0.0f64; rows];
             for t in 0..rows {
@@ -113,8 +113,14 @@ fn a_block_is_left_backwards_through_its_norm_and_past_it() {
             // The same bits where the stream was kept in f32, which is not rounded yet.
             let near: Vec<f32> = x.iter().map(|x| x * (1.0 + 1e-4)).collect();
             let exact = Activations::from_f32(&cuda, Element::F32, &near).unwrap();
-            let same = run(&exact, gradient) == run(&rounded(&near), gradient);
+            let same = run(&exact, gradient, outer_at) == run(&rounded(&near), gradient, outer_at);
             assert!(same, "{what}: other bits from f32");
+            // Rows of a product instead of those of choices, alone.
+            let product = NormedGradient::from(BranchGradient::Rows(&d_product));
+            let whole = Activations::from_f32(&cuda, element, &vec![0.0; 2 * rows * width]).unwrap();
+            let nothing = BranchGradient::Choices(&whole, &d_places);
+            let more = NormedGradient { more: Some(&d_product), ..NormedGradient::from(nothing) };
+            assert!(run(&d_x, product, None) == run(&d_x, more, None), "{what}: a product");
         }
     }
 }
@@ -212,7 +218,7 @@ fn gradients_of_a_token_are_summed_over_its_rows() {
 #[test]
 fn gradient_kernels_compile_for_every_architecture() {
     for element in [Element::F32, Element::Bf16] {
-        for shape in [shape(16, 1536, 8), shape(16, 6144, 32)] {
+        for shape in [shape(16, 1536, 8), shape(16, 6144, 4), shape(16, 6144, 32), shape(16, 100, 2)] {
             assert_compiles(GRADIENTS, &shape.defines(element), &CARDS);
         }
     }

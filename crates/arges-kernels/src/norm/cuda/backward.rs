@@ -19,13 +19,13 @@ const MOST_PARTS: usize = 256;
 
 /// Bytes of rows at most that a block of it copies ahead of their use; two blocks share a multiprocessor.
 const COPY_BYTES: usize = 100 << 10;
-/// What it copies of a row besides the rows that its token chose, and rows that it has room for.
-const OPERANDS: usize = 3;
+/// Rows that it has room for then, and what it copies of each besides those that its token chose.
 const ROWS_AHEAD: usize = 4;
+const OPERANDS: usize = 2;
 
-/// Threads of a block of the stream's norm at most, and sums of four values that a thread has registers for.
-const MOST_THREADS: usize = 512;
-const MOST_SUMS: usize = 8;
+/// Threads of a block of the stream's norm at most, and values of sums of a router's gradient that one has registers for.
+const MOST_THREADS: usize = 384;
+const MOST_SUMS: usize = 64;
 
 /// What the gradients of a stream's norms are compiled for.
 #[derive(Debug, Clone, Copy)]
@@ -43,49 +43,59 @@ pub struct StreamShape {
 }
 
 impl StreamShape {
-    /// Groups of four values that a thread has of a row of the stream, and threads.
-    fn groups(&self) -> (usize, usize) {
-        let fours = self.width / 4;
-        let groups = fours.div_ceil(MOST_THREADS).max(1);
-        (groups, fours.div_ceil(groups).next_multiple_of(32).max(32))
+    /// How a block divides a row of the stream.
+    fn division(&self, activations: Element) -> Division {
+        let values = if activations == Element::Bf16 && self.width.is_multiple_of(8) { 8 } else { 4 };
+        let vectors = self.width / values;
+        let groups = vectors.div_ceil(MOST_THREADS).max(1);
+        let threads = vectors.div_ceil(groups).next_multiple_of(32).max(32);
+        Division { values, groups, threads }
     }
 
-    /// Whether a router's gradient is summed on the way through the norm before it: where a thread has registers for
-    /// those of all experts.
-    pub fn sums_router(&self) -> bool {
-        self.experts > 0 && self.experts * self.groups().0 <= MOST_SUMS
+    /// Rows of the small matrix whose gradient is summed on the way through the norm before it, a router's: where a
+    /// thread has registers for the sums of all experts, and else none.
+    fn summed(&self, activations: Element) -> usize {
+        let Division { values, groups, .. } = self.division(activations);
+        if self.experts * values * groups <= MOST_SUMS { self.experts } else { 0 }
     }
 
     /// What the kernels are compiled for.
     #[must_use]
-    pub fn defines(&self, activations: Element) -> [Define; 7] {
-        let (groups, threads) = self.groups();
-        let small = if self.sums_router() { self.experts } else { 0 };
+    pub fn defines(&self, activations: Element) -> [Define; 8] {
+        let Division { values, groups, threads } = self.division(activations);
         [
             ("ACTIVATIONS_BF16", i64::from(activations == Element::Bf16)),
             ("ROWS", BLOCK as i64),
+            ("VALUES", values as i64),
             ("GROUPS", groups as i64),
             ("THREADS", threads as i64),
             ("CHOICES", self.choices.max(1) as i64),
-            ("SMALL", small as i64),
-            ("COPY_BYTES", COPY_BYTES as i64),
+            ("SMALL", self.summed(activations) as i64),
+            ("COPIES", i64::from(self.copies(activations, self.choices.max(1)) > 0)),
         ]
     }
 
-    /// Shared memory for rows that are copied ahead of their use; none where they do not fit.
-    fn copies(&self, activations: Element) -> usize {
-        let (groups, threads) = self.groups();
-        let four = if activations == Element::Bf16 { 8 } else { 16 };
-        let bytes = (OPERANDS + self.choices.max(1)) * ROWS_AHEAD * groups * threads * four;
-        if bytes <= COPY_BYTES { bytes } else { 0 }
+    /// Shared memory for rows that are copied ahead of their use, where each has so many of a branch; none where they do
+    /// not fit.
+    fn copies(&self, activations: Element, branches: usize) -> usize {
+        let Division { values, groups, threads } = self.division(activations);
+        let size = if activations == Element::Bf16 { 2 } else { 4 };
+        let of_branches = |branches| (OPERANDS + branches) * ROWS_AHEAD * groups * threads * values * size;
+        if of_branches(self.choices.max(1)) <= COPY_BYTES { of_branches(branches) } else { 0 }
     }
 
     /// Values of all parts of gradients by weights.
-    fn parts(&self) -> usize {
+    fn parts(&self, activations: Element) -> usize {
         let (_, blocks) = parts_of(self.rows);
-        let small = if self.sums_router() { self.experts } else { 0 };
-        (blocks * (1 + small) * self.width).max(self.rows.div_ceil(BLOCK) * self.gated)
+        (blocks * (1 + self.summed(activations)) * self.width).max(self.rows.div_ceil(BLOCK) * self.gated)
     }
+}
+
+/// How a block divides a row: vectors of `values`, of which each thread has as many as there are groups.
+struct Division {
+    values: usize,
+    groups: usize,
+    threads: usize,
 }
 
 /// Rows that one block of the stream's norm takes, and blocks.
@@ -99,8 +109,10 @@ pub struct StreamGradients {
     cuda: Arc<Cuda>,
     activations: Element,
     shape: StreamShape,
-    /// Of rows of activations, and of rows in f32; with sums of a router's gradient, where that is done.
+    /// For a product, for choices, and for those with sums of a router's gradient, where that is done; each of rows of
+    /// activations and of rows in f32.
     norm_backward: [Kernel; 2],
+    norm_backward_choices: [Kernel; 2],
     norm_backward_outer: Option<[Kernel; 2]>,
     gated_norm_backward: Kernel,
     add_rows: Kernel,
@@ -123,18 +135,33 @@ pub enum Past {
     Nothing,
 }
 
-/// The gradient by a normed value: the sum of these, all optional.
-#[derive(Clone, Copy, Default)]
-pub struct NormedGradient<'a> {
+/// Where most of the gradient by a normed value comes from.
+#[derive(Clone, Copy)]
+pub enum BranchGradient<'a> {
     /// Rows `[rows, width]`.
-    pub products: [Option<&'a Activations>; 2],
-    /// Rows of each token's choices, and their places `[rows, choices]`.
-    pub choices: Option<(&'a Activations, &'a Buffer<i32>)>,
+    Rows(&'a Activations),
+    /// Rows of each token's choices, and their places `[rows, choices]`; a place below 0 stands for none.
+    Choices(&'a Activations, &'a Buffer<i32>),
+}
+
+/// The gradient by a normed value: the sum of these.
+#[derive(Clone, Copy)]
+pub struct NormedGradient<'a> {
+    /// See there.
+    pub branch: BranchGradient<'a>,
+    /// More rows `[rows, width]`.
+    pub more: Option<&'a Activations>,
     /// Rows in f32.
     pub exact: Option<&'a Buffer<f32>>,
     /// Through small matrices `[count, width]`: the gradients by their outputs, `[rows, count]`, and the matrices. The
     /// second one has one row.
     pub outer: [Option<(&'a Buffer<f32>, &'a Buffer<f32>)>; 2],
+}
+
+impl<'a> From<BranchGradient<'a>> for NormedGradient<'a> {
+    fn from(branch: BranchGradient<'a>) -> Self {
+        Self { branch, more: None, exact: None, outer: [None; 2] }
+    }
 }
 
 /// Where a gradient is added: from that value of a buffer on.
@@ -160,7 +187,7 @@ pub struct NormBackward<'a> {
     pub gradients: &'a mut Buffer<f32>,
     /// The place of that by the norm's weight.
     pub weight_at: usize,
-    /// The place of that by the first small matrix, if it is to be added: see [`StreamShape::sums_router`].
+    /// The place of that by the first small matrix, if it is to be added: see [`StreamGradients::sums_router`].
     pub outer_at: Option<usize>,
 }
 
@@ -178,8 +205,8 @@ impl StreamGradients {
             activations,
             shape,
             norm_backward: both("norm_backward", "norm_backward_exact")?,
-            norm_backward_outer: shape
-                .sums_router()
+            norm_backward_choices: both("norm_backward_choices", "norm_backward_choices_exact")?,
+            norm_backward_outer: (shape.summed(activations) > 0)
                 .then(|| both("norm_backward_outer", "norm_backward_outer_exact"))
                 .transpose()?,
             gated_norm_backward: module.kernel("gated_norm_backward")?,
@@ -188,7 +215,7 @@ impl StreamGradients {
             gather_rows: module.kernel("gather_rows")?,
             scatter_rows: module.kernel("scatter_rows")?,
             embedding_backward: module.kernel("embedding_backward")?,
-            parts: Buffer::zeroed(cuda, shape.parts())?,
+            parts: Buffer::zeroed(cuda, shape.parts(activations))?,
         })
     }
 
@@ -224,15 +251,22 @@ impl StreamGradients {
         assert!(rows <= self.shape.rows, "{rows} rows");
         let room = rows * width;
         let (beta, scaled) = scaled.map_or((0.0, None), |(beta, scaled)| (beta, Some(&*scaled)));
-        for rows in gradient.products.iter().flatten().copied().chain([&*dx]).chain(scaled) {
+        for rows in [&*dx].into_iter().chain(gradient.more).chain(scaled) {
             assert!(rows.len() >= room && rows.element() == self.activations, "rows of activations");
         }
         assert!(x.len() >= room && gradient.exact.is_none_or(|exact| exact.len() >= room), "{rows} rows");
         assert!(x.element() == Element::F32 || x.element() == self.activations, "element of the stream");
-        if let Some((values, places)) = gradient.choices {
-            assert!(places.len() >= rows * self.shape.choices, "choices of {rows} rows");
-            assert_eq!(values.element(), self.activations, "element of the choices");
-        }
+        let (branch, places, branches) = match gradient.branch {
+            BranchGradient::Rows(branch) => {
+                assert!(branch.len() >= room, "rows of the branch");
+                (branch, 0, 1)
+            }
+            BranchGradient::Choices(branch, places) => {
+                assert!(places.len() >= rows * self.shape.choices, "choices of {rows} rows");
+                (branch, places.address(0), self.shape.choices)
+            }
+        };
+        assert_eq!(branch.element(), self.activations, "element of the branch");
         let counts = gradient.outer.map(|outer| outer.map_or(0, |(_, matrix)| matrix.len() / width));
         for ((factors, matrix), count) in gradient.outer.iter().flatten().zip(counts) {
             assert!(
@@ -246,16 +280,16 @@ impl StreamGradients {
             Past::Normed(alpha) => (1, alpha),
             Past::Nothing => (2, 0.0),
         };
-        let kernels = match outer_at {
-            None => &self.norm_backward,
-            Some(_) => {
+        let kernels = match (gradient.branch, outer_at) {
+            (BranchGradient::Rows(_), None) => &self.norm_backward,
+            (BranchGradient::Choices(..), None) => &self.norm_backward_choices,
+            (branch, Some(_)) => {
+                assert!(matches!(branch, BranchGradient::Choices(..)), "a router's gradient without choices");
                 assert_eq!(counts[0], self.shape.experts, "rows of the first small matrix");
                 self.norm_backward_outer.as_ref().expect("made for matrices that are summed here")
             }
         };
-        let exact = x.element() != self.activations;
-        let kernel = &kernels[usize::from(exact)];
-        let copies = if exact { 0 } else { self.shape.copies(self.activations) };
+        let kernel = &kernels[usize::from(x.element() != self.activations)];
         let pointer = |buffer: Option<&Buffer<f32>>| Argument::Pointer(buffer.map_or(0, |b| b.address(0)));
         let address = |rows: Option<&Activations>| Argument::Pointer(rows.map_or(0, |rows| rows.address(0)));
         let (part, blocks) = parts_of(rows);
@@ -269,10 +303,9 @@ impl StreamGradients {
             Argument::Pointer(dx.address(0)),
             Argument::F32(alpha),
             Argument::I32(past),
-            address(gradient.products[0]),
-            address(gradient.choices.map(|choices| choices.0)),
-            Argument::Pointer(gradient.choices.map_or(0, |choices| choices.1.address(0))),
-            address(gradient.products[1]),
+            Argument::Pointer(branch.address(0)),
+            Argument::Pointer(places),
+            address(gradient.more),
             pointer(gradient.exact),
             pointer(gradient.outer[0].map(|outer| outer.0)),
             pointer(gradient.outer[0].map(|outer| outer.1)),
@@ -283,7 +316,9 @@ impl StreamGradients {
             address(scaled),
             Argument::F32(beta),
         ];
-        let shape = LaunchShape::new(blocks, self.shape.groups().1).shared(copies).overlap();
+        let threads = self.shape.division(self.activations).threads;
+        let copies = self.shape.copies(self.activations, branches);
+        let shape = LaunchShape::new(blocks, threads).shared(copies).overlap();
         // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above, and there is room for a part
         // of each block of as many rows as these kernels were made for. Places are rows of the choices or negative, as
         // `group` of moe.cu writes them.

@@ -3,7 +3,7 @@
 use arges_kernels::device::cuda::{Activations, CudaError};
 use arges_kernels::lightning;
 use arges_kernels::matmul::cuda::{Columns, Output, Rows, WeightGradient};
-use arges_kernels::norm::cuda::{Norm, NormBackward, NormedGradient};
+use arges_kernels::norm::cuda::{BranchGradient, Norm, NormBackward};
 use arges_kernels::softmax_attention;
 
 use super::CudaTrainer;
@@ -137,14 +137,13 @@ impl CudaTrainer {
         kernels.products.weights_of_two([of_projections, of_out], rows, gradients, fresh)?;
         let output = Output::Rounded(&mut buffers.dproduct);
         kernels.products.inputs(products, matrix, dprojected, all, output, transposed)?;
-        let gradient = NormedGradient { products: [Some(&buffers.dproduct), None], ..Default::default() };
         let scaled = buffers.dbranch.as_mut().filter(|_| index > 0);
         kernels.stream.norm_backward(NormBackward {
             x: input,
             rows,
             norm,
             past: past(config, scale),
-            gradient,
+            gradient: BranchGradient::Rows(&buffers.dproduct).into(),
             dx: buffers.dx.data_mut(),
             scaled: scaled.map(|dbranch| (config.mlp.beta, dbranch.data_mut())),
             gradients,

@@ -6,7 +6,7 @@ use arges_kernels::matmul::cuda::{
     Columns, DeviceMatrix, DeviceRows, GradientPlace, Output, ProductGradients, Products, Rows,
 };
 use arges_kernels::moe::cuda::{MixtureGradients, RowWeights, Swiglu};
-use arges_kernels::norm::cuda::{Norm, NormBackward, NormedGradient};
+use arges_kernels::norm::cuda::{BranchGradient, Norm, NormBackward, NormedGradient};
 
 use super::CudaTrainer;
 use super::backward::{past, residual};
@@ -194,7 +194,7 @@ impl CudaTrainer {
                 kernels.products.transpose_small(weights, config.num_experts, hidden, transposed)?;
                 products.run(transposed, dlogits, all, Output::F32(dinput))?;
             }
-            choices = Some((&buffers.routed.dinputs, &routing.places));
+            choices = Some(&routing.places);
         }
         let router = match (routing, buffers.router.dlogits.data()) {
             (Some((weights, _)), Activations::F32(dlogits)) if buffers.router.dinput.is_none() => {
@@ -205,10 +205,10 @@ impl CudaTrainer {
         let summed = kernels.stream.sums_router();
         let coefficient =
             coefficients.map(|(mlp, _)| (&buffers.router.dcoefficients, exact(&mlp.coefficient)));
-        let whole = choices.is_none().then_some(&buffers.routed.dinputs);
+        let dinputs = &buffers.routed.dinputs;
         let gradient = NormedGradient {
-            products: [whole, buffers.shared.as_ref().map(|shared| &shared.dinputs)],
-            choices,
+            branch: choices.map_or(BranchGradient::Rows(dinputs), |at| BranchGradient::Choices(dinputs, at)),
+            more: buffers.shared.as_ref().map(|shared| &shared.dinputs),
             exact: choices.and(buffers.router.dinput.as_ref()).map(|(_, dinput)| dinput),
             outer: [router, coefficient],
         };

@@ -2,7 +2,7 @@
 
 use arges_kernels::device::cuda::CudaError;
 use arges_kernels::matmul::cuda::{Columns, GradientPlace, Output, Rows};
-use arges_kernels::norm::cuda::{Norm, NormBackward, NormedGradient, Past};
+use arges_kernels::norm::cuda::{BranchGradient, Norm, NormBackward, Past};
 
 use super::CudaTrainer;
 use crate::params::Param;
@@ -82,13 +82,12 @@ impl CudaTrainer {
         let place = GradientPlace { at: parameters.place(Param::Head), stride: 0, gradients, fresh };
         let (dy, x) = (Columns::all(dlogits, vocab), Columns::all(normed, hidden));
         kernels.products.weights(dy, x, rows, false, place)?;
-        let gradient = NormedGradient { products: [Some(&head.dnormed), None], ..Default::default() };
         kernels.stream.norm_backward(NormBackward {
             x: &head.x,
             rows: count,
             norm,
             past: Past::Nothing,
-            gradient,
+            gradient: BranchGradient::Rows(&head.dnormed).into(),
             dx: &mut head.drows,
             scaled: None,
             gradients,
