@@ -20,8 +20,9 @@ pub const MAX_CHOICES: usize = 16;
 
 /// What the kernels are compiled for.
 #[must_use]
-pub fn defines(weights: Element, choices: usize) -> [Define; 2] {
-    [("ROUTER_BF16", i64::from(weights == Element::Bf16)), ("CHOICES", choices as i64)]
+pub fn defines(activations: Element, weights: Element, choices: usize) -> [Define; 3] {
+    let bf16 = |element| i64::from(element == Element::Bf16);
+    [("ACTIVATIONS_BF16", bf16(activations)), ("ROUTER_BF16", bf16(weights)), ("CHOICES", choices as i64)]
 }
 
 /// The compiled kernels for one model.
@@ -30,8 +31,9 @@ pub struct Router {
     width: usize,
     experts: usize,
     choices: usize,
+    activations: Element,
     weights: Element,
-    /// Logits of few rows, a warp an expert, and of many, four experts a warp.
+    /// Logits of few rows, a warp an expert, and of many, eight experts a warp.
     few: Kernel,
     many: Kernel,
     choose: Kernel,
@@ -92,7 +94,7 @@ impl DeviceRouting {
 }
 
 impl Router {
-    /// Compiles them for rows of `width` values.
+    /// Compiles them for rows of `width` values, and for formats of rows and weights.
     ///
     /// # Errors
     /// When a size is not supported, or compilation fails.
@@ -101,7 +103,7 @@ impl Router {
         width: usize,
         experts: usize,
         choices: usize,
-        weights: Element,
+        [activations, weights]: [Element; 2],
     ) -> Result<Self, CudaError> {
         if !width.is_multiple_of(8) || choices > MAX_CHOICES || choices > experts || choices == 0 {
             return Err(CudaError::Unsupported(format!(
@@ -109,12 +111,13 @@ impl Router {
                  can choose more than {MAX_CHOICES}"
             )));
         }
-        let module = cuda.module(SOURCE, &defines(weights, choices))?;
+        let module = cuda.module(SOURCE, &defines(activations, weights, choices))?;
         Ok(Self {
             cuda: Arc::clone(cuda),
             width,
             experts,
             choices,
+            activations,
             weights,
             few: module.kernel("router_few")?,
             many: module.kernel("router_many")?,
@@ -134,17 +137,21 @@ impl Router {
     /// When shapes do not agree.
     pub fn logits(
         &self,
-        x: &Buffer<f32>,
+        x: &DeviceRows,
         rows: usize,
         weights: &Activations,
         out: &mut Buffer<f32>,
     ) -> Result<(), CudaError> {
         let Self { cuda, width, experts, .. } = self;
-        assert!(x.len() >= rows * width && weights.len() == experts * width, "shapes of the router");
+        assert!(
+            x.rows() >= rows && x.k() == *width && weights.len() == experts * width,
+            "shapes of the router"
+        );
+        assert_eq!(x.data().element(), self.activations, "element of the rows");
         assert_eq!(weights.element(), self.weights, "element of the router");
         assert!(out.len() >= rows * experts, "room for {rows} rows");
         let arguments = [
-            Argument::Pointer(x.address(0)),
+            Argument::Pointer(x.data().address(0)),
             Argument::Pointer(weights.address(0)),
             Argument::Pointer(out.address(0)),
             Argument::I32(rows as i32),
@@ -170,7 +177,7 @@ impl Router {
     /// When shapes do not agree.
     pub fn route(
         &self,
-        x: &Buffer<f32>,
+        x: &DeviceRows,
         rows: usize,
         active: &Buffer<i32>,
         weights: &Activations,

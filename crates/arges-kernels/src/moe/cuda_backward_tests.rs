@@ -2,6 +2,7 @@ use super::cuda::*;
 use super::{BalanceLoss, reference};
 use crate::device::cuda::{Activations, Buffer};
 use crate::matmul::Element;
+use crate::matmul::cuda::DeviceRows;
 use crate::matmul::cuda::GATE_GROUP;
 use crate::testing::{CARDS, Random, assert_close, assert_compiles, bf16_round, gpu, widen};
 
@@ -79,9 +80,10 @@ fn router_gradients_agree_with_the_reference_with_a_shared_mlp_and_without() {
     let mut random = Random::new(32);
     for (rows, experts, choices) in [(1, 4, 2), (70, 5, 1), (257, 33, 3)] {
         let width = 16;
-        let router = Router::new(&cuda, width, experts, choices, Element::F32).unwrap();
+        let router = Router::new(&cuda, width, experts, choices, [Element::F32; 2]).unwrap();
         let kernels = MixtureGradients::new(&cuda, Element::F32, experts, choices).unwrap();
-        let x = Buffer::from_slice(&cuda, &random.normal(rows * width)).unwrap();
+        let mut x = DeviceRows::zeroed(&cuda, rows, width, Element::F32).unwrap();
+        *x.data_mut() = Activations::from_f32(&cuda, Element::F32, &random.normal(rows * width)).unwrap();
         let matrix = Activations::from_f32(&cuda, Element::F32, &random.normal(experts * width)).unwrap();
         let mut routing = DeviceRouting::zeroed(&cuda, rows, experts, choices).unwrap();
         let active = Buffer::from_slice(&cuda, &[rows as i32]).unwrap();

@@ -17,9 +17,10 @@ fn routing_agrees_with_the_reference_and_groups_rows_by_expert_in_their_order() 
         (3000, 3000, 32, 32, 2),
         (5001, 4990, 200, 7, 2),
     ] {
-        let router = Router::new(&cuda, width, experts, choices, Element::F32).unwrap();
+        let router = Router::new(&cuda, width, experts, choices, [Element::F32; 2]).unwrap();
         let (x, w) = (random.normal(rows * width), random.normal(experts * width));
-        let device_x = Buffer::from_slice(&cuda, &x).unwrap();
+        let mut device_x = DeviceRows::zeroed(&cuda, rows, width, Element::F32).unwrap();
+        *device_x.data_mut() = Activations::from_f32(&cuda, Element::F32, &x).unwrap();
         let weights = Activations::from_f32(&cuda, Element::F32, &w).unwrap();
         let mut routing = DeviceRouting::zeroed(&cuda, rows, experts, choices).unwrap();
         let count = Buffer::from_slice(&cuda, &[active as i32]).unwrap();
@@ -60,6 +61,11 @@ fn routing_agrees_with_the_reference_and_groups_rows_by_expert_in_their_order() 
         let values = bf16_round(&x);
         let mut from = DeviceRows::zeroed(&cuda, rows, width, Element::Bf16).unwrap();
         *from.data_mut() = Activations::from_f32(&cuda, Element::Bf16, &values).unwrap();
+        let of_bf16 = Router::new(&cuda, width, experts, choices, [Element::Bf16, Element::F32]).unwrap();
+        let mut got = Buffer::zeroed(&cuda, rows * experts).unwrap();
+        of_bf16.logits(&from, rows, &weights, &mut got).unwrap();
+        let logits = crate::matmul::reference::matmul(&widen(&values), &widen(&w), width);
+        assert_close(&got.to_vec().unwrap(), &logits, 1e-5, "logits of bf16 rows");
         let mut to = DeviceRows::zeroed(&cuda, rows * choices, width, Element::Bf16).unwrap();
         router.gather(&from, rows, &routing, &mut to).unwrap();
         let gathered = to.data().to_f32().unwrap();
@@ -72,8 +78,10 @@ fn routing_agrees_with_the_reference_and_groups_rows_by_expert_in_their_order() 
 #[test]
 fn among_equal_logits_the_lower_expert_comes_first() {
     let Some(cuda) = gpu() else { return };
-    let router = Router::new(&cuda, 8, 4, 3, Element::F32).unwrap();
-    let x = Buffer::from_slice(&cuda, &[1.0f32, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]).unwrap();
+    let router = Router::new(&cuda, 8, 4, 3, [Element::F32; 2]).unwrap();
+    let mut x = DeviceRows::zeroed(&cuda, 1, 8, Element::F32).unwrap();
+    let row = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+    *x.data_mut() = Activations::from_f32(&cuda, Element::F32, &row).unwrap();
     for (logits, expected) in [([1.0, 1.0, 1.0, 1.0], [0, 1, 2]), ([5.0, 5.0, 7.0, 5.0], [2, 0, 1])] {
         let mut w = [0.0f32; 32];
         (0..4).for_each(|e| w[8 * e] = logits[e]);
@@ -87,5 +95,5 @@ fn among_equal_logits_the_lower_expert_comes_first() {
 
 #[test]
 fn kernels_compile_for_every_architecture() {
-    assert_compiles(SOURCE, &defines(Element::Bf16, 2), &CARDS);
+    assert_compiles(SOURCE, &defines(Element::Bf16, Element::Bf16, 2), &CARDS);
 }

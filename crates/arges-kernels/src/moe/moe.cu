@@ -1,6 +1,11 @@
 // Routing on the device: logits, choice, and the order of packed rows. Nothing here needs the host to know how many
 // rows an expert gets.
 
+#if ACTIVATIONS_BF16
+typedef bf16 A;
+#else
+typedef float A;
+#endif
 #if ROUTER_BF16
 typedef bf16 W;
 #else
@@ -19,11 +24,11 @@ __device__ __forceinline__ float4 load_four(const bf16* at) {
 // same for any number of them.
 template <int EXPERTS>
 __device__ __forceinline__ void route(
-    const float* x, const W* weights, float* logits, int rows, int width, int experts, int first, int expert) {
+    const A* x, const W* weights, float* logits, int rows, int width, int experts, int first, int expert) {
     int lane = threadIdx.x % 32;
     float sums[EXPERTS][ROUTER_ROWS] = {};
     // Rows and experts beyond the end are the last once more, and not stored.
-    const float* row_of[ROUTER_ROWS];
+    const A* row_of[ROUTER_ROWS];
     const W* weight_of[EXPERTS];
 #pragma unroll
     for (int row = 0; row < ROUTER_ROWS; ++row) row_of[row] = x + i64(min(first + row, rows - 1)) * width;
@@ -60,7 +65,7 @@ __device__ __forceinline__ void route(
 
 // A warp makes one expert's logits.
 extern "C" __global__ void __launch_bounds__(32) router_few(
-    const float* x, const W* weights, float* logits, int rows, int width, int experts) {
+    const A* x, const W* weights, float* logits, int rows, int width, int experts) {
     prefetch(weights + i64(blockIdx.y) * width, sizeof(W) * width);
     wait_for_previous();
     let_next_start();
@@ -69,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(32) router_few(
 
 // A warp makes eight experts' logits, as many warps as it takes those of 4 rows.
 extern "C" __global__ void __launch_bounds__(256, 2) router_many(
-    const float* x, const W* weights, float* logits, int rows, int width, int experts) {
+    const A* x, const W* weights, float* logits, int rows, int width, int experts) {
     wait_for_previous();
     let_next_start();
     int warp = blockIdx.x * 8 + threadIdx.x / 32, of_rows = (experts + 7) / 8, first = warp / of_rows * ROUTER_ROWS;

@@ -1,5 +1,5 @@
-//! The residual stream and its norms on a GPU (`norm.cu`): a block a row, in f32, with the rounded rows that the next
-//! product reads.
+//! The residual stream and its norms on a GPU (`norm.cu`): a block a row, in f32; the normed rows are those that the
+//! next product reads.
 
 mod backward;
 
@@ -49,10 +49,8 @@ pub struct Norms {
 pub struct Stream {
     /// `[rows, width]`.
     pub x: Buffer<f32>,
-    /// Normed, `[rows, width]`.
-    pub normed: Buffer<f32>,
-    /// Normed and rounded, as products read it.
-    pub rounded: DeviceRows,
+    /// Normed, `[rows, width]`, as products read it.
+    pub normed: DeviceRows,
 }
 
 impl Stream {
@@ -63,14 +61,13 @@ impl Stream {
     pub fn zeroed(cuda: &Arc<Cuda>, rows: usize, width: usize, element: Element) -> Result<Self, CudaError> {
         Ok(Self {
             x: Buffer::zeroed(cuda, rows * width)?,
-            normed: Buffer::zeroed(cuda, rows * width)?,
-            rounded: DeviceRows::zeroed(cuda, rows, width, element)?,
+            normed: DeviceRows::zeroed(cuda, rows, width, element)?,
         })
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.x.bytes() + self.normed.bytes() + self.rounded.data().bytes()
+        self.x.bytes() + self.normed.data().bytes()
     }
 }
 
@@ -113,6 +110,15 @@ pub struct Scale {
     pub postnorm: bool,
 }
 
+/// What of the stream is kept where a branch joins it.
+#[derive(Default)]
+pub struct Kept<'a> {
+    /// Where the stream goes besides, rounded if that is.
+    pub stream: Option<&'a mut Activations>,
+    /// The normed stream, where it is not in its place but here.
+    pub normed: Option<&'a DeviceRows>,
+}
+
 impl Norms {
     /// Compiles them for rows of `width`, which must be a multiple of 4.
     ///
@@ -148,12 +154,14 @@ impl Norms {
 
     fn check(&self, stream: &Stream, rows: usize) {
         let room = rows * self.width;
-        assert!(stream.x.len() >= room && stream.normed.len() >= room, "room for {rows} rows");
-        assert!(
-            stream.rounded.data().len() >= room && stream.rounded.k() == self.width,
-            "room for {rows} rows"
-        );
-        assert_eq!(stream.rounded.data().element(), self.activations, "element of the rounded rows");
+        assert!(stream.x.len() >= room, "room for {rows} rows");
+        self.check_normed(&stream.normed, rows);
+    }
+
+    fn check_normed(&self, normed: &DeviceRows, rows: usize) {
+        let room = rows * self.width;
+        assert!(normed.data().len() >= room && normed.k() == self.width, "room for {rows} rows");
+        assert_eq!(normed.data().element(), self.activations, "element of the normed rows");
     }
 
     /// Where a copy of the stream goes, and whether it is in f32.
@@ -195,8 +203,7 @@ impl Norms {
             Argument::Pointer(norm.weight.address(0)),
             Argument::F32(norm.epsilon),
             Argument::I32(self.width as i32),
-            Argument::Pointer(stream.normed.address(0)),
-            Argument::Pointer(stream.rounded.data().address(0)),
+            Argument::Pointer(stream.normed.data().address(0)),
             kept,
             kept_exact,
         ];
@@ -241,13 +248,14 @@ impl Norms {
     }
 
     /// Lets a branch join the stream, and norms it. Without a norm the stream alone is written; with one, it is
-    /// written where its next base is not the normed stream. It goes into `kept` too, rounded if that is.
+    /// written where its next base is not the normed stream.
     ///
     /// # Errors
     /// When the driver fails.
     ///
     /// # Panics
     /// When shapes do not agree.
+    #[allow(clippy::too_many_arguments)]
     pub fn join(
         &self,
         rows: usize,
@@ -256,10 +264,13 @@ impl Norms {
         scale: Scale,
         norm: Option<Norm<'_>>,
         stream: &mut Stream,
-        kept: Option<&mut Activations>,
+        kept: Kept<'_>,
     ) -> Result<(), CudaError> {
         self.check(stream, rows);
-        let [kept, kept_exact] = self.kept(kept, rows);
+        let base = kept.normed.unwrap_or(&stream.normed);
+        self.check_normed(base, rows);
+        let base = if scale.postnorm { base.data().address(0) } else { 0 };
+        let [kept, kept_exact] = self.kept(kept.stream, rows);
         let (branch_rows, places, weights, choices) = match branch {
             Branch::Rows(branch) => {
                 assert!(branch.len() >= rows * self.width, "rows of the branch");
@@ -286,7 +297,7 @@ impl Norms {
         assert!(norm.is_none_or(|norm| norm.weight.len() == self.width), "width of the norm");
         let arguments = [
             Argument::Pointer(stream.x.address(0)),
-            Argument::Pointer(stream.normed.address(0)),
+            Argument::Pointer(base),
             Argument::Pointer(branch_rows.address(0)),
             Argument::Pointer(places),
             Argument::Pointer(weights),
@@ -295,11 +306,10 @@ impl Norms {
             Argument::Pointer(shared.map_or(0, |shared| shared.coefficients.address(0))),
             Argument::F32(scale.alpha),
             Argument::F32(scale.beta),
-            Argument::I32(i32::from(scale.postnorm)),
             Argument::Pointer(norm.map_or(0, |norm| norm.weight.address(0))),
             Argument::F32(norm.map_or(0.0, |norm| norm.epsilon)),
             Argument::I32(self.width as i32),
-            Argument::Pointer(stream.rounded.data().address(0)),
+            Argument::Pointer(stream.normed.data().address(0)),
             kept,
             kept_exact,
         ];

@@ -218,7 +218,7 @@ fn gradients_of_a_token_are_summed_over_its_rows() {
 #[test]
 fn gradient_kernels_compile_for_every_architecture() {
     for element in [Element::F32, Element::Bf16] {
-        for shape in [shape(16, 1536, 8), shape(16, 6144, 4), shape(16, 6144, 32), shape(16, 100, 2)] {
+        for shape in [shape(16, 1536, 8), shape(16, 100, 2)] {
             assert_compiles(GRADIENTS, &shape.defines(element), &CARDS);
         }
     }

@@ -38,21 +38,20 @@ fn the_stream_begins_with_the_embedding_and_takes_branches_as_the_reference_does
             let normed = norms(&x, &widen(&weight), width);
             assert_eq!(widen(&stream.x.to_vec().unwrap()), x);
             assert_eq!(widen(&kept.to_f32().unwrap()), x);
-            assert_close(&stream.normed.to_vec().unwrap(), &normed, 2e-6, "normed");
-            let rounded = stream.rounded.data().to_f32().unwrap();
-            assert_close(&rounded, &normed, tolerance(element), "rounded");
-            let mut again = Buffer::zeroed(&cuda, rows * width).unwrap();
-            let mut again_rounded = DeviceRows::zeroed(&cuda, rows, width, element).unwrap();
+            let got = stream.normed.data().to_f32().unwrap();
+            assert_close(&got, &normed, tolerance(element), "normed");
+            let mut exact = Buffer::zeroed(&cuda, rows * width).unwrap();
+            let mut again = DeviceRows::zeroed(&cuda, rows, width, element).unwrap();
             let stream_x = Activations::from_f32(&cuda, Element::F32, &stream.x.to_vec().unwrap()).unwrap();
-            norms_of.norm_rows(&stream_x, rows, norm, Some(&mut again), &mut again_rounded).unwrap();
-            assert!(again.to_vec().unwrap() == stream.normed.to_vec().unwrap(), "other bits alone");
-            assert!(again_rounded.data().to_f32().unwrap() == rounded, "other bits alone, rounded");
+            norms_of.norm_rows(&stream_x, rows, norm, Some(&mut exact), &mut again).unwrap();
+            assert_close(&exact.to_vec().unwrap(), &normed, 2e-6, "normed in f32");
+            assert!(again.data().to_f32().unwrap() == got, "other bits alone");
 
             let branch = bf16_round(&random.normal(rows * width));
             let device_branch = Activations::from_f32(&cuda, element, &branch).unwrap();
             for postnorm in [true, false] {
-                let base =
-                    if postnorm { stream.normed.to_vec().unwrap() } else { stream.x.to_vec().unwrap() };
+                let normed = stream.normed.data().to_f32().unwrap();
+                let base = if postnorm { normed.clone() } else { stream.x.to_vec().unwrap() };
                 let joined: Vec<f64> = base
                     .iter()
                     .zip(&branch)
@@ -63,18 +62,27 @@ fn the_stream_begins_with_the_embedding_and_takes_branches_as_the_reference_does
                 let mut exact = Activations::zeroed(&cuda, Element::F32, rows * width).unwrap();
                 // As a copy in f32 the first time, then rounded.
                 let kept = if postnorm { &mut exact } else { &mut kept };
-                norms_of.join(rows, rows_of, None, scale, Some(norm), &mut stream, Some(kept)).unwrap();
-                let tolerance = if postnorm { 1e-6 } else { tolerance(element) };
-                assert_close(&kept.to_f32().unwrap(), &joined, tolerance, "what is kept");
+                // And from a normed stream that lies elsewhere, the first time.
+                let mut elsewhere = DeviceRows::zeroed(&cuda, rows, width, element).unwrap();
+                if postnorm {
+                    std::mem::swap(&mut elsewhere, &mut stream.normed);
+                }
+                let what = Kept { stream: Some(kept), normed: postnorm.then_some(&elsewhere) };
+                norms_of.join(rows, rows_of, None, scale, Some(norm), &mut stream, what).unwrap();
+                let of_kept = if postnorm { 1e-6 } else { tolerance(element) };
+                assert_close(&kept.to_f32().unwrap(), &joined, of_kept, "what is kept");
                 let expected = norms(&joined, &widen(&weight), width);
-                assert_close(&stream.normed.to_vec().unwrap(), &expected, 2e-6, "normed after a branch");
+                let got = stream.normed.data().to_f32().unwrap();
+                assert_close(&got, &expected, tolerance(element), "normed after a branch");
                 if !postnorm {
                     assert_close(&stream.x.to_vec().unwrap(), &joined, 1e-6, "the stream");
                 }
             }
             let before = stream.x.to_vec().unwrap();
             let scale = Scale { alpha: 1.0, beta: 1.0, postnorm: false };
-            norms_of.join(rows, Branch::Rows(&device_branch), None, scale, None, &mut stream, None).unwrap();
+            norms_of
+                .join(rows, Branch::Rows(&device_branch), None, scale, None, &mut stream, Kept::default())
+                .unwrap();
             let joined: Vec<f64> =
                 before.iter().zip(&branch).map(|(b, y)| f64::from(*b) + f64::from(*y)).collect();
             assert_close(&stream.x.to_vec().unwrap(), &joined, 1e-6, "the stream without a norm");
@@ -119,7 +127,7 @@ fn choices_of_experts_are_weighed_and_a_shared_mlp_mixed_in() {
             Branch::Choices { rows: &experts_of, places: &device_places, weights: &weights_of, choices };
         let mixed = with_shared.then_some(Shared { rows: &shared_of, coefficients: &coefficients_of });
         let scale = Scale { alpha: 2.0, beta: 1.0, postnorm: false };
-        norms_of.join(rows, branch, mixed, scale, None, &mut stream, None).unwrap();
+        norms_of.join(rows, branch, mixed, scale, None, &mut stream, Kept::default()).unwrap();
         assert_close(&stream.x.to_vec().unwrap(), &expected, 1e-6, "joined");
     }
 }

@@ -74,8 +74,8 @@ extern "C" __global__ void norm_rows(
 
 // x[t] = table[tokens[t]], and its norm.
 extern "C" __global__ void embed(
-    const int* tokens, const Table* table, float* x, const float* weight, float eps, int width, float* normed,
-    A* rounded, void* kept, int kept_exact) {
+    const int* tokens, const Table* table, float* x, const float* weight, float eps, int width, A* rounded,
+    void* kept, int kept_exact) {
     extern __shared__ float row[];
     __shared__ float partial[32];
     wait_for_previous();
@@ -88,24 +88,23 @@ extern "C" __global__ void embed(
         store_four(x + t * width + i, value);
         keep_four(kept, kept_exact, t * width + i, value);
     }
-    norm_row(row, weight, eps, width, normed + t * width, rounded + t * width, partial);
+    norm_row(row, weight, eps, width, nullptr, rounded + t * width, partial);
 }
 
-// x = alpha * base + beta * branch and its norm; the base is the normed stream with `postnorm`, else the stream itself.
-// The branch is a row of `branch`, or the weighted sum of the rows of a token's experts (`choices` of them, at
-// `places`), with a shared MLP mixed in where there is one: (1 - c) experts + c shared. Without `weight` there is no
-// norm, and x is stored; with it, x is stored where it is a base. It goes into `kept` too, where that is not null.
+// x = alpha * base + beta * branch and its norm; the base is the normed stream, or x itself where `base` is null. The
+// branch is a row of `branch`, or the weighted sum of the rows of a token's experts (`choices` of them, at `places`), with
+// a shared MLP mixed in where there is one: (1 - c) experts + c shared. Without `weight` there is no norm, and x is stored;
+// with it, x is stored where it is a base. It goes into `kept` too, where that is not null.
 extern "C" __global__ void join(
-    float* x, float* normed, const A* branch, const int* places, const float* choice_weights, int choices,
-    const A* shared, const float* coefficients, float alpha, float beta, int postnorm,
-    const float* weight, float eps, int width, A* rounded, void* kept, int kept_exact) {
+    float* x, const A* base, const A* branch, const int* places, const float* choice_weights, int choices,
+    const A* shared, const float* coefficients, float alpha, float beta, const float* weight, float eps, int width,
+    A* rounded, void* kept, int kept_exact) {
     extern __shared__ float row[];
     __shared__ float partial[32];
     if (weight) prefetch(weight, 4 * width);
     wait_for_previous();
     let_next_start();
     i64 t = blockIdx.x;
-    const float* base = (postnorm ? normed : x) + t * width;
     float open = shared ? sigmoid(coefficients[t]) : 0.0f;
     for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
         float4 y = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -125,15 +124,15 @@ extern "C" __global__ void join(
                 y.x + open * (s.x - y.x), y.y + open * (s.y - y.y), y.z + open * (s.z - y.z),
                 y.w + open * (s.w - y.w));
         }
-        float4 b = load_four(base + i);
+        float4 b = base ? load_four(base + t * width + i) : load_four(x + t * width + i);
         y = make_float4(
             fmaf(beta, y.x, alpha * b.x), fmaf(beta, y.y, alpha * b.y), fmaf(beta, y.z, alpha * b.z),
             fmaf(beta, y.w, alpha * b.w));
         if (weight) store_four(row + i, y);
-        if (!postnorm || !weight) store_four(x + t * width + i, y);
+        if (!base || !weight) store_four(x + t * width + i, y);
         keep_four(kept, kept_exact, t * width + i, y);
     }
-    if (weight) norm_row(row, weight, eps, width, normed + t * width, rounded + t * width, partial);
+    if (weight) norm_row(row, weight, eps, width, nullptr, rounded + t * width, partial);
 }
 
 // Groups of four values that a thread has of a row of a gated norm at most.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use arges_kernels::device::cuda::{Activations, Buffer, CudaError};
 use arges_kernels::lightning;
 use arges_kernels::matmul::cuda::{Output, Rows};
-use arges_kernels::norm::cuda::{Branch, Norm, Scale, Shared};
+use arges_kernels::norm::cuda::{Branch, Kept, Norm, Scale, Shared};
 use arges_kernels::sample::Sampled;
 use arges_kernels::sample::cuda::Rule;
 use arges_kernels::softmax_attention;
@@ -240,7 +240,7 @@ impl CudaModel {
         kernels.norms.embed(tokens, shape.rows, &self.embedding, first, &mut ws.stream, None)?;
         for (index, layer) in self.layers.iter().enumerate() {
             self.attend(layer, shape, cache, ws, None)?;
-            self.join_attention(layer, shape, ws, None)?;
+            self.join_attention(layer, shape, ws, Kept::default())?;
             let next = self.layers.get(index + 1).map(|next| norm(&next.input_norm));
             self.expert_block(layer, shape, next, ws, KeptExperts::default())?;
         }
@@ -248,13 +248,13 @@ impl CudaModel {
     }
 
     /// The output projection of what attention left in the workspace, which joins the stream and is normed for the
-    /// experts. The stream goes into `kept` too.
+    /// experts.
     pub(crate) fn join_attention(
         &self,
         layer: &Layer,
         shape: &Shape,
         ws: &mut CudaWorkspace,
-        kept: Option<&mut Activations>,
+        kept: Kept<'_>,
     ) -> Result<(), CudaError> {
         let (kernels, config) = (&self.kernels, &self.config);
         let (out, scale) = match &layer.attention {
@@ -286,7 +286,7 @@ impl CudaModel {
                 let stride = qkv_gate.outputs();
                 let before = kept.map(|kept| kept.raw);
                 let output = Output::Activated { out: &mut ws.projected, silu: 3 * width, before };
-                kernels.products.run(qkv_gate, &ws.stream.rounded, rows, output)?;
+                kernels.products.run(qkv_gate, &ws.stream.normed, rows, output)?;
                 let inputs = |spans: Range<usize>| lightning::cuda::Inputs {
                     decays,
                     projected: &ws.projected,
@@ -310,7 +310,7 @@ impl CudaModel {
             Attention::Softmax { index, qkv, .. } => {
                 let stride = qkv.outputs();
                 let output = Output::Rounded(&mut ws.projected);
-                kernels.products.run(qkv, &ws.stream.rounded, rows, output)?;
+                kernels.products.run(qkv, &ws.stream.normed, rows, output)?;
                 let inputs = |spans: Range<usize>| softmax_attention::cuda::Inputs {
                     rows: shape.rows,
                     spans: &ws.inputs.spans.device,
@@ -358,14 +358,15 @@ impl CudaModel {
         kept: KeptExperts<'_>,
     ) -> Result<(), CudaError> {
         let (kernels, config, count) = (&self.kernels, &self.config, shape.rows);
-        let KeptExperts { routed: before, shared: before_shared, stream: kept } = kept;
+        let KeptExperts { routed: before, shared: before_shared, stream } = kept;
+        let kept = Kept { stream, normed: None };
         let experts = &layer.experts;
         let buffers = &mut ws.experts;
         let branch = match (&experts.router, &kernels.router) {
             (Some(weights), Some(router)) => {
                 let routing = &mut buffers.routing;
                 router.route(&ws.stream.normed, count, &ws.inputs.active.device, weights, routing)?;
-                router.gather(&ws.stream.rounded, count, routing, &mut buffers.inputs)?;
+                router.gather(&ws.stream.normed, count, routing, &mut buffers.inputs)?;
                 let choices = config.experts_per_token;
                 let rows = Rows::Grouped { offsets: &routing.offsets, most: count * choices };
                 let gated = Output::Gated { out: buffers.inner.data_mut(), before };
@@ -378,7 +379,7 @@ impl CudaModel {
             _ => {
                 let rows = Rows::All(count);
                 let gated = Output::Gated { out: buffers.inner.data_mut(), before };
-                kernels.products.run(&experts.gate_up, &ws.stream.rounded, rows, gated)?;
+                kernels.products.run(&experts.gate_up, &ws.stream.normed, rows, gated)?;
                 let output = Output::Rounded(&mut buffers.outputs);
                 kernels.products.run(&experts.down, &buffers.inner, rows, output)?;
                 Branch::Rows(&buffers.outputs)
@@ -390,7 +391,7 @@ impl CudaModel {
                 let normed = &ws.stream.normed;
                 coefficient.logits(normed, count, &mlp.coefficient, &mut buffers.coefficients)?;
                 let gated = Output::Gated { out: buffers.inner.data_mut(), before: before_shared };
-                kernels.products.run(&mlp.gate_up, &ws.stream.rounded, rows, gated)?;
+                kernels.products.run(&mlp.gate_up, &ws.stream.normed, rows, gated)?;
                 let output = Output::Rounded(&mut buffers.outputs);
                 kernels.products.run(&mlp.down, &buffers.inner, rows, output)?;
                 Some(Shared { rows: &buffers.outputs, coefficients: &buffers.coefficients })

@@ -168,14 +168,16 @@ impl CudaModel {
                 config.hidden_size,
                 config.num_experts,
                 config.experts_per_token,
-                router.element(),
+                [activations, router.element()],
             )
         };
         let first = layers.first();
         let router = first.and_then(|layer| layer.experts.router.as_ref()).map(experts).transpose()?;
         let coefficient = first
             .and_then(|layer| layer.shared.as_ref())
-            .map(|shared| Router::new(cuda, config.hidden_size, 1, 1, shared.coefficient.element()))
+            .map(|shared| {
+                Router::new(cuda, config.hidden_size, 1, 1, [activations, shared.coefficient.element()])
+            })
             .transpose()?;
         Ok(Self {
             compute,

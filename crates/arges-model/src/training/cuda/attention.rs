@@ -3,7 +3,7 @@
 use arges_kernels::device::cuda::{Activations, CudaError};
 use arges_kernels::lightning;
 use arges_kernels::matmul::cuda::{Columns, Output, Rows, WeightGradient};
-use arges_kernels::norm::cuda::{BranchGradient, Norm, NormBackward};
+use arges_kernels::norm::cuda::{BranchGradient, Kept, Norm, NormBackward};
 use arges_kernels::softmax_attention;
 
 use super::CudaTrainer;
@@ -22,7 +22,7 @@ impl CudaTrainer {
         let norm = Norm { weight: &layer.input_norm, epsilon: config.rms_norm_eps as f32 };
         let input = &buffers.inputs[index];
         let norms = &model.kernels.norms;
-        norms.norm_rows(input, rows, norm, Some(&mut ws.stream.normed), &mut ws.stream.rounded)?;
+        norms.norm_rows(input, rows, norm, None, &mut ws.stream.normed)?;
         let attention = &mut buffers.attention;
         let kept = KeptAttention { raw: &mut attention.raw, lse: &mut attention.lse };
         model.attend(layer, shape, cache, ws, Some(kept))?;
@@ -32,7 +32,7 @@ impl CudaTrainer {
         if let Activations::F32(input) = input {
             ws.stream.x.copy_from(0, input, 0, rows * config.hidden_size)?;
         }
-        model.join_attention(layer, shape, ws, buffers.middles.last_mut())
+        model.join_attention(layer, shape, ws, Kept { stream: buffers.middles.last_mut(), normed: None })
     }
 
     /// From the gradient by the block's output to that by its input, both in `dx`; and from that by its branch to that by
@@ -119,8 +119,8 @@ impl CudaTrainer {
             Some(insides) => &insides[index].input,
             None => {
                 // The experts have normed another stream over it.
-                model.kernels.norms.norm_rows(input, rows, norm, None, &mut ws.stream.rounded)?;
-                &ws.stream.rounded
+                model.kernels.norms.norm_rows(input, rows, norm, None, &mut ws.stream.normed)?;
+                &ws.stream.normed
             }
         };
         // The parameters of one product lie one behind the other.

@@ -40,6 +40,10 @@ pub(super) struct Buffers {
     pub(super) middles: Vec<Activations>,
     /// The rest of each layer.
     pub(super) insides: Option<Vec<Insides>>,
+    /// Whether the experts' normed input is read by the backward pass even where everything is kept, and room for it in
+    /// f32, `[tokens, hidden]`, where a product reads it so.
+    pub(super) norms_experts_again: bool,
+    pub(super) exact_normed: Option<Buffer<f32>>,
     /// Gradient by the residual stream, `[tokens, hidden]`, and by a block's output: the same where every branch joins
     /// the stream as it is; by a normed stream.
     pub(super) dx: DeviceRows,
@@ -168,11 +172,16 @@ impl Buffers {
         let mlp = |rows, inner| MlpBuffers::new(cuda, element, rows, inner, hidden);
         let scaled = [config.lightning, config.softmax, config.mlp].iter().any(|scale| scale.beta != 1.0);
         let rows = || DeviceRows::zeroed(cuda, tokens, hidden, element);
+        let kernels = Kernels::new(model, plan, head_rows)?;
+        let summed = kernels.stream.sums_router();
+        let by_product = config.has_shared_mlp() || config.has_router() && !summed;
         Ok(Self {
             plan,
             inputs: Vec::new(),
             middles: Vec::new(),
             insides: None,
+            norms_experts_again: config.has_shared_mlp() || !summed,
+            exact_normed: by_product.then(|| floats(tokens * hidden)).transpose()?,
             dx: rows()?,
             dbranch: scaled.then(rows).transpose()?,
             dproduct: Activations::zeroed(cuda, element, tokens * hidden)?,
@@ -213,7 +222,7 @@ impl Buffers {
                 entropies: vec![0.0; tokens],
             },
             transposed: DeviceMatrix::zeroed(cuda, 1, 1, largest_matrix(config), element)?,
-            kernels: Kernels::new(model, plan, head_rows)?,
+            kernels,
         })
     }
 
@@ -238,6 +247,7 @@ impl Buffers {
             + self.shared.as_ref().map_or(0, MlpBuffers::bytes)
             + self.balance.bytes()
             + self.transposed.bytes()
+            + self.exact_normed.as_ref().map_or(0, Buffer::bytes)
             + router.dinput.as_ref().map_or(0, |(matrix, rows)| matrix.bytes() + rows.bytes())
             + self.kernels.bytes()
     }

@@ -90,10 +90,12 @@ impl CudaTrainer {
         let kept = buffers.insides.is_some();
         let place = |param| parameters.place(Param::Layer(index, param));
         let norm = Norm { weight: &layer.post_attention_norm, epsilon: config.rms_norm_eps as f32 };
-        if buffers.keeps_middles() && (!kept || buffers.norms_experts_again(model)) {
-            let (normed, rounded) = (&mut ws.stream.normed, &mut ws.stream.rounded);
-            model.kernels.norms.norm_rows(buffers.middle(index), rows, norm, Some(normed), rounded)?;
+        let middle = &buffers.middles[index % buffers.middles.len()];
+        if buffers.norms_experts_again || buffers.keeps_middles() && !kept {
+            let exact = buffers.exact_normed.as_mut();
+            model.kernels.norms.norm_rows(middle, rows, norm, exact, &mut ws.stream.normed)?;
         }
+        let exact_normed = buffers.exact_normed.as_ref().map(|normed| Columns::all(normed, hidden));
         let (kernels, products) = (&mut buffers.kernels, &model.kernels.products);
         let dbranch = buffers.dbranch.as_ref().unwrap_or(&buffers.dx);
 
@@ -114,7 +116,7 @@ impl CudaTrainer {
                 let (routing, active) = (&mut ws.experts.routing, &ws.inputs.active.device);
                 if !kept {
                     router.route(&ws.stream.normed, rows, active, weights, routing)?;
-                    router.gather(&ws.stream.rounded, rows, routing, &mut ws.experts.inputs)?;
+                    router.gather(&ws.stream.normed, rows, routing, &mut ws.experts.inputs)?;
                 }
                 router.gather(dbranch, rows, routing, &mut buffers.router.dout)?;
                 let out = &mut buffers.router.weights;
@@ -134,7 +136,7 @@ impl CudaTrainer {
             gate_at: place(LayerParam::ExpertGate(0)),
             down_at: place(LayerParam::ExpertDown(0)),
             stride,
-            inputs: &ws.stream.rounded,
+            inputs: &ws.stream.normed,
             dout: dbranch,
             rows: all,
             weights: RowWeights::Equal,
@@ -160,7 +162,7 @@ impl CudaTrainer {
                 gate_at: place(LayerParam::SharedGate),
                 down_at: place(LayerParam::SharedDown),
                 stride: 0,
-                inputs: &ws.stream.rounded,
+                inputs: &ws.stream.normed,
                 dout: dbranch,
                 rows: all,
                 weights: RowWeights::Sigmoid(coefficients),
@@ -176,7 +178,7 @@ impl CudaTrainer {
             }
             let dcoefficients = &buffers.router.dcoefficients;
             let at = GradientPlace { at: place(LayerParam::SharedCoefficient), stride: 0, gradients, fresh };
-            let x = Columns::all(&ws.stream.normed, hidden);
+            let x = exact_normed.expect("made for models with a shared MLP");
             kernels.products.weights(Columns::all(dcoefficients, 1), x, all, false, at)?;
         }
         let mut choices = None;
@@ -188,7 +190,8 @@ impl CudaTrainer {
             if !kernels.stream.sums_router() {
                 let at = GradientPlace { at: place(LayerParam::Router), stride: 0, gradients, fresh };
                 let dy = Columns::all(dlogits.data(), config.num_experts);
-                kernels.products.weights(dy, Columns::all(&ws.stream.normed, hidden), all, false, at)?;
+                let x = exact_normed.expect("made for routers whose gradient is a product");
+                kernels.products.weights(dy, x, all, false, at)?;
             }
             if let Some((transposed, dinput)) = dinput {
                 kernels.products.transpose_small(weights, config.num_experts, hidden, transposed)?;
@@ -214,7 +217,7 @@ impl CudaTrainer {
         };
         let beta = residual(config, &layer.attention).beta;
         kernels.stream.norm_backward(NormBackward {
-            x: &buffers.middles[index % buffers.middles.len()],
+            x: middle,
             rows,
             norm,
             past: past(config, scale),

@@ -119,11 +119,6 @@ impl Buffers {
         self.middles.len() == self.inputs.len()
     }
 
-    /// The stream between attention and experts: as it was kept, or as the layer computed last left it.
-    pub(super) fn middle(&self, index: usize) -> &Activations {
-        &self.middles[index % self.middles.len()]
-    }
-
     /// Bytes of what is kept.
     pub(super) fn kept_bytes(&self) -> usize {
         self.inputs.iter().chain(&self.middles).map(Activations::bytes).sum::<usize>()
@@ -147,7 +142,7 @@ impl CudaTrainer {
         };
         if matches!(buffers.plan.recompute, Recompute::Auto | Recompute::Nothing) {
             // What is only read once more to take gradients back is rounded as those are.
-            let of_middles = if buffers.norms_experts_again(model) { Element::F32 } else { model.element() };
+            let of_middles = if buffers.norms_experts_again { Element::F32 } else { model.element() };
             let inputs = streams(model.element(), layers)?;
             let middles = inputs.is_some().then(|| streams(of_middles, layers)).transpose()?.flatten();
             let insides = middles
@@ -172,13 +167,6 @@ impl CudaTrainer {
             None => (Recompute::Layers, vec![exact(0)?]),
         };
         Ok(())
-    }
-}
-
-impl Buffers {
-    /// Whether the backward pass reads the experts' normed input even where everything is kept.
-    pub(super) fn norms_experts_again(&self, model: &CudaModel) -> bool {
-        !self.kernels.stream.sums_router() || model.config.has_shared_mlp()
     }
 }
 

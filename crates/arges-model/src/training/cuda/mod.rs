@@ -19,6 +19,7 @@ use arges_kernels::adamw::AdamW;
 use arges_kernels::adamw::cuda::{AdamWCuda, Learned};
 use arges_kernels::device::cuda::{Buffer, Cuda, CudaError, Fill};
 use arges_kernels::matmul::Compute;
+use arges_kernels::norm::cuda::{Kept, Norm};
 
 use super::{Parameters, Recompute, StepOutput, TrainingBatch, TrainingError, TrainingPlan};
 use crate::batch::{Batch, LogitRows};
@@ -196,7 +197,6 @@ impl CudaTrainer {
     }
 
     fn layers(&mut self, step: &Batch, keep: bool) -> Result<Shape, CudaError> {
-        use arges_kernels::norm::cuda::Norm;
         let Self { model, cache, workspace: ws, buffers, .. } = self;
         for span in &step.spans {
             cache.tell_pages(span.sequence)?;
@@ -224,11 +224,12 @@ impl CudaTrainer {
             let Buffers { attention, routed, shared, inputs, middles, insides, .. } = &mut *buffers;
             let kept = KeptAttention { raw: &mut attention.raw, lse: &mut attention.lse };
             model.attend(layer, &shape, cache, ws, keep_insides.then_some(kept))?;
+            let mut kept = Kept { stream: keep.then(|| middles.get_mut(index)).flatten(), normed: None };
             if let Some(insides) = insides.as_mut().filter(|_| keep) {
                 // The experts norm another stream.
-                std::mem::swap(&mut insides[index].input, &mut ws.stream.rounded);
+                std::mem::swap(&mut insides[index].input, &mut ws.stream.normed);
+                kept.normed = Some(&insides[index].input);
             }
-            let kept = keep.then(|| middles.get_mut(index)).flatten();
             model.join_attention(layer, &shape, ws, kept)?;
             let next = model.layers.get(index + 1).map(|next| norm(&next.input_norm));
             let kept = KeptExperts {
