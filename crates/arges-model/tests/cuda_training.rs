@@ -271,7 +271,7 @@ fn a_model_learns_as_on_the_cpu() {
         let on_device = mean_loss(device.accumulate(&batch, &|_, _| uniform, 0.01).unwrap().logprobs);
         let ratio = device.gradient_norm().unwrap() / norm;
         assert!((ratio - 1.0).abs() < 1e-3, "step {step}: norms differ by a factor of {ratio}");
-        device.adamw(settings, 0.5, 0..len, &mut moments).unwrap();
+        device.adamw(0.5, &[(0..len, settings)], &mut moments).unwrap();
         device.publish().unwrap();
         assert!((on_host - on_device).abs() < 2e-3, "step {step}: {on_host} and {on_device}");
         if step == 1 {
@@ -286,6 +286,39 @@ fn a_model_learns_as_on_the_cpu() {
         "after 7 steps losses are {first:.4} and {last:.4}, values differ by {distance:.1e} (relative L2)"
     );
     assert!(distance < 5e-2, "{distance}");
+}
+
+#[test]
+fn a_step_brings_the_bits_of_all_values_into_the_model() {
+    let Some(cuda) = Cuda::for_test() else { return };
+    let batch = odd_batch();
+    for (name, config) in odd_configs() {
+        for compute in [Compute::F32, Compute::Bf16] {
+            let new = || CudaTrainer::new(Parameters::initialized(&config, 7), compute, &cuda, PLAN).unwrap();
+            let (mut trainer, mut other) = (new(), new());
+            let len = trainer.parameters().values().len();
+            let mut moments = trainer.moments(&vec![0.0; len], &vec![0.0; len]).unwrap();
+            let mut held = None;
+            // From the second step on others hold the model that it begins with, so that two take turns. The last one
+            // writes the model of two steps before, and few values learn.
+            for (step, range) in [(1, 0..len), (2, 0..len), (3, 0..len), (4, len / 3..len / 2)] {
+                let settings =
+                    AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step };
+                gradients(&mut trainer, &batch, 0.02);
+                trainer.adamw(0.5, &[(range, settings)], &mut moments).unwrap();
+                let scores = trainer.evaluate(&batch).unwrap().logprobs.to_vec();
+                let is_held = |held: &Arc<_>| Arc::ptr_eq(held, &trainer.shared_model());
+                assert!(!held.as_ref().is_some_and(is_held), "{name}: a model that others hold");
+                other.set_values(trainer.fetch().unwrap().values()).unwrap();
+                other.publish().unwrap();
+                let expected = other.evaluate(&batch).unwrap().logprobs;
+                assert!(scores == expected, "{name} {compute}: other weights after step {step}");
+                held = Some(trainer.shared_model());
+                trainer.publish().unwrap();
+                assert!(held.as_ref().is_some_and(|held| Arc::ptr_eq(held, &trainer.shared_model())));
+            }
+        }
+    }
 }
 
 #[test]

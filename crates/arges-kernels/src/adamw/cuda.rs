@@ -1,4 +1,7 @@
-//! AdamW on a GPU (`adamw.cu`): the arithmetic of the CPU's, on flat arrays in the memory of the device.
+//! AdamW on a GPU (`adamw.cu`): the arithmetic of the CPU's, on flat arrays in the memory of the device. New values are
+//! written twice, as they are and as weights of a model ([`Weights`]), so that nothing reads them for that once more.
+
+mod weights;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,6 +9,8 @@ use std::sync::Arc;
 use super::AdamW;
 use super::cpu::{Factors, V_SCALE};
 use crate::device::cuda::{Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source};
+pub use weights::{Part, Weights};
+use weights::{SPAN, Segment};
 
 /// The kernels.
 pub const SOURCE: Source = Source { name: "adamw/adamw.cu", text: include_str!("adamw.cu") };
@@ -14,14 +19,17 @@ pub const SOURCE: Source = Source { name: "adamw/adamw.cu", text: include_str!("
 const PIECE: usize = 1 << 14;
 
 /// What the kernels are compiled for.
-pub const DEFINES: [Define; 1] = [("PIECE", PIECE as i64)];
+pub const DEFINES: [Define; 2] = [("PIECE", PIECE as i64), ("SPAN", SPAN as i64)];
 
 /// The compiled kernels.
 pub struct AdamWCuda {
     cuda: Arc<Cuda>,
     adamw: Kernel,
+    pack: Kernel,
     squares: Kernel,
     total: Kernel,
+    /// What the values become, for the kernels.
+    segments: Buffer<Segment>,
     parts: Buffer<f64>,
     sum: Buffer<f64>,
 }
@@ -48,51 +56,113 @@ impl AdamWCuda {
         Ok(Self {
             cuda: Arc::clone(cuda),
             adamw: module.kernel("adamw")?,
+            pack: module.kernel("pack")?,
             squares: module.kernel("squares")?,
             total: module.kernel("total")?,
+            segments: Buffer::zeroed(cuda, 0)?,
             parts: Buffer::zeroed(cuda, len.div_ceil(PIECE))?,
             sum: Buffer::zeroed(cuda, 1)?,
         })
     }
 
-    /// One step for a range of values, as [`adamw`](super::adamw) does it on the CPU.
+    /// One step for ranges of values, each with its settings, as [`adamw`](super::adamw) does it on the CPU. The new
+    /// values are brought into the weights that they become.
     ///
     /// # Errors
     /// When the driver fails.
     ///
     /// # Panics
-    /// When sizes differ, or the step is 0.
+    /// When sizes differ, a step is 0, or a value of a range becomes no weight, or two.
     pub fn step(
-        &self,
-        settings: AdamW,
+        &mut self,
         gradient_scale: f32,
-        range: Range<usize>,
+        groups: &[(Range<usize>, AdamW)],
         learned: &mut Learned<'_>,
+        weights: &Weights<'_>,
     ) -> Result<(), CudaError> {
-        let len = learned.values.len();
-        assert_eq!([learned.gradients.len(), learned.m.len(), learned.v.len()], [len; 3]);
-        assert!(range.start <= range.end && range.end <= len, "values {range:?} of {len}");
-        let f = Factors::new(settings, gradient_scale);
-        let arguments = [
-            Argument::Pointer(learned.values.address(range.start)),
-            Argument::Pointer(learned.gradients.address(range.start)),
-            Argument::Pointer(learned.m.address(range.start)),
-            Argument::Pointer(learned.v.address(range.start)),
-            Argument::I64(range.len() as i64),
-            Argument::F32(f.gradient),
-            Argument::F32(f.beta1),
-            Argument::F32(f.rest1),
-            Argument::F32(f.beta2),
-            Argument::F32(f.rest2),
-            Argument::F32(f.rate),
-            Argument::F32(f.root),
-            Argument::F32(f.eps),
-            Argument::F32(f.decay),
-            Argument::F32(V_SCALE.sqrt()),
+        let Learned { values, gradients, m, v } = learned;
+        let len = values.len();
+        assert_eq!([gradients.len(), m.len(), v.len()], [len; 3]);
+        let segments = self.send(weights, len)?;
+        for (range, settings) in groups {
+            assert!(range.start <= range.end && range.end <= len, "values {range:?} of {len}");
+            let covered: usize = segments.iter().map(|segment| segment.values_within(range)).sum();
+            assert_eq!(covered, range.len(), "values of {range:?} that become weights");
+            let f = Factors::new(*settings, gradient_scale);
+            let arguments = [
+                Argument::Pointer(values.address(0)),
+                Argument::Pointer(gradients.address(0)),
+                Argument::Pointer(m.address(0)),
+                Argument::Pointer(v.address(0)),
+                Argument::F32(f.gradient),
+                Argument::F32(f.beta1),
+                Argument::F32(f.rest1),
+                Argument::F32(f.beta2),
+                Argument::F32(f.rest2),
+                Argument::F32(f.rate),
+                Argument::F32(f.root),
+                Argument::F32(f.eps),
+                Argument::F32(f.decay),
+                Argument::F32(V_SCALE.sqrt()),
+            ];
+            // SAFETY: the kernel's arguments behind the range's; the range lies within all four.
+            unsafe { self.launch(&self.adamw, &segments, range.clone(), &arguments)? };
+        }
+        Ok(())
+    }
+
+    /// Brings all values that become weights into those.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When there are fewer values, or one becomes two weights.
+    pub fn pack(&mut self, values: &Buffer<f32>, weights: &Weights<'_>) -> Result<(), CudaError> {
+        let segments = self.send(weights, values.len())?;
+        // SAFETY: the kernel's argument behind the range's, which is all values.
+        unsafe {
+            self.launch(&self.pack, &segments, 0..values.len(), &[Argument::Pointer(values.address(0))])
+        }
+    }
+
+    /// Brings the segments of so many values to the device.
+    fn send(&mut self, weights: &Weights<'_>, values: usize) -> Result<Vec<Segment>, CudaError> {
+        let segments = weights.in_order(values);
+        if self.segments.len() < segments.len() {
+            self.segments = Buffer::zeroed(&self.cuda, segments.len())?;
+        }
+        self.segments.write(0, &segments)?;
+        Ok(segments)
+    }
+
+    /// Runs a kernel on the pieces in which a range lies, with arguments behind those that say so.
+    ///
+    /// # Safety
+    /// They are the kernel's, which may read and write the range; the segments were sent last.
+    unsafe fn launch(
+        &self,
+        kernel: &Kernel,
+        segments: &[Segment],
+        range: Range<usize>,
+        arguments: &[Argument<'_>],
+    ) -> Result<(), CudaError> {
+        let (begin, end) = (range.start as i64, range.end as i64);
+        let first = segments.partition_point(|segment| segment.end() <= begin);
+        let behind = segments.partition_point(|segment| segment.begin < end);
+        let of_range = segments.get(first..behind).unwrap_or_default();
+        let (Some(head), Some(last)) = (of_range.first(), of_range.last()) else { return Ok(()) };
+        let mut all = vec![
+            Argument::Pointer(self.segments.address(first)),
+            Argument::I32(of_range.len() as i32),
+            Argument::I64(head.first_piece),
+            Argument::I64(begin),
+            Argument::I64(end),
         ];
-        let blocks = range.len().div_ceil(1024).min(32 * self.cuda.facts().multiprocessors);
-        // SAFETY: the kernel's arguments, in order; the range lies within all four.
-        unsafe { self.cuda.launch(&self.adamw, LaunchShape::new(blocks, 256), &arguments) }
+        all.extend_from_slice(arguments);
+        let shape = LaunchShape::new((last.last_piece() - head.first_piece) as usize, 256);
+        // SAFETY: the arguments, in order. Weights are written that `Weights` has checked and still borrows.
+        unsafe { self.cuda.launch(kernel, shape, &all) }
     }
 
     /// Sum of squares, in f64 and in a fixed order. Waits for the device.

@@ -249,33 +249,6 @@ fn fill(to: &mut Activations, values: &[f32]) {
 }
 
 #[test]
-fn weights_are_packed_rounded_and_in_turn() {
-    let Some(cuda) = gpu() else { return };
-    let gradients = ProductGradients::new(&cuda, 1).unwrap();
-    // Two matrices [16, columns]: groups of 8 rows, followed by a gap of 8. Whole vectors are copied where there are some.
-    for (columns, first) in [(5, 3), (12, 3), (12, 4), (1024, 0)] {
-        let (matrix, packed) = (16 * columns, 32 * columns);
-        let from = Random::new(14).normal(first + 2 * (matrix + 20));
-        let device = Buffer::from_slice(&cuda, &from).unwrap();
-        for element in ELEMENTS {
-            let mut to = on_device(&cuda, &vec![-1.0; 40 + 2 * packed], element);
-            let source = (&device, first, matrix + 20);
-            gradients.pack(2, [16, columns], source, (&mut to, 40, packed), 8, 8).unwrap();
-            let mut expected = vec![-1.0; 40 + 2 * packed];
-            for which in 0..2 {
-                for i in 0..matrix {
-                    let row = i / columns / 8 * 16 + i / columns % 8;
-                    expected[40 + which * packed + row * columns + i % columns] =
-                        from[first + which * (matrix + 20) + i];
-                }
-            }
-            let expected = if element == Element::Bf16 { bf16_round(&expected) } else { expected };
-            assert_eq!(to.to_f32().unwrap(), expected, "{columns} columns from {first}, {element:?}");
-        }
-    }
-}
-
-#[test]
 fn gradient_kernels_compile_for_every_architecture() {
     assert_compiles(GRADIENTS, &[], &CARDS);
     for defines in gradient_defines() {

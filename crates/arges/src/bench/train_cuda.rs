@@ -117,7 +117,7 @@ impl Bench {
         let settings =
             AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.95, eps: 1e-15, weight_decay: 0.1, step: self.step };
         let all = 0..self.trainer.parameters().values().len();
-        self.trainer.adamw(settings, scale, all, &mut self.moments)?;
+        self.trainer.adamw(scale, &[(all, settings)], &mut self.moments)?;
         self.trainer.publish()?;
         Ok(loss)
     }

@@ -122,7 +122,6 @@ pub struct ProductGradients {
     columns_as_rows: Kernel,
     pad_offsets: Kernel,
     add_parts: Kernel,
-    pack: [Kernel; 2],
     /// Both operands, their columns as rows.
     operands: Buffer<u16>,
     padded: Buffer<i32>,
@@ -147,7 +146,6 @@ impl ProductGradients {
             columns_as_rows: module.kernel("columns_as_rows")?,
             pad_offsets: module.kernel("pad_offsets")?,
             add_parts: module.kernel("add_parts")?,
-            pack: [module.kernel("pack_f32")?, module.kernel("pack_bf16")?],
             operands: Buffer::zeroed(cuda, 0)?,
             padded: Buffer::zeroed(cuda, experts + 1)?,
             parts: Buffer::zeroed(cuda, 0)?,
@@ -251,50 +249,5 @@ impl ProductGradients {
         let kernel = &self.transpose[index(from.element())];
         // SAFETY: the kernel's arguments, in order, for values of that size; both buffers hold all matrices.
         unsafe { self.cuda.launch(kernel, shape, &arguments) }
-    }
-
-    /// Copies f32 values to weights on the device, rounded where those are bf16: of each of `matrices` matrices,
-    /// `[rows, columns]`. From one to the next there are `from.2` and `to.2` values; the first begins at `from.1` and
-    /// `to.1`. Of the rows written every `group` ones are followed by a gap of `gap`.
-    ///
-    /// # Errors
-    /// When the driver fails.
-    ///
-    /// # Panics
-    /// When shapes do not agree.
-    #[allow(clippy::too_many_arguments)]
-    pub fn pack(
-        &self,
-        matrices: usize,
-        [rows, columns]: [usize; 2],
-        from: (&Buffer<f32>, usize, usize),
-        to: (&mut Activations, usize, usize),
-        group: usize,
-        gap: usize,
-    ) -> Result<(), CudaError> {
-        if matrices == 0 || rows == 0 || columns == 0 {
-            return Ok(());
-        }
-        assert!(group > 0, "rows in groups");
-        let last_row = rows - 1 + (rows - 1) / group * gap;
-        assert!(from.1 + (matrices - 1) * from.2 + rows * columns <= from.0.len(), "values");
-        assert!(
-            to.1 + (matrices - 1) * to.2 + (last_row + 1) * columns <= to.0.len(),
-            "room for the weights"
-        );
-        let arguments = [
-            Argument::Pointer(from.0.address(from.1)),
-            Argument::I64(from.2 as i64),
-            Argument::Pointer(to.0.address(to.1)),
-            Argument::I64(to.2 as i64),
-            Argument::I64((rows * columns) as i64),
-            Argument::I32(columns as i32),
-            Argument::I32(group as i32),
-            Argument::I32(gap as i32),
-        ];
-        let blocks = (rows * columns).div_ceil(1024).min(4096);
-        let shape = LaunchShape::grid(blocks, matrices, 1, 256).overlap();
-        // SAFETY: the kernel's arguments, in order, for that element; what it reads and writes was checked above.
-        unsafe { self.cuda.launch(&self.pack[index(to.0.element())], shape, &arguments) }
     }
 }

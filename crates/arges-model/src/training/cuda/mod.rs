@@ -38,6 +38,8 @@ pub struct CudaTrainer {
     before: Option<Arc<CudaModel>>,
     parameters: Parameters,
     values: Buffer<f32>,
+    /// Whether the model computes with the values as they are.
+    published: bool,
     gradients: Buffer<f32>,
     /// Whether nothing was added to the gradients since they were cleared.
     fresh: bool,
@@ -116,11 +118,13 @@ impl CudaTrainer {
         let workspace = WorkspacePlan { max_tokens: plan.max_tokens, max_logit_rows };
         let workspace = CudaWorkspace::for_training(&model, workspace)?;
         let buffers = Buffers::new(&model, plan, max_logit_rows)?;
-        publish::pack(&mut model, &parameters, &values, &buffers.kernels.products)?;
+        let mut adamw = AdamWCuda::new(cuda, values.len())?;
+        publish::pack(&mut model, &parameters, &values, &mut adamw)?;
         let mut trainer = Self {
+            published: true,
             gradients: Buffer::zeroed(cuda, values.len())?,
             fresh: true,
-            adamw: AdamWCuda::new(cuda, values.len())?,
+            adamw,
             model: Arc::new(model),
             before: None,
             parameters,
@@ -282,27 +286,38 @@ impl CudaTrainer {
         Ok(CudaMoments { m: Buffer::from_slice(cuda, m)?, v: Buffer::from_slice(cuda, v)? })
     }
 
-    /// One step of AdamW for a range of values, whose gradients are multiplied by `gradient_scale` first.
+    /// One step of AdamW for ranges of values, each with its settings; gradients are multiplied by `gradient_scale`
+    /// first. Brings all values into the model, as [`CudaTrainer::publish`] does: while a new value is at hand, its
+    /// weight is written too.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When the device fails, or has no room for a new model.
     ///
     /// # Panics
-    /// When the moments are of another number of values.
+    /// When the moments are of another number of values, or a step is 0.
     pub fn adamw(
         &mut self,
-        settings: AdamW,
         gradient_scale: f32,
-        range: Range<usize>,
+        groups: &[(Range<usize>, AdamW)],
         moments: &mut CudaMoments,
     ) -> Result<(), TrainingError> {
+        self.own_model()?;
+        let model = Arc::get_mut(&mut self.model).expect("nobody else holds it");
         let mut learned = Learned {
             values: &mut self.values,
             gradients: &self.gradients,
             m: &mut moments.m,
             v: &mut moments.v,
         };
-        Ok(self.adamw.step(settings, gradient_scale, range, &mut learned)?)
+        let (weights, tied) = publish::weights(model, &self.parameters);
+        self.adamw.step(gradient_scale, groups, &mut learned, &weights)?;
+        if groups.iter().map(|(range, _)| range.len()).sum::<usize>() < self.values.len() {
+            // Another model than before lacks those outside of the ranges.
+            self.adamw.pack(&self.values, &weights)?;
+        }
+        self.adamw.pack(&self.values, &tied)?;
+        self.published = true;
+        Ok(())
     }
 
     /// What learns, with values as they were when last fetched.
@@ -328,29 +343,42 @@ impl CudaTrainer {
     /// When there are not as many as learn.
     pub fn set_values(&mut self, values: &[f32]) -> Result<(), TrainingError> {
         assert_eq!(values.len(), self.values.len(), "values");
+        self.published = false;
         Ok(self.values.write(0, values)?)
     }
 
     /// Brings changed values into the model. Where others hold [`CudaTrainer::shared_model`], they keep the model as it
     /// was, and the trainer goes on with another one: that which was in use before, if they hold it no more. Two take
-    /// turns so, however often weights change.
+    /// turns so, however often weights change. After [`CudaTrainer::adamw`] there is nothing left to do.
     ///
     /// # Errors
     /// When the device fails, or has no room for a new model.
     pub fn publish(&mut self) -> Result<(), TrainingError> {
-        if Arc::get_mut(&mut self.model).is_none() {
-            let free = self.before.take().filter(|model| Arc::strong_count(model) == 1);
-            let other = match free {
-                Some(model) => model,
-                None => {
-                    let CudaModel { config, compute, cuda, .. } = &*self.model;
-                    Arc::new(CudaModel::zeroed(config, *compute, &|_| Ok(DType::F32), cuda)?)
-                }
-            };
-            self.before = Some(std::mem::replace(&mut self.model, other));
+        if self.published {
+            return Ok(());
         }
+        self.own_model()?;
         let model = Arc::get_mut(&mut self.model).expect("nobody else holds it");
-        Ok(publish::pack(model, &self.parameters, &self.values, &self.buffers.kernels.products)?)
+        publish::pack(model, &self.parameters, &self.values, &mut self.adamw)?;
+        self.published = true;
+        Ok(())
+    }
+
+    /// Makes the model one that nobody else holds, whatever its weights are.
+    fn own_model(&mut self) -> Result<(), TrainingError> {
+        if Arc::get_mut(&mut self.model).is_some() {
+            return Ok(());
+        }
+        let free = self.before.take().filter(|model| Arc::strong_count(model) == 1);
+        let other = match free {
+            Some(model) => model,
+            None => {
+                let CudaModel { config, compute, cuda, .. } = &*self.model;
+                Arc::new(CudaModel::zeroed(config, *compute, &|_| Ok(DType::F32), cuda)?)
+            }
+        };
+        self.before = Some(std::mem::replace(&mut self.model, other));
+        Ok(())
     }
 
     /// The model as it computes now, to be shared with an engine: the same bits in the same memory, not a copy.
