@@ -32,6 +32,27 @@ fn add_gradient(
     }
 }
 
+fn zeroed_and_poisoned(cuda: &Arc<Cuda>, len: usize) -> [Buffer<f32>; 2] {
+    [0.0, f32::NAN].map(|x| Buffer::from_slice(cuda, &vec![x; len]).unwrap())
+}
+
+/// Asserts that what a fresh gradient has overwritten has the bits of one that was added to zeros, and that the rest was
+/// left as it was.
+fn assert_overwritten(
+    fresh: &Buffer<f32>,
+    added: &Buffer<f32>,
+    is_gradient: impl Fn(usize) -> bool,
+    what: &str,
+) {
+    let (fresh, added) = (fresh.to_vec().unwrap(), added.to_vec().unwrap());
+    for (i, (fresh, added)) in fresh.iter().zip(&added).enumerate() {
+        match is_gradient(i) {
+            true => assert_eq!(fresh.to_bits(), added.to_bits(), "{what}: value {i} is {fresh}, not {added}"),
+            false => assert!(fresh.is_nan(), "{what}: value {i} was written"),
+        }
+    }
+}
+
 #[test]
 fn gradients_by_weights_add_up_over_all_rows_in_every_shape() {
     let Some(cuda) = gpu() else { return };
@@ -72,11 +93,16 @@ fn gradients_by_weights_add_up_over_all_rows_in_every_shape() {
             let mut again = Buffer::from_slice(&cuda, &before).unwrap();
             run(&mut again);
             assert!(again.to_vec().unwrap() == got, "{what}: other bits the second time");
-            let [mut added, mut fresh] = [0; 2].map(|_| Buffer::zeroed(&cuda, n * k + 5).unwrap());
+            let [mut added, mut fresh] = zeroed_and_poisoned(&cuda, n * k + 5);
             run(&mut added);
             let place = GradientPlace { gradients: &mut fresh, at: 5, stride: 0, fresh: true };
             gradients.weights(dy_columns, Columns::all(&a, k), Rows::All(rows), false, place).unwrap();
-            assert!(fresh.to_vec().unwrap() == added.to_vec().unwrap(), "{what}: zeros that are not read");
+            assert_overwritten(&fresh, &added, |i| i >= 5, &what);
+            let place = GradientPlace { gradients: &mut sums, at: 5, stride: 0, fresh: true };
+            gradients.weights(dy_columns, Columns::all(&a, k), Rows::All(0), false, place).unwrap();
+            let left = sums.to_vec().unwrap();
+            assert_eq!(left[..5], before[..5], "{what}");
+            assert!(left[5..].iter().all(|x| *x == 0.0), "{what}: no rows give zeros");
         }
     }
 }
@@ -112,6 +138,12 @@ fn gradients_of_two_matrices_at_once_are_those_of_each() {
                 gradients.weights(dy, x, Rows::All(rows), false, place).unwrap();
             }
             gradients.weights_of_two(both, rows, &mut at_once, false).unwrap();
+            let [mut added, mut fresh] = zeroed_and_poisoned(&cuda, before.len());
+            gradients.weights_of_two(both, rows, &mut added, false).unwrap();
+            gradients.weights_of_two(both, rows, &mut fresh, true).unwrap();
+            assert_overwritten(&fresh, &added, |i| i >= 3, "two matrices");
+            gradients.weights_of_two(both, 0, &mut fresh, true).unwrap();
+            assert!(fresh.to_vec().unwrap()[3..].iter().all(|x| *x == 0.0), "no rows give zeros");
             let (apart, at_once) = (apart.to_vec().unwrap(), at_once.to_vec().unwrap());
             assert_eq!(at_once[..3], before[..3]);
             assert!(at_once[3..] != before[3..], "nothing was added");
@@ -151,9 +183,20 @@ fn every_experts_gradient_is_that_of_its_own_rows() {
             let device_offsets = Buffer::from_slice(&cuda, &offsets).unwrap();
             let (d, a) = (on_device(&cuda, &dy, element), on_device(&cuda, &x, element));
             let mut gradients = ProductGradients::new(&cuda, experts).unwrap();
-            let place = GradientPlace { gradients: &mut sums, at: 0, stride, fresh: false };
-            let grouped = Rows::Grouped { offsets: &device_offsets, most };
-            gradients.weights(Columns::all(&d, n), Columns::all(&a, k), grouped, gated, place).unwrap();
+            let mut run = |sums: &mut Buffer<f32>, most, fresh| {
+                let place = GradientPlace { gradients: sums, at: 0, stride, fresh };
+                let grouped = Rows::Grouped { offsets: &device_offsets, most };
+                gradients.weights(Columns::all(&d, n), Columns::all(&a, k), grouped, gated, place).unwrap();
+            };
+            run(&mut sums, most, false);
+            let [mut added, mut fresh] = zeroed_and_poisoned(&cuda, experts * stride);
+            run(&mut added, most, false);
+            run(&mut fresh, most, true);
+            let is_gradient = |i: usize| i % stride < n * k;
+            assert_overwritten(&fresh, &added, is_gradient, &format!("{counts:?} {element:?}"));
+            run(&mut fresh, 0, true);
+            let left = fresh.to_vec().unwrap();
+            assert!((0..left.len()).all(|i| if is_gradient(i) { left[i] == 0.0 } else { left[i].is_nan() }));
             let mut expected = widen(&before);
             for expert in 0..experts {
                 let column = |i: usize| match gated {

@@ -10,7 +10,7 @@ __device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.
 
 // Adds a warp's part of a tile to f32 values: as `store`, but for gradients, which add up. With `gates`, rows stand in
 // turn in groups of 8: as many gates, and the ups behind all of them. Values are read some rows ahead of their sums, as
-// each waits for memory; `fresh` ones are zeros and are not read.
+// each waits for memory; `fresh` ones count as zeros and are not read.
 __device__ __forceinline__ void accumulate(
     const float (&d)[BLOCKS][ROWS / 2], float* out, int stride, int outputs, int row, int end, int output, int gates,
     bool fresh) {
@@ -51,7 +51,8 @@ __device__ __forceinline__ void accumulate(
 // weights [rows, outputs]. Turned, dy and x are rows of activations, [t, n] and [t, k]; else columns of them that lie as
 // rows, and offsets are multiples of K_TILE. Without offsets there is one matrix and t goes to `depth`. Matrices of `out`
 // are `out_stride` values apart. Behind their tiles come those of another matrix [other_rows, other_outputs] of no
-// experts, whose gradient sums over t up to `depth` too: a few tiles alone would leave most of the card idle.
+// experts, whose gradient sums over t up to `depth` too: a few tiles alone would leave most of the card idle. Fresh values
+// are overwritten, those of experts without rows too.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) gradient(
     const __grid_constant__ Map x, const __grid_constant__ Map dy, float* out, const int* offsets, int experts,
     int rows, int outputs, int depth, int gates, i64 out_stride, int fresh, const __grid_constant__ Map other_x,
@@ -73,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gradient(
             bool other = tile >= all;
             int expert = other ? experts : tile / of_each, local = other ? tile - all : tile % of_each;
             int begin = offsets && !other ? offsets[expert] : 0, end = offsets && !other ? offsets[expert + 1] : depth;
-            if (begin >= end) continue;
+            if (begin >= end && !fresh) continue;
             int tiles_down = other ? other_row_tiles : row_tiles, height = other ? other_rows : rows;
             int row = local % tiles_down * ROWS, output = local / tiles_down * OUTPUTS;
             body(expert, begin, end, row, output, PARTIAL ? min(BOXES, (height - row + BOX - 1) / BOX) : BOXES);
@@ -104,7 +105,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gradient(
         each_tile([&](int expert, int begin, int end, int row, int output, int boxes) {
             int steps = (end - begin + K_TILE - 1) / K_TILE, left = end - begin - (steps - 1) * K_TILE;
             float d[BLOCKS][ROWS / 2];
-            multiply_boxes<BOXES>(boxes, d, tiles, full, empty, group, steps, left, count);
+            if (begin < end) multiply_boxes<BOXES>(boxes, d, tiles, full, empty, group, steps, left, count);
+            else for (auto& block : d) for (float& sum : block) sum = 0.0f;
             output += group * BLOCKS * 64;
             if (expert == experts)
                 accumulate(d, other_out, other_outputs, other_outputs, row, other_rows, output, 0, fresh);

@@ -95,7 +95,7 @@ pub struct GradientPlace<'a> {
     pub at: usize,
     /// From one matrix to the next.
     pub stride: usize,
-    /// Whether the values are still zeros, which need not be read.
+    /// Whether the values that are there count as zeros. They are overwritten then, all of them.
     pub fresh: bool,
 }
 

@@ -9,6 +9,7 @@ use super::head::Weight;
 use crate::config::{Config, ResidualScale};
 use crate::model::cuda::Attention;
 use crate::model::cuda::forward::Shape;
+use crate::params::{LayerParam, Param};
 use crate::training::{TrainingBatch, TrainingError};
 
 impl CudaTrainer {
@@ -21,6 +22,9 @@ impl CudaTrainer {
     ) -> Result<(), TrainingError> {
         if batch.tokens.is_empty() {
             return Ok(());
+        }
+        if self.fresh {
+            self.clear_sums(!batch.targets.is_empty())?;
         }
         self.head(&batch.targets, Some(weight))?;
         let balanced = balance != 0.0 && self.model.config.has_router();
@@ -43,6 +47,23 @@ impl CudaTrainer {
         }
         self.fresh = false;
         Ok(self.embedding(&batch.tokens)?)
+    }
+
+    /// Clears the gradients that nothing of a batch overwrites: those that are added to, and those of a head without
+    /// targets. The others are products, which overwrite fresh ones.
+    fn clear_sums(&mut self, has_targets: bool) -> Result<(), CudaError> {
+        let Self { model, parameters, gradients, buffers, .. } = self;
+        let (config, kernels) = (&model.config, &buffers.kernels);
+        let is_cleared = |param: &Param| match param {
+            Param::Head => !has_targets,
+            // A tied head's product overwrites it first.
+            Param::Embedding => !config.tie_word_embeddings || !has_targets,
+            Param::Layer(_, LayerParam::Router) => kernels.stream.sums_router(),
+            param => param.is_norm(),
+        };
+        Param::all(config)
+            .filter(is_cleared)
+            .try_for_each(|param| gradients.clear_range(parameters.place(param), param.elements(config)))
     }
 
     /// Sums the rows of each token in their order, which is found on the host.

@@ -41,7 +41,7 @@ pub struct CudaTrainer {
     /// Whether the model computes with the values as they are.
     published: bool,
     gradients: Buffer<f32>,
-    /// Whether nothing was added to the gradients since they were cleared.
+    /// Whether all gradients are zeros, whatever the memory holds: the next ones overwrite it.
     fresh: bool,
     adamw: AdamWCuda,
     cache: CudaCache,
@@ -251,14 +251,9 @@ impl CudaTrainer {
         Ok(shape)
     }
 
-    /// Forgets the gradients.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn zero_gradients(&mut self) -> Result<(), TrainingError> {
-        self.gradients.clear()?;
+    /// Forgets the gradients. Those of the next batch overwrite them.
+    pub fn zero_gradients(&mut self) {
         self.fresh = true;
-        Ok(())
     }
 
     /// The gradients accumulated so far, on the host, in the order of [`Parameters::tensors`].
@@ -266,7 +261,10 @@ impl CudaTrainer {
     /// # Errors
     /// When the device fails.
     pub fn gradients(&self) -> Result<Vec<f32>, TrainingError> {
-        Ok(self.gradients.to_vec()?)
+        match self.fresh {
+            true => Ok(vec![0.0; self.gradients.len()]),
+            false => Ok(self.gradients.to_vec()?),
+        }
     }
 
     /// The Euclidean norm of all gradients. Waits for the device.
@@ -274,7 +272,10 @@ impl CudaTrainer {
     /// # Errors
     /// When the device fails.
     pub fn gradient_norm(&mut self) -> Result<f64, TrainingError> {
-        Ok(self.adamw.sum_of_squares(&self.gradients)?.sqrt())
+        match self.fresh {
+            true => Ok(0.0),
+            false => Ok(self.adamw.sum_of_squares(&self.gradients)?.sqrt()),
+        }
     }
 
     /// Moments as they are on the host, on the device.
@@ -301,6 +302,9 @@ impl CudaTrainer {
         groups: &[(Range<usize>, AdamW)],
         moments: &mut CudaMoments,
     ) -> Result<(), TrainingError> {
+        if self.fresh {
+            self.gradients.clear()?;
+        }
         self.own_model()?;
         let model = Arc::get_mut(&mut self.model).expect("nobody else holds it");
         let mut learned = Learned {

@@ -115,6 +115,10 @@ impl ProductGradients {
         let values = dy.width * x.width;
         assert!(place.at + (experts - 1) * place.stride + values <= place.gradients.len(), "room");
         assert!(experts == 1 || place.stride >= values, "matrices apart");
+        if rows == 0 && place.fresh {
+            let GradientPlace { gradients, at, stride, .. } = place;
+            return (0..experts).try_for_each(|expert| gradients.clear_range(at + expert * stride, values));
+        }
         if rows == 0 {
             return Ok(());
         }
@@ -142,8 +146,10 @@ impl ProductGradients {
         fresh: bool,
     ) -> Result<(), CudaError> {
         let maps = match &self.hopper {
-            Some(_) => maps_in_place(&second.dy, &second.x, rows)?.filter(|_| first.can_be_read_in_place()),
-            None => None,
+            Some(_) if rows > 0 => {
+                maps_in_place(&second.dy, &second.x, rows)?.filter(|_| first.can_be_read_in_place())
+            }
+            _ => None,
         };
         let WeightGradient { dy, x, at } = first;
         let Some(maps) = maps else {
@@ -158,9 +164,6 @@ impl ProductGradients {
             gradient.x.check(rows);
             let values = gradient.dy.width * gradient.x.width;
             assert!(gradient.at + values <= gradients.len(), "room");
-        }
-        if rows == 0 {
-            return Ok(());
         }
         let other =
             Other { maps, address: gradients.address(second.at), widths: [second.dy.width, second.x.width] };
@@ -319,7 +322,7 @@ impl ProductGradients {
             Argument::I32(gates as i32),
             Argument::I64(stride as i64),
             Argument::I32(part as i32),
-            Argument::I32(i32::from(partial)),
+            Argument::I32(i32::from(partial || place.fresh)),
         ];
         let blocks = if offsets.is_some() { experts } else { parts };
         let shape = LaunchShape::grid(x.width.div_ceil(TILE), dy.width.div_ceil(TILE), blocks, 256).overlap();
@@ -331,7 +334,7 @@ impl ProductGradients {
         if !partial {
             return Ok(());
         }
-        self.add(values, parts, target)
+        self.add(values, parts, target, place.fresh)
     }
 
     /// Few columns of f32 gradients, as a router's: all of them pass over the other rows at once, which are read once.
@@ -358,16 +361,17 @@ impl ProductGradients {
         // SAFETY: the kernel's arguments, in order, for f32 and such widths. It reads rows below `rows`, which `weights`
         // has checked, and writes a matrix for each part, for which there is room.
         unsafe { self.cuda.launch(&self.few, shape, &arguments)? };
-        self.add(values, parts, place.gradients.address(place.at))
+        self.add(values, parts, place.gradients.address(place.at), place.fresh)
     }
 
     /// Adds as many parts of so many values, in their order.
-    fn add(&self, values: usize, parts: usize, target: u64) -> Result<(), CudaError> {
+    fn add(&self, values: usize, parts: usize, target: u64, fresh: bool) -> Result<(), CudaError> {
         let arguments = [
             Argument::Pointer(self.parts.address(0)),
             Argument::Pointer(target),
             Argument::I32(values as i32),
             Argument::I32(parts as i32),
+            Argument::I32(i32::from(fresh)),
         ];
         let shape = LaunchShape::new(values.div_ceil(256), 256).overlap();
         // SAFETY: the kernel's arguments; `parts` times `values` were just written.
