@@ -235,8 +235,12 @@ fn gradients_after_others_were_forgotten_are_those_of_a_new_trainer() {
                     for trainer in [&mut trainer, &mut other] {
                         trainer.accumulate(batch, &weight(batch.targets.len()), 0.02).unwrap();
                     }
-                    let expected = bits(other.gradients().unwrap());
-                    assert!(bits(trainer.gradients().unwrap()) == expected, "{what}: other bits");
+                    let expected = other.gradients().unwrap();
+                    let exact = expected.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+                    assert!(bits(trainer.gradients().unwrap()) == bits(expected), "{what}: other bits");
+                    let norm = trainer.gradient_norm().unwrap();
+                    assert!((norm - exact).abs() <= 2e-6 * exact, "{what}: a norm of {norm}, not {exact}");
+                    assert_eq!(norm.to_bits(), other.gradient_norm().unwrap().to_bits(), "{what}");
                 }
             }
             // AdamW sees zeros too: without decay no value moves.

@@ -130,9 +130,12 @@ __device__ __forceinline__ double block_sum(double x) {
     return sums[0];
 }
 
-// parts[b] = the sum of squares of values b * PIECE on, as many as there are up to PIECE.
-extern "C" __global__ void __launch_bounds__(256) squares(const float* x, double* parts, i64 count) {
-    i64 begin = i64(blockIdx.x) * PIECE, end = begin + PIECE < count ? begin + PIECE : count;
+// parts[p] = the sum of squares of the values of piece p.
+extern "C" __global__ void __launch_bounds__(256) squares(
+    const Segment* segments, int count, const float* x, double* parts) {
+    Segment segment = segment_of(segments, count, blockIdx.x);
+    i64 begin = segment.begin + (blockIdx.x - segment.first_piece) * SPAN;
+    i64 end = min(begin + SPAN, segment.begin + segment.count);
     double sum = 0.0;
     for (i64 i = begin + threadIdx.x; i < end; i += 256) sum += double(x[i]) * double(x[i]);
     sum = block_sum(sum);

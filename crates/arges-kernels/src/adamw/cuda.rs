@@ -9,17 +9,15 @@ use std::sync::Arc;
 use super::AdamW;
 use super::cpu::{Factors, V_SCALE};
 use crate::device::cuda::{Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source};
+use crate::matmul::cuda::WrittenSquares;
 pub use weights::{Part, Weights};
-use weights::{SPAN, Segment};
+use weights::{SPAN, Segment, Table, count_pieces};
 
 /// The kernels.
 pub const SOURCE: Source = Source { name: "adamw/adamw.cu", text: include_str!("adamw.cu") };
 
-/// Values whose squares one block adds up.
-const PIECE: usize = 1 << 14;
-
 /// What the kernels are compiled for.
-pub const DEFINES: [Define; 2] = [("PIECE", PIECE as i64), ("SPAN", SPAN as i64)];
+pub const DEFINES: [Define; 1] = [("SPAN", SPAN as i64)];
 
 /// The compiled kernels.
 pub struct AdamWCuda {
@@ -28,8 +26,10 @@ pub struct AdamWCuda {
     pack: Kernel,
     squares: Kernel,
     total: Kernel,
-    /// What the values become, for the kernels.
-    segments: Buffer<Segment>,
+    /// What the values become.
+    table: Table,
+    /// Values whose squares nobody else knows.
+    others: Table,
     parts: Buffer<f64>,
     sum: Buffer<f64>,
 }
@@ -47,11 +47,11 @@ pub struct Learned<'a> {
 }
 
 impl AdamWCuda {
-    /// Compiles them for up to `len` values.
+    /// Compiles them.
     ///
     /// # Errors
     /// When that fails.
-    pub fn new(cuda: &Arc<Cuda>, len: usize) -> Result<Self, CudaError> {
+    pub fn new(cuda: &Arc<Cuda>) -> Result<Self, CudaError> {
         let module = cuda.module(SOURCE, &DEFINES)?;
         Ok(Self {
             cuda: Arc::clone(cuda),
@@ -59,8 +59,9 @@ impl AdamWCuda {
             pack: module.kernel("pack")?,
             squares: module.kernel("squares")?,
             total: module.kernel("total")?,
-            segments: Buffer::zeroed(cuda, 0)?,
-            parts: Buffer::zeroed(cuda, len.div_ceil(PIECE))?,
+            table: Table::new(cuda)?,
+            others: Table::new(cuda)?,
+            parts: Buffer::zeroed(cuda, 0)?,
             sum: Buffer::zeroed(cuda, 1)?,
         })
     }
@@ -83,7 +84,8 @@ impl AdamWCuda {
         let Learned { values, gradients, m, v } = learned;
         let len = values.len();
         assert_eq!([gradients.len(), m.len(), v.len()], [len; 3]);
-        let segments = self.send(weights, len)?;
+        let segments = weights.in_order(len);
+        self.table.send(&segments)?;
         for (range, settings) in groups {
             assert!(range.start <= range.end && range.end <= len, "values {range:?} of {len}");
             let covered: usize = segments.iter().map(|segment| segment.values_within(range)).sum();
@@ -119,27 +121,21 @@ impl AdamWCuda {
     /// # Panics
     /// When there are fewer values, or one becomes two weights.
     pub fn pack(&mut self, values: &Buffer<f32>, weights: &Weights<'_>) -> Result<(), CudaError> {
-        let segments = self.send(weights, values.len())?;
+        let segments = weights.in_order(values.len());
+        if segments.is_empty() {
+            return Ok(());
+        }
+        self.table.send(&segments)?;
         // SAFETY: the kernel's argument behind the range's, which is all values.
         unsafe {
             self.launch(&self.pack, &segments, 0..values.len(), &[Argument::Pointer(values.address(0))])
         }
     }
 
-    /// Brings the segments of so many values to the device.
-    fn send(&mut self, weights: &Weights<'_>, values: usize) -> Result<Vec<Segment>, CudaError> {
-        let segments = weights.in_order(values);
-        if self.segments.len() < segments.len() {
-            self.segments = Buffer::zeroed(&self.cuda, segments.len())?;
-        }
-        self.segments.write(0, &segments)?;
-        Ok(segments)
-    }
-
     /// Runs a kernel on the pieces in which a range lies, with arguments behind those that say so.
     ///
     /// # Safety
-    /// They are the kernel's, which may read and write the range; the segments were sent last.
+    /// They are the kernel's, which may read and write the range; the segments are those of the table.
     unsafe fn launch(
         &self,
         kernel: &Kernel,
@@ -153,7 +149,7 @@ impl AdamWCuda {
         let of_range = segments.get(first..behind).unwrap_or_default();
         let (Some(head), Some(last)) = (of_range.first(), of_range.last()) else { return Ok(()) };
         let mut all = vec![
-            Argument::Pointer(self.segments.address(first)),
+            Argument::Pointer(self.table.on_device.address(first)),
             Argument::I32(of_range.len() as i32),
             Argument::I64(head.first_piece),
             Argument::I64(begin),
@@ -165,32 +161,50 @@ impl AdamWCuda {
         unsafe { self.cuda.launch(kernel, shape, &all) }
     }
 
-    /// Sum of squares, in f64 and in a fixed order. Waits for the device.
+    /// Sum of squares, in a fixed order: of the gradients that products have written as they say, and in f64 of the
+    /// others. Waits for the device.
     ///
     /// # Errors
     /// When the driver fails, or a kernel before.
-    ///
-    /// # Panics
-    /// When there are more values than these kernels were made for.
-    pub fn sum_of_squares(&mut self, x: &Buffer<f32>) -> Result<f64, CudaError> {
-        let parts = x.len().div_ceil(PIECE);
-        assert!(parts <= self.parts.len(), "room for the parts of {} values", x.len());
+    pub fn sum_of_squares(&mut self, x: &Buffer<f32>, written: &[&WrittenSquares]) -> Result<f64, CudaError> {
+        let mut segments = others(x.len(), written.iter().flat_map(|written| written.values()));
+        let mut count = count_pieces(&mut segments);
+        let room = count + written.iter().map(|written| written.parts().1).sum::<usize>();
+        if self.parts.len() < room {
+            self.parts = Buffer::zeroed(&self.cuda, room)?;
+        }
+        self.others.send(&segments)?;
         let arguments = [
+            Argument::Pointer(self.others.on_device.address(0)),
+            Argument::I32(segments.len() as i32),
             Argument::Pointer(x.address(0)),
             Argument::Pointer(self.parts.address(0)),
-            Argument::I64(x.len() as i64),
         ];
-        // SAFETY: the kernel's arguments; there is a part for each block.
-        unsafe { self.cuda.launch(&self.squares, LaunchShape::new(parts, 256), &arguments)? };
+        // SAFETY: the kernel's arguments; segments are values of `x`, and there is a part for each block.
+        unsafe { self.cuda.launch(&self.squares, LaunchShape::new(count, 256), &arguments)? };
+        for (parts, used) in written.iter().map(|written| written.parts()).filter(|(_, used)| *used > 0) {
+            self.parts.copy_from(count, parts, 0, used)?;
+            count += used;
+        }
         let arguments = [
             Argument::Pointer(self.parts.address(0)),
             Argument::Pointer(self.sum.address(0)),
-            Argument::I32(parts as i32),
+            Argument::I32(count as i32),
         ];
-        // SAFETY: the kernel's arguments; `parts` parts were just written.
+        // SAFETY: the kernel's arguments; `count` parts were just written.
         unsafe { self.cuda.launch(&self.total, LaunchShape::new(1, 256), &arguments)? };
         let mut sum = [0.0];
         self.sum.read(0, &mut sum)?;
         Ok(sum[0])
     }
+}
+
+/// Of so many values those outside of some ranges, which do not overlap.
+fn others(len: usize, ranges: impl Iterator<Item = Range<usize>>) -> Vec<Segment> {
+    let mut ranges: Vec<Range<usize>> = ranges.collect();
+    ranges.sort_by_key(|range| range.start);
+    let begins = std::iter::once(0).chain(ranges.iter().map(|range| range.end));
+    let ends = ranges.iter().map(|range| range.start).chain([len]);
+    let between = begins.zip(ends).filter(|(begin, end)| begin < end);
+    between.map(|(begin, end)| Segment::of_values(begin..end)).collect()
 }

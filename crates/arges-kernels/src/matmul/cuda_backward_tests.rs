@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use super::cuda::*;
 use super::{Element, reference};
+use crate::adamw::cuda::AdamWCuda;
 use crate::device::cuda::{Activations, Buffer, Cuda};
 use crate::testing::{CARDS, Random, assert_close, assert_compiles, bf16_round, gpu, widen};
 
@@ -213,6 +214,68 @@ fn every_experts_gradient_is_that_of_its_own_rows() {
             }
             assert_close(&sums.to_vec().unwrap(), &expected, 1e-4, &format!("{counts:?} {element:?}"));
         }
+    }
+}
+
+#[test]
+fn squares_are_those_of_the_gradients_that_were_written_last() {
+    let Some(cuda) = gpu() else { return };
+    let mut random = Random::new(17);
+    let (n, k, rows, stride) = (144, 264, 200, 144 * 264 + 5);
+    let offsets = Buffer::from_slice(&cuda, &[0, 0, 70, 70, 200]).unwrap();
+    let mut sums = AdamWCuda::new(&cuda).unwrap();
+    for element in ELEMENTS {
+        // So small that their plain squares are no normal numbers.
+        let mut operand = |width: usize, size: f32| {
+            let values: Vec<f32> = random.normal(rows * width).iter().map(|x| x * size).collect();
+            on_device(&cuda, &values, element)
+        };
+        let (dy, x, other) = (operand(n, 1e-20), operand(k, 1.0), operand(33, 1e-20));
+        let (dy, x, other) = (Columns::all(&dy, n), Columns::all(&x, k), Columns::all(&other, 33));
+        let before: Vec<f32> = random.normal(4 * stride + n * k).iter().map(|x| x * 1e-20).collect();
+        let mut gradients = Buffer::from_slice(&cuda, &before).unwrap();
+        let [mut one, mut four] = [1, 4].map(|experts| ProductGradients::new(&cuda, experts).unwrap());
+        // Of experts, some of which have no rows; of one matrix behind them, and of another one and a narrow one there;
+        // fresh, and added to.
+        let mut check = |what: &str, gradients: &Buffer<f32>, of: [&ProductGradients; 2]| {
+            let written = of.map(ProductGradients::squares);
+            let got = sums.sum_of_squares(gradients, &written).unwrap();
+            let mut values = gradients.to_vec().unwrap();
+            let expected: f64 = widen(&values).iter().map(|x| x * x).sum();
+            let what = format!("{what}, {element:?}");
+            assert!((got / expected - 1.0).abs() < 1e-6, "{what}: {got:e}, not {expected:e}");
+            // Those are not read that are known.
+            for range in written.iter().flat_map(|written| written.values()) {
+                values[range].fill(f32::NAN);
+            }
+            let poisoned = Buffer::from_slice(&cuda, &values).unwrap();
+            assert_eq!(sums.sum_of_squares(&poisoned, &written).unwrap(), got, "{what}");
+        };
+        for fresh in [false, true, false] {
+            let place = GradientPlace { gradients: &mut gradients, at: 0, stride, fresh };
+            let grouped = Rows::Grouped { offsets: &offsets, most: rows };
+            four.weights(dy, x, grouped, true, place).unwrap();
+            check("experts", &gradients, [&one, &four]);
+            let place = GradientPlace { gradients: &mut gradients, at: 4 * stride, stride: 0, fresh };
+            one.weights(dy, x, Rows::All(rows), false, place).unwrap();
+            check("one matrix", &gradients, [&one, &four]);
+        }
+        let tensor_cores = cuda.facts().architecture.has_wgmma() && element == Element::Bf16;
+        let known: usize =
+            one.squares().values().chain(four.squares().values()).map(|range| range.len()).sum();
+        assert_eq!(known, if tensor_cores { 5 * n * k } else { 0 });
+        let place = GradientPlace { gradients: &mut gradients, at: 4 * stride, stride: 0, fresh: true };
+        one.weights(other, x, Rows::All(rows), false, place).unwrap();
+        check("a narrow matrix", &gradients, [&one, &four]);
+        let two = [WeightGradient { dy, x, at: stride }, WeightGradient { dy: x, x: dy, at: 4 * stride }];
+        four.squares_mut().forget(&(stride..2 * stride)).unwrap();
+        assert_eq!(four.squares().values().count(), 0);
+        one.weights_of_two(two, rows, &mut gradients, true).unwrap();
+        check("two matrices", &gradients, [&one, &four]);
+        let place = GradientPlace { gradients: &mut gradients, at: stride, stride: 0, fresh: true };
+        one.weights(dy, x, Rows::All(0), false, place).unwrap();
+        check("no rows", &gradients, [&one, &four]);
+        assert_eq!(one.squares().values().count(), 0);
     }
 }
 

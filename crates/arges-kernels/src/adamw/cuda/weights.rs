@@ -2,10 +2,11 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::device::cuda::{Activations, Buffer};
+use crate::device::cuda::{Activations, Buffer, Cuda, CudaError};
 use crate::matmul::Element;
 use crate::matmul::cuda::GATE_GROUP;
 
@@ -26,7 +27,7 @@ pub struct Part {
 }
 
 /// As `adamw.cu` knows it.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Segment {
     pub(super) begin: i64,
@@ -39,6 +40,12 @@ pub(super) struct Segment {
 }
 
 impl Segment {
+    /// Values that become nothing.
+    pub(super) fn of_values(values: Range<usize>) -> Self {
+        let (begin, count) = (values.start as i64, values.len() as i64);
+        Self { begin, count, first_piece: 0, to: 0, run: 1, gap: 0, rounded: 0 }
+    }
+
     pub(super) fn end(&self) -> i64 {
         self.begin + self.count
     }
@@ -103,13 +110,47 @@ impl<'a> Weights<'a> {
     pub(super) fn in_order(&self, values: usize) -> Vec<Segment> {
         let mut segments = self.segments.clone();
         segments.sort_by_key(|segment| segment.begin);
-        let (mut pieces, mut end) = (0, 0);
-        for segment in &mut segments {
-            assert!(segment.begin >= end, "value {} becomes two weights", segment.begin);
-            segment.first_piece = pieces;
-            (pieces, end) = (segment.last_piece(), segment.end());
+        count_pieces(&mut segments);
+        for pair in segments.windows(2) {
+            assert!(pair[0].end() <= pair[1].begin, "value {} becomes two weights", pair[1].begin);
         }
+        let end = segments.last().map_or(0, Segment::end);
         assert!(end <= values as i64, "{values} values, and weights of {end}");
         segments
+    }
+}
+
+/// Counts pieces through all segments, and gives their number.
+pub(super) fn count_pieces(segments: &mut [Segment]) -> usize {
+    let mut pieces = 0;
+    for segment in segments {
+        segment.first_piece = pieces;
+        pieces = segment.last_piece();
+    }
+    pieces as usize
+}
+
+/// Segments on the device.
+pub(super) struct Table {
+    sent: Vec<Segment>,
+    pub(super) on_device: Buffer<Segment>,
+}
+
+impl Table {
+    pub(super) fn new(cuda: &Arc<Cuda>) -> Result<Self, CudaError> {
+        Ok(Self { sent: Vec::new(), on_device: Buffer::zeroed(cuda, 0)? })
+    }
+
+    /// Brings segments to the device, unless they are there.
+    pub(super) fn send(&mut self, segments: &[Segment]) -> Result<(), CudaError> {
+        if self.sent == segments {
+            return Ok(());
+        }
+        if self.on_device.len() < segments.len() {
+            self.on_device = Buffer::zeroed(self.on_device.cuda(), segments.len())?;
+        }
+        self.on_device.write(0, segments)?;
+        self.sent = segments.to_vec();
+        Ok(())
     }
 }

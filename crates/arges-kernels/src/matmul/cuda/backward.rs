@@ -2,6 +2,7 @@
 //! read as the weights lie; those by the weights are products of columns of activations ([`by_weights`]).
 
 mod by_weights;
+mod squares;
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ pub use by_weights::HOPPER_GRADIENT;
 #[cfg(test)]
 pub(in crate::matmul) use by_weights::gradient_defines;
 use by_weights::{Hopper, depth, read_in_place};
+pub use squares::WrittenSquares;
 
 /// Transposing kernels, and gradients on the ordinary cores.
 pub const GRADIENTS: Source = Source { name: "matmul/backward.cu", text: include_str!("../backward.cu") };
@@ -126,6 +128,7 @@ pub struct ProductGradients {
     operands: Buffer<u16>,
     padded: Buffer<i32>,
     parts: Buffer<f32>,
+    squares: WrittenSquares,
 }
 
 impl ProductGradients {
@@ -149,12 +152,23 @@ impl ProductGradients {
             operands: Buffer::zeroed(cuda, 0)?,
             padded: Buffer::zeroed(cuda, experts + 1)?,
             parts: Buffer::zeroed(cuda, 0)?,
+            squares: WrittenSquares::new(cuda)?,
         })
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.operands.bytes() + self.padded.bytes() + self.parts.bytes()
+        self.operands.bytes() + self.padded.bytes() + self.parts.bytes() + self.squares.bytes()
+    }
+
+    /// Squares of the gradients by weights that tensor cores wrote.
+    pub fn squares(&self) -> &WrittenSquares {
+        &self.squares
+    }
+
+    /// The same, to be forgotten.
+    pub fn squares_mut(&mut self) -> &mut WrittenSquares {
+        &mut self.squares
     }
 
     /// Takes the memory that [`ProductGradients::weights`] needs for bf16 rows of those two widths, up to `rows` of them in

@@ -53,7 +53,9 @@ impl CudaTrainer {
     /// targets. The others are products, which overwrite fresh ones.
     fn clear_sums(&mut self, has_targets: bool) -> Result<(), CudaError> {
         let Self { model, parameters, gradients, buffers, .. } = self;
-        let (config, kernels) = (&model.config, &buffers.kernels);
+        let (config, kernels) = (&model.config, &mut buffers.kernels);
+        kernels.products.squares_mut().clear();
+        kernels.experts.squares_mut().clear();
         let is_cleared = |param: &Param| match param {
             Param::Head => !has_targets,
             // A tied head's product overwrites it first.
@@ -68,7 +70,10 @@ impl CudaTrainer {
 
     /// Sums the rows of each token in their order, which is found on the host.
     fn embedding(&mut self, tokens: &[u32]) -> Result<(), CudaError> {
-        let Self { model, buffers, gradients, .. } = self;
+        let Self { model, buffers, gradients, parameters, .. } = self;
+        let table = parameters.place(Param::Embedding);
+        // Its gradients are a tied head's as well, which a product wrote.
+        buffers.kernels.products.squares_mut().forget(&(table..table + 1))?;
         let mut order: Vec<i32> = (0..tokens.len() as i32).collect();
         order.sort_by_key(|row| tokens[*row as usize]);
         let (mut distinct, mut begins) = (Vec::new(), Vec::new());

@@ -118,7 +118,7 @@ impl CudaTrainer {
         let workspace = WorkspacePlan { max_tokens: plan.max_tokens, max_logit_rows };
         let workspace = CudaWorkspace::for_training(&model, workspace)?;
         let buffers = Buffers::new(&model, plan, max_logit_rows)?;
-        let mut adamw = AdamWCuda::new(cuda, values.len())?;
+        let mut adamw = AdamWCuda::new(cuda)?;
         publish::pack(&mut model, &parameters, &values, &mut adamw)?;
         let mut trainer = Self {
             published: true,
@@ -272,9 +272,11 @@ impl CudaTrainer {
     /// # Errors
     /// When the device fails.
     pub fn gradient_norm(&mut self) -> Result<f64, TrainingError> {
+        let kernels = &self.buffers.kernels;
+        let written = [kernels.products.squares(), kernels.experts.squares()];
         match self.fresh {
             true => Ok(0.0),
-            false => Ok(self.adamw.sum_of_squares(&self.gradients)?.sqrt()),
+            false => Ok(self.adamw.sum_of_squares(&self.gradients, &written)?.sqrt()),
         }
     }
 
