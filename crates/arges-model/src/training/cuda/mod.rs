@@ -11,12 +11,11 @@ mod experts;
 mod head;
 mod kept;
 mod publish;
+mod update;
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use arges_kernels::adamw::AdamW;
-use arges_kernels::adamw::cuda::{AdamWCuda, Learned};
+use arges_kernels::adamw::cuda::AdamWCuda;
 use arges_kernels::device::cuda::{Buffer, Cuda, CudaError, Fill};
 use arges_kernels::matmul::Compute;
 
@@ -30,6 +29,7 @@ use crate::model::cuda::forward::{KeptAttention, KeptExperts, Shape};
 use crate::model::cuda::{CudaCache, CudaModel, CudaWorkspace};
 use crate::model::step::check;
 use buffers::Buffers;
+pub use update::CudaMoments;
 
 /// A model that learns on a GPU: its weights, what learns of it, and the memory for one batch at a time.
 pub struct CudaTrainer {
@@ -47,12 +47,6 @@ pub struct CudaTrainer {
     cache: CudaCache,
     workspace: CudaWorkspace,
     buffers: Buffers,
-}
-
-/// AdamW's moments on a device, of every value that learns.
-pub struct CudaMoments {
-    m: Buffer<f32>,
-    v: Buffer<f32>,
 }
 
 impl CudaTrainer {
@@ -251,81 +245,6 @@ impl CudaTrainer {
         Ok(shape)
     }
 
-    /// Forgets the gradients. Those of the next batch overwrite them.
-    pub fn zero_gradients(&mut self) {
-        self.fresh = true;
-    }
-
-    /// The gradients accumulated so far, on the host, in the order of [`Parameters::tensors`].
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn gradients(&self) -> Result<Vec<f32>, TrainingError> {
-        match self.fresh {
-            true => Ok(vec![0.0; self.gradients.len()]),
-            false => Ok(self.gradients.to_vec()?),
-        }
-    }
-
-    /// The Euclidean norm of all gradients. Waits for the device.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn gradient_norm(&mut self) -> Result<f64, TrainingError> {
-        let kernels = &self.buffers.kernels;
-        let written = [kernels.products.squares(), kernels.experts.squares()];
-        match self.fresh {
-            true => Ok(0.0),
-            false => Ok(self.adamw.sum_of_squares(&self.gradients, &written)?.sqrt()),
-        }
-    }
-
-    /// Moments as they are on the host, on the device.
-    ///
-    /// # Errors
-    /// When they do not fit.
-    pub fn moments(&self, m: &[f32], v: &[f32]) -> Result<CudaMoments, TrainingError> {
-        let cuda = &self.model.cuda;
-        Ok(CudaMoments { m: Buffer::from_slice(cuda, m)?, v: Buffer::from_slice(cuda, v)? })
-    }
-
-    /// One step of AdamW for ranges of values, each with its settings; gradients are multiplied by `gradient_scale`
-    /// first. Brings all values into the model, as [`CudaTrainer::publish`] does: while a new value is at hand, its
-    /// weight is written too.
-    ///
-    /// # Errors
-    /// When the device fails, or has no room for a new model.
-    ///
-    /// # Panics
-    /// When the moments are of another number of values, or a step is 0.
-    pub fn adamw(
-        &mut self,
-        gradient_scale: f32,
-        groups: &[(Range<usize>, AdamW)],
-        moments: &mut CudaMoments,
-    ) -> Result<(), TrainingError> {
-        if self.fresh {
-            self.gradients.clear()?;
-        }
-        self.own_model()?;
-        let model = Arc::get_mut(&mut self.model).expect("nobody else holds it");
-        let mut learned = Learned {
-            values: &mut self.values,
-            gradients: &self.gradients,
-            m: &mut moments.m,
-            v: &mut moments.v,
-        };
-        let (weights, tied) = publish::weights(model, &self.parameters);
-        self.adamw.step(gradient_scale, groups, &mut learned, &weights)?;
-        if groups.iter().map(|(range, _)| range.len()).sum::<usize>() < self.values.len() {
-            // Another model than before lacks those outside of the ranges.
-            self.adamw.pack(&self.values, &weights)?;
-        }
-        self.adamw.pack(&self.values, &tied)?;
-        self.published = true;
-        Ok(())
-    }
-
     /// What learns, with values as they were when last fetched.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
@@ -353,40 +272,6 @@ impl CudaTrainer {
         Ok(self.values.write(0, values)?)
     }
 
-    /// Brings changed values into the model. Where others hold [`CudaTrainer::shared_model`], they keep the model as it
-    /// was, and the trainer goes on with another one: that which was in use before, if they hold it no more. Two take
-    /// turns so, however often weights change. After [`CudaTrainer::adamw`] there is nothing left to do.
-    ///
-    /// # Errors
-    /// When the device fails, or has no room for a new model.
-    pub fn publish(&mut self) -> Result<(), TrainingError> {
-        if self.published {
-            return Ok(());
-        }
-        self.own_model()?;
-        let model = Arc::get_mut(&mut self.model).expect("nobody else holds it");
-        publish::pack(model, &self.parameters, &self.values, &mut self.adamw)?;
-        self.published = true;
-        Ok(())
-    }
-
-    /// Makes the model one that nobody else holds, whatever its weights are.
-    fn own_model(&mut self) -> Result<(), TrainingError> {
-        if Arc::get_mut(&mut self.model).is_some() {
-            return Ok(());
-        }
-        let free = self.before.take().filter(|model| Arc::strong_count(model) == 1);
-        let other = match free {
-            Some(model) => model,
-            None => {
-                let CudaModel { config, compute, cuda, .. } = &*self.model;
-                Arc::new(CudaModel::zeroed(config, *compute, &|_| Ok(DType::F32), cuda)?)
-            }
-        };
-        self.before = Some(std::mem::replace(&mut self.model, other));
-        Ok(())
-    }
-
     /// The model as it computes now, to be shared with an engine: the same bits in the same memory, not a copy.
     pub fn shared_model(&self) -> Arc<CudaModel> {
         Arc::clone(&self.model)
@@ -411,24 +296,5 @@ impl CudaTrainer {
             + self.cache.bytes()
             + self.workspace.bytes()
             + self.buffers.bytes()
-    }
-}
-
-impl CudaMoments {
-    /// Brings the moments to the host. Waits for the device.
-    ///
-    /// # Errors
-    /// When the device fails.
-    ///
-    /// # Panics
-    /// When there are not as many.
-    pub fn fetch(&self, m: &mut [f32], v: &mut [f32]) -> Result<(), TrainingError> {
-        self.m.read(0, m)?;
-        Ok(self.v.read(0, v)?)
-    }
-
-    /// Bytes on the device.
-    pub fn bytes(&self) -> usize {
-        self.m.bytes() + self.v.bytes()
     }
 }

@@ -1,12 +1,52 @@
 //! From the flat values on the device to the model's weights there.
 
+use std::sync::Arc;
+
 use arges_kernels::adamw::cuda::{AdamWCuda, Part, Weights};
 use arges_kernels::device::cuda::{Activations, Buffer, CudaError};
 use arges_kernels::matmul::cuda::{DeviceMatrix, GATE_GROUP};
 
+use super::CudaTrainer;
+use crate::dtype::DType;
 use crate::model::cuda::{Attention, CudaModel, Layer};
 use crate::params::{LayerParam, Param};
-use crate::training::Parameters;
+use crate::training::{Parameters, TrainingError};
+
+impl CudaTrainer {
+    /// Brings changed values into the model. Where others hold [`CudaTrainer::shared_model`], they keep the model as it
+    /// was, and the trainer goes on with another one: that which was in use before, if they hold it no more. Two take
+    /// turns so, however often weights change. After [`CudaTrainer::adamw`] there is nothing left to do.
+    ///
+    /// # Errors
+    /// When the device fails, or has no room for a new model.
+    pub fn publish(&mut self) -> Result<(), TrainingError> {
+        if self.published {
+            return Ok(());
+        }
+        self.own_model()?;
+        let model = Arc::get_mut(&mut self.model).expect("nobody else holds it");
+        pack(model, &self.parameters, &self.values, &mut self.adamw)?;
+        self.published = true;
+        Ok(())
+    }
+
+    /// Makes the model one that nobody else holds, whatever its weights are.
+    pub(super) fn own_model(&mut self) -> Result<(), TrainingError> {
+        if Arc::get_mut(&mut self.model).is_some() {
+            return Ok(());
+        }
+        let free = self.before.take().filter(|model| Arc::strong_count(model) == 1);
+        let other = match free {
+            Some(model) => model,
+            None => {
+                let CudaModel { config, compute, cuda, .. } = &*self.model;
+                Arc::new(CudaModel::zeroed(config, *compute, &|_| Ok(DType::F32), cuda)?)
+            }
+        };
+        self.before = Some(std::mem::replace(&mut self.model, other));
+        Ok(())
+    }
+}
 
 /// Copies all values into a model of the same configuration.
 pub(super) fn pack(
