@@ -51,7 +51,7 @@ fn weight(targets: usize) -> impl Fn(usize, f32) -> f32 + Sync {
 }
 
 fn gradients(trainer: &mut CudaTrainer, batch: &TrainingBatch, balance: f32) -> Vec<f32> {
-    trainer.zero_gradients().unwrap();
+    trainer.zero_gradients();
     trainer.accumulate(batch, &weight(batch.targets.len()), balance).unwrap();
     trainer.gradients().unwrap()
 }
@@ -203,6 +203,59 @@ fn gradients_have_the_same_bits_every_time_and_add_up() {
 }
 
 #[test]
+fn gradients_after_others_were_forgotten_are_those_of_a_new_trainer() {
+    let Some(cuda) = Cuda::for_test() else { return };
+    let tokens = |tokens: &[u32]| {
+        let mut batch = TrainingBatch::default();
+        batch.push(tokens);
+        batch
+    };
+    let mut without_targets = TrainingBatch::default();
+    without_targets.push_masked(&[5, 4, 3, 2], |_| false);
+    assert!(without_targets.targets.is_empty());
+    // Few tokens, which leave experts without rows and most of the embedding without gradients.
+    let batches = [odd_batch(), tokens(&[51, 50]), without_targets];
+    for (name, config) in odd_configs() {
+        for compute in [Compute::F32, Compute::Bf16] {
+            let new = || CudaTrainer::new(Parameters::initialized(&config, 7), compute, &cuda, PLAN).unwrap();
+            let bits = |gradients: Vec<f32>| gradients.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            let mut trainer = new();
+            let len = trainer.parameters().values().len();
+            for (which, batch) in batches.iter().enumerate() {
+                let what = format!("{name} {compute} batch {which}");
+                // Weights that are no numbers leave gradients that are none, wherever gradients are.
+                trainer.accumulate(&odd_batch(), &|_, _| f32::NAN, 0.02).unwrap();
+                let poisoned = trainer.gradients().unwrap().iter().filter(|x| x.is_nan()).count();
+                assert!(poisoned > len / 2, "{what}: {poisoned} of {len} gradients are no numbers");
+                trainer.zero_gradients();
+                assert!(trainer.gradients().unwrap().iter().all(|x| *x == 0.0), "{what}");
+                assert_eq!(trainer.gradient_norm().unwrap(), 0.0, "{what}");
+                let mut other = new();
+                for _ in 0..2 {
+                    for trainer in [&mut trainer, &mut other] {
+                        trainer.accumulate(batch, &weight(batch.targets.len()), 0.02).unwrap();
+                    }
+                    let expected = other.gradients().unwrap();
+                    let exact = expected.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+                    assert!(bits(trainer.gradients().unwrap()) == bits(expected), "{what}: other bits");
+                    let norm = trainer.gradient_norm().unwrap();
+                    assert!((norm - exact).abs() <= 2e-6 * exact, "{what}: a norm of {norm}, not {exact}");
+                    assert_eq!(norm.to_bits(), other.gradient_norm().unwrap().to_bits(), "{what}");
+                }
+            }
+            // AdamW sees zeros too: without decay no value moves.
+            trainer.accumulate(&odd_batch(), &|_, _| f32::NAN, 0.02).unwrap();
+            trainer.zero_gradients();
+            let mut moments = trainer.moments(&vec![0.0; len], &vec![0.0; len]).unwrap();
+            let settings = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0, step: 1 };
+            trainer.adamw(1.0, &[(0..len, settings)], &mut moments).unwrap();
+            let before = Parameters::initialized(&config, 7);
+            assert!(trainer.fetch().unwrap().values() == before.values(), "{name} {compute}: values moved");
+        }
+    }
+}
+
+#[test]
 fn gradients_and_scores_have_the_same_bits_whatever_is_kept() {
     let Some(cuda) = Cuda::for_test() else { return };
     let batch = odd_batch();
@@ -267,11 +320,11 @@ fn a_model_learns_as_on_the_cpu() {
         let norm = gradients.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
         adamw(&cpu, settings, 0.5, values, gradients, &mut m, &mut v);
         host.publish().unwrap();
-        device.zero_gradients().unwrap();
+        device.zero_gradients();
         let on_device = mean_loss(device.accumulate(&batch, &|_, _| uniform, 0.01).unwrap().logprobs);
         let ratio = device.gradient_norm().unwrap() / norm;
         assert!((ratio - 1.0).abs() < 1e-3, "step {step}: norms differ by a factor of {ratio}");
-        device.adamw(settings, 0.5, 0..len, &mut moments).unwrap();
+        device.adamw(0.5, &[(0..len, settings)], &mut moments).unwrap();
         device.publish().unwrap();
         assert!((on_host - on_device).abs() < 2e-3, "step {step}: {on_host} and {on_device}");
         if step == 1 {
@@ -286,6 +339,39 @@ fn a_model_learns_as_on_the_cpu() {
         "after 7 steps losses are {first:.4} and {last:.4}, values differ by {distance:.1e} (relative L2)"
     );
     assert!(distance < 5e-2, "{distance}");
+}
+
+#[test]
+fn a_step_brings_the_bits_of_all_values_into_the_model() {
+    let Some(cuda) = Cuda::for_test() else { return };
+    let batch = odd_batch();
+    for (name, config) in odd_configs() {
+        for compute in [Compute::F32, Compute::Bf16] {
+            let new = || CudaTrainer::new(Parameters::initialized(&config, 7), compute, &cuda, PLAN).unwrap();
+            let (mut trainer, mut other) = (new(), new());
+            let len = trainer.parameters().values().len();
+            let mut moments = trainer.moments(&vec![0.0; len], &vec![0.0; len]).unwrap();
+            let mut held = None;
+            // From the second step on others hold the model that it begins with, so that two take turns. The last one
+            // writes the model of two steps before, and few values learn.
+            for (step, range) in [(1, 0..len), (2, 0..len), (3, 0..len), (4, len / 3..len / 2)] {
+                let settings =
+                    AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step };
+                gradients(&mut trainer, &batch, 0.02);
+                trainer.adamw(0.5, &[(range, settings)], &mut moments).unwrap();
+                let scores = trainer.evaluate(&batch).unwrap().logprobs.to_vec();
+                let is_held = |held: &Arc<_>| Arc::ptr_eq(held, &trainer.shared_model());
+                assert!(!held.as_ref().is_some_and(is_held), "{name}: a model that others hold");
+                other.set_values(trainer.fetch().unwrap().values()).unwrap();
+                other.publish().unwrap();
+                let expected = other.evaluate(&batch).unwrap().logprobs;
+                assert!(scores == expected, "{name} {compute}: other weights after step {step}");
+                held = Some(trainer.shared_model());
+                trainer.publish().unwrap();
+                assert!(held.as_ref().is_some_and(|held| Arc::ptr_eq(held, &trainer.shared_model())));
+            }
+        }
+    }
 }
 
 #[test]

@@ -112,11 +112,11 @@ impl Optimizer {
         if self.on_device.is_none() {
             self.on_device = Some(trainer.moments(&self.m, &self.v)?);
         }
-        for (range, decay) in &self.groups {
-            let settings = self.settings(learning_rate, *decay);
-            if let Some(moments) = &mut self.on_device {
-                trainer.adamw(settings, scale, range.clone(), moments)?;
-            }
+        let settings = [false, true].map(|decay| self.settings(learning_rate, decay));
+        let group = |(range, decay): &(Range<usize>, bool)| (range.clone(), settings[usize::from(*decay)]);
+        let groups: Vec<_> = self.groups.iter().map(group).collect();
+        if let Some(moments) = &mut self.on_device {
+            trainer.adamw(scale, &groups, moments)?;
         }
         Ok(norm)
     }

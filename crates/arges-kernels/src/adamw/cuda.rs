@@ -1,4 +1,7 @@
-//! AdamW on a GPU (`adamw.cu`): the arithmetic of the CPU's, on flat arrays in the memory of the device.
+//! AdamW on a GPU (`adamw.cu`): the arithmetic of the CPU's, on flat arrays in the memory of the device. New values are
+//! written twice, as they are and as weights of a model ([`Weights`]), so that nothing reads them for that once more.
+
+mod weights;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,22 +9,27 @@ use std::sync::Arc;
 use super::AdamW;
 use super::cpu::{Factors, V_SCALE};
 use crate::device::cuda::{Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source};
+use crate::matmul::cuda::WrittenSquares;
+pub use weights::{Part, Weights};
+use weights::{SPAN, Segment, Table, count_pieces};
 
 /// The kernels.
 pub const SOURCE: Source = Source { name: "adamw/adamw.cu", text: include_str!("adamw.cu") };
 
-/// Values whose squares one block adds up.
-const PIECE: usize = 1 << 14;
-
 /// What the kernels are compiled for.
-pub const DEFINES: [Define; 1] = [("PIECE", PIECE as i64)];
+pub const DEFINES: [Define; 1] = [("SPAN", SPAN as i64)];
 
 /// The compiled kernels.
 pub struct AdamWCuda {
     cuda: Arc<Cuda>,
     adamw: Kernel,
+    pack: Kernel,
     squares: Kernel,
     total: Kernel,
+    /// What the values become.
+    table: Table,
+    /// Values whose squares nobody else knows.
+    others: Table,
     parts: Buffer<f64>,
     sum: Buffer<f64>,
 }
@@ -39,88 +47,164 @@ pub struct Learned<'a> {
 }
 
 impl AdamWCuda {
-    /// Compiles them for up to `len` values.
+    /// Compiles them.
     ///
     /// # Errors
     /// When that fails.
-    pub fn new(cuda: &Arc<Cuda>, len: usize) -> Result<Self, CudaError> {
+    pub fn new(cuda: &Arc<Cuda>) -> Result<Self, CudaError> {
         let module = cuda.module(SOURCE, &DEFINES)?;
         Ok(Self {
             cuda: Arc::clone(cuda),
             adamw: module.kernel("adamw")?,
+            pack: module.kernel("pack")?,
             squares: module.kernel("squares")?,
             total: module.kernel("total")?,
-            parts: Buffer::zeroed(cuda, len.div_ceil(PIECE))?,
+            table: Table::new(cuda)?,
+            others: Table::new(cuda)?,
+            parts: Buffer::zeroed(cuda, 0)?,
             sum: Buffer::zeroed(cuda, 1)?,
         })
     }
 
-    /// One step for a range of values, as [`adamw`](super::adamw) does it on the CPU.
+    /// One step for ranges of values, each with its settings, as [`adamw`](super::adamw) does it on the CPU. The new
+    /// values are brought into the weights that they become.
     ///
     /// # Errors
     /// When the driver fails.
     ///
     /// # Panics
-    /// When sizes differ, or the step is 0.
+    /// When sizes differ, a step is 0, or a value of a range becomes no weight, or two.
     pub fn step(
-        &self,
-        settings: AdamW,
+        &mut self,
         gradient_scale: f32,
-        range: Range<usize>,
+        groups: &[(Range<usize>, AdamW)],
         learned: &mut Learned<'_>,
+        weights: &Weights<'_>,
     ) -> Result<(), CudaError> {
-        let len = learned.values.len();
-        assert_eq!([learned.gradients.len(), learned.m.len(), learned.v.len()], [len; 3]);
-        assert!(range.start <= range.end && range.end <= len, "values {range:?} of {len}");
-        let f = Factors::new(settings, gradient_scale);
-        let arguments = [
-            Argument::Pointer(learned.values.address(range.start)),
-            Argument::Pointer(learned.gradients.address(range.start)),
-            Argument::Pointer(learned.m.address(range.start)),
-            Argument::Pointer(learned.v.address(range.start)),
-            Argument::I64(range.len() as i64),
-            Argument::F32(f.gradient),
-            Argument::F32(f.beta1),
-            Argument::F32(f.rest1),
-            Argument::F32(f.beta2),
-            Argument::F32(f.rest2),
-            Argument::F32(f.rate),
-            Argument::F32(f.root),
-            Argument::F32(f.eps),
-            Argument::F32(f.decay),
-            Argument::F32(V_SCALE.sqrt()),
-        ];
-        let blocks = range.len().div_ceil(1024).min(32 * self.cuda.facts().multiprocessors);
-        // SAFETY: the kernel's arguments, in order; the range lies within all four.
-        unsafe { self.cuda.launch(&self.adamw, LaunchShape::new(blocks, 256), &arguments) }
+        let Learned { values, gradients, m, v } = learned;
+        let len = values.len();
+        assert_eq!([gradients.len(), m.len(), v.len()], [len; 3]);
+        let segments = weights.in_order(len);
+        self.table.send(&segments)?;
+        for (range, settings) in groups {
+            assert!(range.start <= range.end && range.end <= len, "values {range:?} of {len}");
+            let covered: usize = segments.iter().map(|segment| segment.values_within(range)).sum();
+            assert_eq!(covered, range.len(), "values of {range:?} that become weights");
+            let f = Factors::new(*settings, gradient_scale);
+            let arguments = [
+                Argument::Pointer(values.address(0)),
+                Argument::Pointer(gradients.address(0)),
+                Argument::Pointer(m.address(0)),
+                Argument::Pointer(v.address(0)),
+                Argument::F32(f.gradient),
+                Argument::F32(f.beta1),
+                Argument::F32(f.rest1),
+                Argument::F32(f.beta2),
+                Argument::F32(f.rest2),
+                Argument::F32(f.rate),
+                Argument::F32(f.root),
+                Argument::F32(f.eps),
+                Argument::F32(f.decay),
+                Argument::F32(V_SCALE.sqrt()),
+            ];
+            // SAFETY: the kernel's arguments behind the range's; the range lies within all four.
+            unsafe { self.launch(&self.adamw, &segments, range.clone(), &arguments)? };
+        }
+        Ok(())
     }
 
-    /// Sum of squares, in f64 and in a fixed order. Waits for the device.
+    /// Brings all values that become weights into those.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When there are fewer values, or one becomes two weights.
+    pub fn pack(&mut self, values: &Buffer<f32>, weights: &Weights<'_>) -> Result<(), CudaError> {
+        let segments = weights.in_order(values.len());
+        if segments.is_empty() {
+            return Ok(());
+        }
+        self.table.send(&segments)?;
+        // SAFETY: the kernel's argument behind the range's, which is all values.
+        unsafe {
+            self.launch(&self.pack, &segments, 0..values.len(), &[Argument::Pointer(values.address(0))])
+        }
+    }
+
+    /// Runs a kernel on the pieces in which a range lies, with arguments behind those that say so.
+    ///
+    /// # Safety
+    /// They are the kernel's, which may read and write the range; the segments are those of the table.
+    unsafe fn launch(
+        &self,
+        kernel: &Kernel,
+        segments: &[Segment],
+        range: Range<usize>,
+        arguments: &[Argument<'_>],
+    ) -> Result<(), CudaError> {
+        let (begin, end) = (range.start as i64, range.end as i64);
+        let first = segments.partition_point(|segment| segment.end() <= begin);
+        let behind = segments.partition_point(|segment| segment.begin < end);
+        let of_range = segments.get(first..behind).unwrap_or_default();
+        let (Some(head), Some(last)) = (of_range.first(), of_range.last()) else { return Ok(()) };
+        let mut all = vec![
+            Argument::Pointer(self.table.on_device.address(first)),
+            Argument::I32(of_range.len() as i32),
+            Argument::I64(head.first_piece),
+            Argument::I64(begin),
+            Argument::I64(end),
+        ];
+        all.extend_from_slice(arguments);
+        let shape = LaunchShape::new((last.last_piece() - head.first_piece) as usize, 256);
+        // SAFETY: the arguments, in order. Weights are written that `Weights` has checked and still borrows.
+        unsafe { self.cuda.launch(kernel, shape, &all) }
+    }
+
+    /// Sum of squares, in a fixed order: of the gradients that products have written as they say, and in f64 of the
+    /// others. Waits for the device.
     ///
     /// # Errors
     /// When the driver fails, or a kernel before.
-    ///
-    /// # Panics
-    /// When there are more values than these kernels were made for.
-    pub fn sum_of_squares(&mut self, x: &Buffer<f32>) -> Result<f64, CudaError> {
-        let parts = x.len().div_ceil(PIECE);
-        assert!(parts <= self.parts.len(), "room for the parts of {} values", x.len());
+    pub fn sum_of_squares(&mut self, x: &Buffer<f32>, written: &[&WrittenSquares]) -> Result<f64, CudaError> {
+        let mut segments = others(x.len(), written.iter().flat_map(|written| written.values()));
+        let mut count = count_pieces(&mut segments);
+        let room = count + written.iter().map(|written| written.parts().1).sum::<usize>();
+        if self.parts.len() < room {
+            self.parts = Buffer::zeroed(&self.cuda, room)?;
+        }
+        self.others.send(&segments)?;
         let arguments = [
+            Argument::Pointer(self.others.on_device.address(0)),
+            Argument::I32(segments.len() as i32),
             Argument::Pointer(x.address(0)),
             Argument::Pointer(self.parts.address(0)),
-            Argument::I64(x.len() as i64),
         ];
-        // SAFETY: the kernel's arguments; there is a part for each block.
-        unsafe { self.cuda.launch(&self.squares, LaunchShape::new(parts, 256), &arguments)? };
+        // SAFETY: the kernel's arguments; segments are values of `x`, and there is a part for each block.
+        unsafe { self.cuda.launch(&self.squares, LaunchShape::new(count, 256), &arguments)? };
+        for (parts, used) in written.iter().map(|written| written.parts()).filter(|(_, used)| *used > 0) {
+            self.parts.copy_from(count, parts, 0, used)?;
+            count += used;
+        }
         let arguments = [
             Argument::Pointer(self.parts.address(0)),
             Argument::Pointer(self.sum.address(0)),
-            Argument::I32(parts as i32),
+            Argument::I32(count as i32),
         ];
-        // SAFETY: the kernel's arguments; `parts` parts were just written.
+        // SAFETY: the kernel's arguments; `count` parts were just written.
         unsafe { self.cuda.launch(&self.total, LaunchShape::new(1, 256), &arguments)? };
         let mut sum = [0.0];
         self.sum.read(0, &mut sum)?;
         Ok(sum[0])
     }
+}
+
+/// Of so many values those outside of some ranges, which do not overlap.
+fn others(len: usize, ranges: impl Iterator<Item = Range<usize>>) -> Vec<Segment> {
+    let mut ranges: Vec<Range<usize>> = ranges.collect();
+    ranges.sort_by_key(|range| range.start);
+    let begins = std::iter::once(0).chain(ranges.iter().map(|range| range.end));
+    let ends = ranges.iter().map(|range| range.start).chain([len]);
+    let between = begins.zip(ends).filter(|(begin, end)| begin < end);
+    between.map(|(begin, end)| Segment::of_values(begin..end)).collect()
 }

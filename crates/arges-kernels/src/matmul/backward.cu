@@ -91,18 +91,19 @@ extern "C" __global__ void __launch_bounds__(256) columns_as_rows(
 }
 
 // out[e, n, k] += sum over the rows of expert e of dy[row, n] x[row, k], on the ordinary cores. With one matrix, block z
-// takes rows from z * `part` on, as many, into out + z * rows_out * k, which it overwrites where `partial` says so.
+// takes rows from z * `part` on, as many, into out + z * rows_out * k. Fresh values are overwritten, those of experts
+// without rows too.
 template <typename T>
 __device__ __forceinline__ void gradient(
     const T* dy, const T* x, float* out, const int* offsets, int rows, int dy_stride, int n_count, int x_stride,
-    int k_count, int gates, i64 out_stride, int part, int partial) {
+    int k_count, int gates, i64 out_stride, int part, int fresh) {
     constexpr int DEPTH = 16;
     __shared__ float a[DEPTH][TILE + 4], b[DEPTH][TILE + 4];
     wait_for_previous();
     let_next_start();
     int z = blockIdx.z;
     int begin = offsets ? offsets[z] : z * part, end = offsets ? offsets[z + 1] : min(rows, (z + 1) * part);
-    if (begin >= end && !partial) return;
+    if (begin >= end && !fresh) return;
     int n0 = blockIdx.y * TILE, k0 = blockIdx.x * TILE;
     int column = threadIdx.x % 16, line = threadIdx.x / 16;
     float d[4][4] = {};
@@ -135,23 +136,23 @@ __device__ __forceinline__ void gradient(
             int k = k0 + 4 * column + j;
             if (n >= n_count || k >= k_count) continue;
             float* at = out + z * out_stride + i64(n) * k_count + k;
-            *at = partial ? d[i][j] : *at + d[i][j];
+            *at = (fresh ? 0.0f : *at) + d[i][j];
         }
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256) gradient_f32(
     const float* dy, const float* x, float* out, const int* offsets, int rows, int dy_stride, int n_count,
-    int x_stride, int k_count, int gates, i64 out_stride, int part, int partial) {
+    int x_stride, int k_count, int gates, i64 out_stride, int part, int fresh) {
     gradient(
-        dy, x, out, offsets, rows, dy_stride, n_count, x_stride, k_count, gates, out_stride, part, partial);
+        dy, x, out, offsets, rows, dy_stride, n_count, x_stride, k_count, gates, out_stride, part, fresh);
 }
 
 extern "C" __global__ void __launch_bounds__(256) gradient_bf16(
     const bf16* dy, const bf16* x, float* out, const int* offsets, int rows, int dy_stride, int n_count,
-    int x_stride, int k_count, int gates, i64 out_stride, int part, int partial) {
+    int x_stride, int k_count, int gates, i64 out_stride, int part, int fresh) {
     gradient(
-        dy, x, out, offsets, rows, dy_stride, n_count, x_stride, k_count, gates, out_stride, part, partial);
+        dy, x, out, offsets, rows, dy_stride, n_count, x_stride, k_count, gates, out_stride, part, fresh);
 }
 
 // The same for up to 8 columns of dy from 8 blockIdx.y on, one matrix and f32: a thread takes 4 columns of x, block z rows
@@ -196,52 +197,14 @@ extern "C" __global__ void __launch_bounds__(128) gradient_few(
         if (first + i < n_count) *reinterpret_cast<float4*>(out + i64(first + i) * k_count + k) = sums[i];
 }
 
-// out[i] += the sum of `parts` values at partial[i + p * count], in ascending order of p.
-extern "C" __global__ void __launch_bounds__(256) add_parts(const float* partial, float* out, int count, int parts) {
+// out[i] += the sum of `parts` values at partial[i + p * count], in ascending order of p. Fresh values are overwritten.
+extern "C" __global__ void __launch_bounds__(256) add_parts(
+    const float* partial, float* out, int count, int parts, int fresh) {
     wait_for_previous();
     let_next_start();
     int i = blockIdx.x * 256 + threadIdx.x;
     if (i >= count) return;
     float sum = 0.0f;
     for (int p = 0; p < parts; ++p) sum += partial[i64(p) * count + i];
-    out[i] += sum;
-}
-
-__device__ __forceinline__ void write_four(float* to, float4 x) { *reinterpret_cast<float4*>(to) = x; }
-__device__ __forceinline__ void write_four(bf16* to, float4 x) {
-    *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(x.x, x.y), pack_bf16(x.z, x.w));
-}
-
-// to = from, rounded where it is bf16, for `gridDim.y` matrices [rows, columns]: of the rows written, every `group` ones
-// are followed by a gap of `gap`.
-template <typename T>
-__device__ __forceinline__ void pack_rows(
-    const float* from, i64 from_stride, T* to, i64 to_stride, i64 count, int columns, int group, int gap) {
-    wait_for_previous();
-    let_next_start();
-    from += blockIdx.y * from_stride;
-    to += blockIdx.y * to_stride;
-    i64 step = i64(gridDim.x) * blockDim.x, first = i64(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (columns % 4 == 0 && u64(from) % 16 == 0 && u64(to) % (4 * sizeof(T)) == 0) {
-        for (i64 i = 4 * first; i < count; i += 4 * step) {
-            i64 row = i / columns;
-            float4 x = *reinterpret_cast<const float4*>(from + i);
-            write_four(to + (row + row / group * gap) * columns + i % columns, x);
-        }
-        return;
-    }
-    for (i64 i = first; i < count; i += step) {
-        i64 row = i / columns;
-        to[(row + row / group * gap) * columns + i % columns] = from_float<T>(from[i]);
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(256) pack_f32(
-    const float* from, i64 from_stride, float* to, i64 to_stride, i64 count, int columns, int group, int gap) {
-    pack_rows(from, from_stride, to, to_stride, count, columns, group, gap);
-}
-
-extern "C" __global__ void __launch_bounds__(256) pack_bf16(
-    const float* from, i64 from_stride, bf16* to, i64 to_stride, i64 count, int columns, int group, int gap) {
-    pack_rows(from, from_stride, to, to_stride, count, columns, group, gap);
+    out[i] = (fresh ? 0.0f : out[i]) + sum;
 }

@@ -19,6 +19,7 @@ use crate::device::cuda::{
 pub(super) use backward::gradient_defines;
 pub use backward::{
     Columns, GRADIENTS, GradientPlace, HOPPER_GRADIENT, ProductGradients, Values, WeightGradient,
+    WrittenSquares,
 };
 pub use operands::{DeviceMatrix, DeviceRows};
 use tiling::{LARGE, LARGE_ROWS, TILINGS, Tiling, WARP_TILINGS, WarpTiling, expected_rows, fitting};

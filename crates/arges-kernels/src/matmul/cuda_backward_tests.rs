@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use super::cuda::*;
 use super::{Element, reference};
+use crate::adamw::cuda::AdamWCuda;
 use crate::device::cuda::{Activations, Buffer, Cuda};
 use crate::testing::{CARDS, Random, assert_close, assert_compiles, bf16_round, gpu, widen};
 
@@ -28,6 +29,27 @@ fn add_gradient(
     for row in rows {
         for (i, sum) in sum.iter_mut().enumerate() {
             *sum += f64::from(dy.0[row * dy.1 + column(i / k)]) * f64::from(x.0[row * x.1 + i % k]);
+        }
+    }
+}
+
+fn zeroed_and_poisoned(cuda: &Arc<Cuda>, len: usize) -> [Buffer<f32>; 2] {
+    [0.0, f32::NAN].map(|x| Buffer::from_slice(cuda, &vec![x; len]).unwrap())
+}
+
+/// Asserts that what a fresh gradient has overwritten has the bits of one that was added to zeros, and that the rest was
+/// left as it was.
+fn assert_overwritten(
+    fresh: &Buffer<f32>,
+    added: &Buffer<f32>,
+    is_gradient: impl Fn(usize) -> bool,
+    what: &str,
+) {
+    let (fresh, added) = (fresh.to_vec().unwrap(), added.to_vec().unwrap());
+    for (i, (fresh, added)) in fresh.iter().zip(&added).enumerate() {
+        match is_gradient(i) {
+            true => assert_eq!(fresh.to_bits(), added.to_bits(), "{what}: value {i} is {fresh}, not {added}"),
+            false => assert!(fresh.is_nan(), "{what}: value {i} was written"),
         }
     }
 }
@@ -72,11 +94,16 @@ fn gradients_by_weights_add_up_over_all_rows_in_every_shape() {
             let mut again = Buffer::from_slice(&cuda, &before).unwrap();
             run(&mut again);
             assert!(again.to_vec().unwrap() == got, "{what}: other bits the second time");
-            let [mut added, mut fresh] = [0; 2].map(|_| Buffer::zeroed(&cuda, n * k + 5).unwrap());
+            let [mut added, mut fresh] = zeroed_and_poisoned(&cuda, n * k + 5);
             run(&mut added);
             let place = GradientPlace { gradients: &mut fresh, at: 5, stride: 0, fresh: true };
             gradients.weights(dy_columns, Columns::all(&a, k), Rows::All(rows), false, place).unwrap();
-            assert!(fresh.to_vec().unwrap() == added.to_vec().unwrap(), "{what}: zeros that are not read");
+            assert_overwritten(&fresh, &added, |i| i >= 5, &what);
+            let place = GradientPlace { gradients: &mut sums, at: 5, stride: 0, fresh: true };
+            gradients.weights(dy_columns, Columns::all(&a, k), Rows::All(0), false, place).unwrap();
+            let left = sums.to_vec().unwrap();
+            assert_eq!(left[..5], before[..5], "{what}");
+            assert!(left[5..].iter().all(|x| *x == 0.0), "{what}: no rows give zeros");
         }
     }
 }
@@ -112,6 +139,12 @@ fn gradients_of_two_matrices_at_once_are_those_of_each() {
                 gradients.weights(dy, x, Rows::All(rows), false, place).unwrap();
             }
             gradients.weights_of_two(both, rows, &mut at_once, false).unwrap();
+            let [mut added, mut fresh] = zeroed_and_poisoned(&cuda, before.len());
+            gradients.weights_of_two(both, rows, &mut added, false).unwrap();
+            gradients.weights_of_two(both, rows, &mut fresh, true).unwrap();
+            assert_overwritten(&fresh, &added, |i| i >= 3, "two matrices");
+            gradients.weights_of_two(both, 0, &mut fresh, true).unwrap();
+            assert!(fresh.to_vec().unwrap()[3..].iter().all(|x| *x == 0.0), "no rows give zeros");
             let (apart, at_once) = (apart.to_vec().unwrap(), at_once.to_vec().unwrap());
             assert_eq!(at_once[..3], before[..3]);
             assert!(at_once[3..] != before[3..], "nothing was added");
@@ -151,9 +184,20 @@ fn every_experts_gradient_is_that_of_its_own_rows() {
             let device_offsets = Buffer::from_slice(&cuda, &offsets).unwrap();
             let (d, a) = (on_device(&cuda, &dy, element), on_device(&cuda, &x, element));
             let mut gradients = ProductGradients::new(&cuda, experts).unwrap();
-            let place = GradientPlace { gradients: &mut sums, at: 0, stride, fresh: false };
-            let grouped = Rows::Grouped { offsets: &device_offsets, most };
-            gradients.weights(Columns::all(&d, n), Columns::all(&a, k), grouped, gated, place).unwrap();
+            let mut run = |sums: &mut Buffer<f32>, most, fresh| {
+                let place = GradientPlace { gradients: sums, at: 0, stride, fresh };
+                let grouped = Rows::Grouped { offsets: &device_offsets, most };
+                gradients.weights(Columns::all(&d, n), Columns::all(&a, k), grouped, gated, place).unwrap();
+            };
+            run(&mut sums, most, false);
+            let [mut added, mut fresh] = zeroed_and_poisoned(&cuda, experts * stride);
+            run(&mut added, most, false);
+            run(&mut fresh, most, true);
+            let is_gradient = |i: usize| i % stride < n * k;
+            assert_overwritten(&fresh, &added, is_gradient, &format!("{counts:?} {element:?}"));
+            run(&mut fresh, 0, true);
+            let left = fresh.to_vec().unwrap();
+            assert!((0..left.len()).all(|i| if is_gradient(i) { left[i] == 0.0 } else { left[i].is_nan() }));
             let mut expected = widen(&before);
             for expert in 0..experts {
                 let column = |i: usize| match gated {
@@ -170,6 +214,68 @@ fn every_experts_gradient_is_that_of_its_own_rows() {
             }
             assert_close(&sums.to_vec().unwrap(), &expected, 1e-4, &format!("{counts:?} {element:?}"));
         }
+    }
+}
+
+#[test]
+fn squares_are_those_of_the_gradients_that_were_written_last() {
+    let Some(cuda) = gpu() else { return };
+    let mut random = Random::new(17);
+    let (n, k, rows, stride) = (144, 264, 200, 144 * 264 + 5);
+    let offsets = Buffer::from_slice(&cuda, &[0, 0, 70, 70, 200]).unwrap();
+    let mut sums = AdamWCuda::new(&cuda).unwrap();
+    for element in ELEMENTS {
+        // So small that their plain squares are no normal numbers.
+        let mut operand = |width: usize, size: f32| {
+            let values: Vec<f32> = random.normal(rows * width).iter().map(|x| x * size).collect();
+            on_device(&cuda, &values, element)
+        };
+        let (dy, x, other) = (operand(n, 1e-20), operand(k, 1.0), operand(33, 1e-20));
+        let (dy, x, other) = (Columns::all(&dy, n), Columns::all(&x, k), Columns::all(&other, 33));
+        let before: Vec<f32> = random.normal(4 * stride + n * k).iter().map(|x| x * 1e-20).collect();
+        let mut gradients = Buffer::from_slice(&cuda, &before).unwrap();
+        let [mut one, mut four] = [1, 4].map(|experts| ProductGradients::new(&cuda, experts).unwrap());
+        // Of experts, some of which have no rows; of one matrix behind them, and of another one and a narrow one there;
+        // fresh, and added to.
+        let mut check = |what: &str, gradients: &Buffer<f32>, of: [&ProductGradients; 2]| {
+            let written = of.map(ProductGradients::squares);
+            let got = sums.sum_of_squares(gradients, &written).unwrap();
+            let mut values = gradients.to_vec().unwrap();
+            let expected: f64 = widen(&values).iter().map(|x| x * x).sum();
+            let what = format!("{what}, {element:?}");
+            assert!((got / expected - 1.0).abs() < 1e-6, "{what}: {got:e}, not {expected:e}");
+            // Those are not read that are known.
+            for range in written.iter().flat_map(|written| written.values()) {
+                values[range].fill(f32::NAN);
+            }
+            let poisoned = Buffer::from_slice(&cuda, &values).unwrap();
+            assert_eq!(sums.sum_of_squares(&poisoned, &written).unwrap(), got, "{what}");
+        };
+        for fresh in [false, true, false] {
+            let place = GradientPlace { gradients: &mut gradients, at: 0, stride, fresh };
+            let grouped = Rows::Grouped { offsets: &offsets, most: rows };
+            four.weights(dy, x, grouped, true, place).unwrap();
+            check("experts", &gradients, [&one, &four]);
+            let place = GradientPlace { gradients: &mut gradients, at: 4 * stride, stride: 0, fresh };
+            one.weights(dy, x, Rows::All(rows), false, place).unwrap();
+            check("one matrix", &gradients, [&one, &four]);
+        }
+        let tensor_cores = cuda.facts().architecture.has_wgmma() && element == Element::Bf16;
+        let known: usize =
+            one.squares().values().chain(four.squares().values()).map(|range| range.len()).sum();
+        assert_eq!(known, if tensor_cores { 5 * n * k } else { 0 });
+        let place = GradientPlace { gradients: &mut gradients, at: 4 * stride, stride: 0, fresh: true };
+        one.weights(other, x, Rows::All(rows), false, place).unwrap();
+        check("a narrow matrix", &gradients, [&one, &four]);
+        let two = [WeightGradient { dy, x, at: stride }, WeightGradient { dy: x, x: dy, at: 4 * stride }];
+        four.squares_mut().forget(&(stride..2 * stride)).unwrap();
+        assert_eq!(four.squares().values().count(), 0);
+        one.weights_of_two(two, rows, &mut gradients, true).unwrap();
+        check("two matrices", &gradients, [&one, &four]);
+        let place = GradientPlace { gradients: &mut gradients, at: stride, stride: 0, fresh: true };
+        one.weights(dy, x, Rows::All(0), false, place).unwrap();
+        check("no rows", &gradients, [&one, &four]);
+        assert_eq!(one.squares().values().count(), 0);
     }
 }
 
@@ -244,33 +350,6 @@ fn fill(to: &mut Activations, values: &[f32]) {
         Activations::Bf16(buffer) => {
             let bits: Vec<u16> = values.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
             buffer.write(0, &bits).unwrap();
-        }
-    }
-}
-
-#[test]
-fn weights_are_packed_rounded_and_in_turn() {
-    let Some(cuda) = gpu() else { return };
-    let gradients = ProductGradients::new(&cuda, 1).unwrap();
-    // Two matrices [16, columns]: groups of 8 rows, followed by a gap of 8. Whole vectors are copied where there are some.
-    for (columns, first) in [(5, 3), (12, 3), (12, 4), (1024, 0)] {
-        let (matrix, packed) = (16 * columns, 32 * columns);
-        let from = Random::new(14).normal(first + 2 * (matrix + 20));
-        let device = Buffer::from_slice(&cuda, &from).unwrap();
-        for element in ELEMENTS {
-            let mut to = on_device(&cuda, &vec![-1.0; 40 + 2 * packed], element);
-            let source = (&device, first, matrix + 20);
-            gradients.pack(2, [16, columns], source, (&mut to, 40, packed), 8, 8).unwrap();
-            let mut expected = vec![-1.0; 40 + 2 * packed];
-            for which in 0..2 {
-                for i in 0..matrix {
-                    let row = i / columns / 8 * 16 + i / columns % 8;
-                    expected[40 + which * packed + row * columns + i % columns] =
-                        from[first + which * (matrix + 20) + i];
-                }
-            }
-            let expected = if element == Element::Bf16 { bf16_round(&expected) } else { expected };
-            assert_eq!(to.to_f32().unwrap(), expected, "{columns} columns from {first}, {element:?}");
         }
     }
 }

@@ -82,15 +82,9 @@ impl DeviceTrainer {
     }
 
     /// Forgets the gradients.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn zero_gradients(&mut self) -> Result<(), TrainingError> {
+    pub fn zero_gradients(&mut self) {
         match self {
-            Self::Cpu(trainer) => {
-                trainer.parameters_mut().zero_gradients();
-                Ok(())
-            }
+            Self::Cpu(trainer) => trainer.parameters_mut().zero_gradients(),
             Self::Cuda(trainer, _) => trainer.zero_gradients(),
         }
     }

@@ -205,7 +205,7 @@ impl Run {
         let weight = -1.0 / targets as f32;
         let balance = self.balance / batches.len() as f32;
         let (mut sums, mut entropy, mut balance_loss) = (SourceSums::new(&self.config), 0.0, 0.0);
-        self.trainer.zero_gradients()?;
+        self.trainer.zero_gradients();
         for packed in &batches {
             let output = self.trainer.accumulate(&packed.batch, &|_, _| weight, balance)?;
             sums.add(&packed.parts, output.logprobs);

@@ -110,14 +110,14 @@ impl Bench {
     fn step(&mut self, batch: &TrainingBatch) -> Result<f64> {
         self.step += 1;
         let targets = batch.targets.len() as f32;
-        self.trainer.zero_gradients()?;
+        self.trainer.zero_gradients();
         let output = self.trainer.accumulate(batch, &|_, _| -1.0 / targets, 0.001)?;
         let loss = -output.logprobs.iter().map(|p| f64::from(*p)).sum::<f64>() / f64::from(targets);
         let scale = (1.0 / self.trainer.gradient_norm()?).min(1.0) as f32;
         let settings =
             AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.95, eps: 1e-15, weight_decay: 0.1, step: self.step };
         let all = 0..self.trainer.parameters().values().len();
-        self.trainer.adamw(settings, scale, all, &mut self.moments)?;
+        self.trainer.adamw(scale, &[(all, settings)], &mut self.moments)?;
         self.trainer.publish()?;
         Ok(loss)
     }

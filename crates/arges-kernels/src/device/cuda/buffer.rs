@@ -190,9 +190,24 @@ impl<T: DeviceValue> Buffer<T> {
     /// # Errors
     /// When the driver fails.
     pub fn clear(&mut self) -> Result<(), CudaError> {
+        self.clear_range(0, self.len)
+    }
+
+    /// Makes `count` values from `at` on zero, in the order of the stream.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When they reach beyond the end.
+    pub fn clear_range(&mut self, at: usize, count: usize) -> Result<(), CudaError> {
+        assert!(at + count <= self.len, "{count} values at {at} of {}", self.len);
         self.cuda.bind()?;
-        // SAFETY: the allocation has that many bytes.
-        unsafe { result::memset_d8_async(self.pointer, 0, self.bytes(), self.cuda.stream()) }
+        if count == 0 {
+            return Ok(());
+        }
+        // SAFETY: the allocation holds that range.
+        unsafe { result::memset_d8_async(self.address(at), 0, count * size_of::<T>(), self.cuda.stream()) }
             .map_err(|e| CudaError::driver("clearing memory", e))
     }
 

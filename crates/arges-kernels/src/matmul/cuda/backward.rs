@@ -2,6 +2,7 @@
 //! read as the weights lie; those by the weights are products of columns of activations ([`by_weights`]).
 
 mod by_weights;
+mod squares;
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ pub use by_weights::HOPPER_GRADIENT;
 #[cfg(test)]
 pub(in crate::matmul) use by_weights::gradient_defines;
 use by_weights::{Hopper, depth, read_in_place};
+pub use squares::WrittenSquares;
 
 /// Transposing kernels, and gradients on the ordinary cores.
 pub const GRADIENTS: Source = Source { name: "matmul/backward.cu", text: include_str!("../backward.cu") };
@@ -95,7 +97,7 @@ pub struct GradientPlace<'a> {
     pub at: usize,
     /// From one matrix to the next.
     pub stride: usize,
-    /// Whether the values are still zeros, which need not be read.
+    /// Whether the values that are there count as zeros. They are overwritten then, all of them.
     pub fresh: bool,
 }
 
@@ -122,11 +124,11 @@ pub struct ProductGradients {
     columns_as_rows: Kernel,
     pad_offsets: Kernel,
     add_parts: Kernel,
-    pack: [Kernel; 2],
     /// Both operands, their columns as rows.
     operands: Buffer<u16>,
     padded: Buffer<i32>,
     parts: Buffer<f32>,
+    squares: WrittenSquares,
 }
 
 impl ProductGradients {
@@ -147,16 +149,26 @@ impl ProductGradients {
             columns_as_rows: module.kernel("columns_as_rows")?,
             pad_offsets: module.kernel("pad_offsets")?,
             add_parts: module.kernel("add_parts")?,
-            pack: [module.kernel("pack_f32")?, module.kernel("pack_bf16")?],
             operands: Buffer::zeroed(cuda, 0)?,
             padded: Buffer::zeroed(cuda, experts + 1)?,
             parts: Buffer::zeroed(cuda, 0)?,
+            squares: WrittenSquares::new(cuda)?,
         })
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.operands.bytes() + self.padded.bytes() + self.parts.bytes()
+        self.operands.bytes() + self.padded.bytes() + self.parts.bytes() + self.squares.bytes()
+    }
+
+    /// Squares of the gradients by weights that tensor cores wrote.
+    pub fn squares(&self) -> &WrittenSquares {
+        &self.squares
+    }
+
+    /// The same, to be forgotten.
+    pub fn squares_mut(&mut self) -> &mut WrittenSquares {
+        &mut self.squares
     }
 
     /// Takes the memory that [`ProductGradients::weights`] needs for bf16 rows of those two widths, up to `rows` of them in
@@ -251,50 +263,5 @@ impl ProductGradients {
         let kernel = &self.transpose[index(from.element())];
         // SAFETY: the kernel's arguments, in order, for values of that size; both buffers hold all matrices.
         unsafe { self.cuda.launch(kernel, shape, &arguments) }
-    }
-
-    /// Copies f32 values to weights on the device, rounded where those are bf16: of each of `matrices` matrices,
-    /// `[rows, columns]`. From one to the next there are `from.2` and `to.2` values; the first begins at `from.1` and
-    /// `to.1`. Of the rows written every `group` ones are followed by a gap of `gap`.
-    ///
-    /// # Errors
-    /// When the driver fails.
-    ///
-    /// # Panics
-    /// When shapes do not agree.
-    #[allow(clippy::too_many_arguments)]
-    pub fn pack(
-        &self,
-        matrices: usize,
-        [rows, columns]: [usize; 2],
-        from: (&Buffer<f32>, usize, usize),
-        to: (&mut Activations, usize, usize),
-        group: usize,
-        gap: usize,
-    ) -> Result<(), CudaError> {
-        if matrices == 0 || rows == 0 || columns == 0 {
-            return Ok(());
-        }
-        assert!(group > 0, "rows in groups");
-        let last_row = rows - 1 + (rows - 1) / group * gap;
-        assert!(from.1 + (matrices - 1) * from.2 + rows * columns <= from.0.len(), "values");
-        assert!(
-            to.1 + (matrices - 1) * to.2 + (last_row + 1) * columns <= to.0.len(),
-            "room for the weights"
-        );
-        let arguments = [
-            Argument::Pointer(from.0.address(from.1)),
-            Argument::I64(from.2 as i64),
-            Argument::Pointer(to.0.address(to.1)),
-            Argument::I64(to.2 as i64),
-            Argument::I64((rows * columns) as i64),
-            Argument::I32(columns as i32),
-            Argument::I32(group as i32),
-            Argument::I32(gap as i32),
-        ];
-        let blocks = (rows * columns).div_ceil(1024).min(4096);
-        let shape = LaunchShape::grid(blocks, matrices, 1, 256).overlap();
-        // SAFETY: the kernel's arguments, in order, for that element; what it reads and writes was checked above.
-        unsafe { self.cuda.launch(&self.pack[index(to.0.element())], shape, &arguments) }
     }
 }

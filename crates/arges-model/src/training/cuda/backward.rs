@@ -9,6 +9,7 @@ use super::head::Weight;
 use crate::config::{Config, ResidualScale};
 use crate::model::cuda::Attention;
 use crate::model::cuda::forward::Shape;
+use crate::params::{LayerParam, Param};
 use crate::training::{TrainingBatch, TrainingError};
 
 impl CudaTrainer {
@@ -21,6 +22,9 @@ impl CudaTrainer {
     ) -> Result<(), TrainingError> {
         if batch.tokens.is_empty() {
             return Ok(());
+        }
+        if self.fresh {
+            self.clear_sums(!batch.targets.is_empty())?;
         }
         self.head(&batch.targets, Some(weight))?;
         let balanced = balance != 0.0 && self.model.config.has_router();
@@ -45,9 +49,31 @@ impl CudaTrainer {
         Ok(self.embedding(&batch.tokens)?)
     }
 
+    /// Clears the gradients that nothing of a batch overwrites: those that are added to, and those of a head without
+    /// targets. The others are products, which overwrite fresh ones.
+    fn clear_sums(&mut self, has_targets: bool) -> Result<(), CudaError> {
+        let Self { model, parameters, gradients, buffers, .. } = self;
+        let (config, kernels) = (&model.config, &mut buffers.kernels);
+        kernels.products.squares_mut().clear();
+        kernels.experts.squares_mut().clear();
+        let is_cleared = |param: &Param| match param {
+            Param::Head => !has_targets,
+            // A tied head's product overwrites it first.
+            Param::Embedding => !config.tie_word_embeddings || !has_targets,
+            Param::Layer(_, LayerParam::Router) => kernels.stream.sums_router(),
+            param => param.is_norm(),
+        };
+        Param::all(config)
+            .filter(is_cleared)
+            .try_for_each(|param| gradients.clear_range(parameters.place(param), param.elements(config)))
+    }
+
     /// Sums the rows of each token in their order, which is found on the host.
     fn embedding(&mut self, tokens: &[u32]) -> Result<(), CudaError> {
-        let Self { model, buffers, gradients, .. } = self;
+        let Self { model, buffers, gradients, parameters, .. } = self;
+        let table = parameters.place(Param::Embedding);
+        // Its gradients are a tied head's as well, which a product wrote.
+        buffers.kernels.products.squares_mut().forget(&(table..table + 1))?;
         let mut order: Vec<i32> = (0..tokens.len() as i32).collect();
         order.sort_by_key(|row| tokens[*row as usize]);
         let (mut distinct, mut begins) = (Vec::new(), Vec::new());

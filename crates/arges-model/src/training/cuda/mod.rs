@@ -11,12 +11,11 @@ mod experts;
 mod head;
 mod kept;
 mod publish;
+mod update;
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use arges_kernels::adamw::AdamW;
-use arges_kernels::adamw::cuda::{AdamWCuda, Learned};
+use arges_kernels::adamw::cuda::AdamWCuda;
 use arges_kernels::device::cuda::{Buffer, Cuda, CudaError, Fill};
 use arges_kernels::matmul::Compute;
 use arges_kernels::norm::cuda::{Kept, Norm};
@@ -31,6 +30,7 @@ use crate::model::cuda::forward::{KeptAttention, KeptExperts, Shape};
 use crate::model::cuda::{CudaCache, CudaModel, CudaWorkspace};
 use crate::model::step::check;
 use buffers::Buffers;
+pub use update::CudaMoments;
 
 /// A model that learns on a GPU: its weights, what learns of it, and the memory for one batch at a time.
 pub struct CudaTrainer {
@@ -39,19 +39,15 @@ pub struct CudaTrainer {
     before: Option<Arc<CudaModel>>,
     parameters: Parameters,
     values: Buffer<f32>,
+    /// Whether the model computes with the values as they are.
+    published: bool,
     gradients: Buffer<f32>,
-    /// Whether nothing was added to the gradients since they were cleared.
+    /// Whether all gradients are zeros, whatever the memory holds: the next ones overwrite it.
     fresh: bool,
     adamw: AdamWCuda,
     cache: CudaCache,
     workspace: CudaWorkspace,
     buffers: Buffers,
-}
-
-/// AdamW's moments on a device, of every value that learns.
-pub struct CudaMoments {
-    m: Buffer<f32>,
-    v: Buffer<f32>,
 }
 
 impl CudaTrainer {
@@ -117,11 +113,13 @@ impl CudaTrainer {
         let workspace = WorkspacePlan { max_tokens: plan.max_tokens, max_logit_rows };
         let workspace = CudaWorkspace::for_training(&model, workspace)?;
         let buffers = Buffers::new(&model, plan, max_logit_rows)?;
-        publish::pack(&mut model, &parameters, &values, &buffers.kernels.products)?;
+        let mut adamw = AdamWCuda::new(cuda)?;
+        publish::pack(&mut model, &parameters, &values, &mut adamw)?;
         let mut trainer = Self {
+            published: true,
             gradients: Buffer::zeroed(cuda, values.len())?,
             fresh: true,
-            adamw: AdamWCuda::new(cuda, values.len())?,
+            adamw,
             model: Arc::new(model),
             before: None,
             parameters,
@@ -248,64 +246,6 @@ impl CudaTrainer {
         Ok(shape)
     }
 
-    /// Forgets the gradients.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn zero_gradients(&mut self) -> Result<(), TrainingError> {
-        self.gradients.clear()?;
-        self.fresh = true;
-        Ok(())
-    }
-
-    /// The gradients accumulated so far, on the host, in the order of [`Parameters::tensors`].
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn gradients(&self) -> Result<Vec<f32>, TrainingError> {
-        Ok(self.gradients.to_vec()?)
-    }
-
-    /// The Euclidean norm of all gradients. Waits for the device.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn gradient_norm(&mut self) -> Result<f64, TrainingError> {
-        Ok(self.adamw.sum_of_squares(&self.gradients)?.sqrt())
-    }
-
-    /// Moments as they are on the host, on the device.
-    ///
-    /// # Errors
-    /// When they do not fit.
-    pub fn moments(&self, m: &[f32], v: &[f32]) -> Result<CudaMoments, TrainingError> {
-        let cuda = &self.model.cuda;
-        Ok(CudaMoments { m: Buffer::from_slice(cuda, m)?, v: Buffer::from_slice(cuda, v)? })
-    }
-
-    /// One step of AdamW for a range of values, whose gradients are multiplied by `gradient_scale` first.
-    ///
-    /// # Errors
-    /// When the device fails.
-    ///
-    /// # Panics
-    /// When the moments are of another number of values.
-    pub fn adamw(
-        &mut self,
-        settings: AdamW,
-        gradient_scale: f32,
-        range: Range<usize>,
-        moments: &mut CudaMoments,
-    ) -> Result<(), TrainingError> {
-        let mut learned = Learned {
-            values: &mut self.values,
-            gradients: &self.gradients,
-            m: &mut moments.m,
-            v: &mut moments.v,
-        };
-        Ok(self.adamw.step(settings, gradient_scale, range, &mut learned)?)
-    }
-
     /// What learns, with values as they were when last fetched.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
@@ -329,29 +269,8 @@ impl CudaTrainer {
     /// When there are not as many as learn.
     pub fn set_values(&mut self, values: &[f32]) -> Result<(), TrainingError> {
         assert_eq!(values.len(), self.values.len(), "values");
+        self.published = false;
         Ok(self.values.write(0, values)?)
-    }
-
-    /// Brings changed values into the model. Where others hold [`CudaTrainer::shared_model`], they keep the model as it
-    /// was, and the trainer goes on with another one: that which was in use before, if they hold it no more. Two take
-    /// turns so, however often weights change.
-    ///
-    /// # Errors
-    /// When the device fails, or has no room for a new model.
-    pub fn publish(&mut self) -> Result<(), TrainingError> {
-        if Arc::get_mut(&mut self.model).is_none() {
-            let free = self.before.take().filter(|model| Arc::strong_count(model) == 1);
-            let other = match free {
-                Some(model) => model,
-                None => {
-                    let CudaModel { config, compute, cuda, .. } = &*self.model;
-                    Arc::new(CudaModel::zeroed(config, *compute, &|_| Ok(DType::F32), cuda)?)
-                }
-            };
-            self.before = Some(std::mem::replace(&mut self.model, other));
-        }
-        let model = Arc::get_mut(&mut self.model).expect("nobody else holds it");
-        Ok(publish::pack(model, &self.parameters, &self.values, &self.buffers.kernels.products)?)
     }
 
     /// The model as it computes now, to be shared with an engine: the same bits in the same memory, not a copy.
@@ -378,24 +297,5 @@ impl CudaTrainer {
             + self.cache.bytes()
             + self.workspace.bytes()
             + self.buffers.bytes()
-    }
-}
-
-impl CudaMoments {
-    /// Brings the moments to the host. Waits for the device.
-    ///
-    /// # Errors
-    /// When the device fails.
-    ///
-    /// # Panics
-    /// When there are not as many.
-    pub fn fetch(&self, m: &mut [f32], v: &mut [f32]) -> Result<(), TrainingError> {
-        self.m.read(0, m)?;
-        Ok(self.v.read(0, v)?)
-    }
-
-    /// Bytes on the device.
-    pub fn bytes(&self) -> usize {
-        self.m.bytes() + self.v.bytes()
     }
 }

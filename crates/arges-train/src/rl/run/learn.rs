@@ -114,7 +114,7 @@ impl RlRun {
         let balance = self.config.balance_loss as f32 / pieces.len().max(1) as f32;
         let (mut stats, mut balance_loss) = (TokenStats::default(), 0.0);
         let step = self.step() + 1;
-        self.trainer.zero_gradients()?;
+        self.trainer.zero_gradients();
         for piece in &pieces {
             let owners = piece.owners();
             let weight = |target: usize, now: f32| {

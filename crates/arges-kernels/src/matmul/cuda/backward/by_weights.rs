@@ -3,6 +3,7 @@
 //! (`backward.cu`). Elsewhere, and in f32, the ordinary cores multiply. An element is one accumulator over ascending
 //! rows, or a fixed number of them added in order: the same bits every time.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Columns, GradientPlace, ProductGradients, TILE, Values, WeightGradient};
@@ -115,11 +116,11 @@ impl ProductGradients {
         let values = dy.width * x.width;
         assert!(place.at + (experts - 1) * place.stride + values <= place.gradients.len(), "room");
         assert!(experts == 1 || place.stride >= values, "matrices apart");
-        if rows == 0 {
-            return Ok(());
-        }
         let gates = if gated { dy.width / 2 } else { 0 };
         let call = Call { dy, x, offsets, experts, rows, gates, place, other: None };
+        if rows == 0 {
+            return if call.place.fresh { self.clear(call) } else { Ok(()) };
+        }
         match &self.hopper {
             Some(_) if dy.data.element() == Element::Bf16 => self.on_tensor_cores(call),
             _ => self.on_ordinary_cores(call),
@@ -142,8 +143,10 @@ impl ProductGradients {
         fresh: bool,
     ) -> Result<(), CudaError> {
         let maps = match &self.hopper {
-            Some(_) => maps_in_place(&second.dy, &second.x, rows)?.filter(|_| first.can_be_read_in_place()),
-            None => None,
+            Some(_) if rows > 0 => {
+                maps_in_place(&second.dy, &second.x, rows)?.filter(|_| first.can_be_read_in_place())
+            }
+            _ => None,
         };
         let WeightGradient { dy, x, at } = first;
         let Some(maps) = maps else {
@@ -159,11 +162,7 @@ impl ProductGradients {
             let values = gradient.dy.width * gradient.x.width;
             assert!(gradient.at + values <= gradients.len(), "room");
         }
-        if rows == 0 {
-            return Ok(());
-        }
-        let other =
-            Other { maps, address: gradients.address(second.at), widths: [second.dy.width, second.x.width] };
+        let other = Other { maps, at: second.at, widths: [second.dy.width, second.x.width] };
         let place = GradientPlace { gradients, at, stride: 0, fresh };
         let call = Call { dy, x, offsets: None, experts: 1, rows, gates: 0, place, other: Some(other) };
         self.on_tensor_cores(call)
@@ -172,7 +171,7 @@ impl ProductGradients {
     fn on_tensor_cores(&mut self, call: Call<'_>) -> Result<(), CudaError> {
         let Some(maps) = maps_in_place(&call.dy, &call.x, call.rows)? else { return self.of_copies(&call) };
         let offsets = call.offsets.map_or(0, |offsets| offsets.address(0));
-        self.multiply(&call, &|_| Ok(maps), offsets, call.rows, Layout::InPlace)
+        self.multiply(&call, &|_, _| Ok(maps), offsets, call.rows, Layout::InPlace)
     }
 
     /// Lays out the columns of both operands as rows, and multiplies those.
@@ -195,10 +194,10 @@ impl ProductGradients {
         self.lay_out(call, *dy, call.gates, 0)?;
         self.lay_out(call, *x, 0, second)?;
         let padded = offsets.map_or(0, |_| self.padded.address(0));
-        let maps = |tiling: Tiling| {
+        let maps = |operands: &Buffer<u16>, tiling: Tiling| {
             Ok([
-                TensorMap::bf16_at(&self.operands, second, x.width, depth, tiling.outputs())?,
-                TensorMap::bf16_at(&self.operands, 0, dy.width, depth, tiling.row_box())?,
+                TensorMap::bf16_at(operands, second, x.width, depth, tiling.outputs())?,
+                TensorMap::bf16_at(operands, 0, dy.width, depth, tiling.row_box())?,
             ])
         };
         self.multiply(call, &maps, padded, depth, Layout::Copied)
@@ -206,9 +205,9 @@ impl ProductGradients {
 
     /// Multiplies operands that the maps, of `x` and `dy`, describe, along `depth` rows or between the offsets.
     fn multiply(
-        &self,
+        &mut self,
         call: &Call<'_>,
-        maps: &dyn Fn(Tiling) -> Result<[TensorMap; 2], CudaError>,
+        maps: Maps<'_>,
         offsets: u64,
         depth: usize,
         layout: Layout,
@@ -224,7 +223,9 @@ impl ProductGradients {
                 + other_rows.div_ceil(tiling.rows) * other_outputs.div_ceil(tiling.outputs())
         };
         let (tiling, kernel) = if 2 * tiles(large.0) > processors { large } else { small };
-        let [of_x, of_dy] = maps(*tiling)?;
+        let [of_x, of_dy] = maps(&self.operands, *tiling)?;
+        let blocks = tiles(*tiling).min(processors);
+        let squares = self.squares.place(call.values(), blocks)?;
         let arguments = [
             Argument::Map(&of_x),
             Argument::Map(&of_dy),
@@ -241,15 +242,14 @@ impl ProductGradients {
             // Without another matrix these are not read.
             Argument::Map(other.map_or(&of_x, |other| &other.maps[0])),
             Argument::Map(other.map_or(&of_dy, |other| &other.maps[1])),
-            Argument::Pointer(other.map_or(0, |other| other.address)),
+            Argument::Pointer(other.map_or(0, |other| place.gradients.address(other.at))),
             Argument::I32(other_rows as i32),
             Argument::I32(other_outputs as i32),
+            Argument::Pointer(squares),
         ];
-        let shape = LaunchShape::new(tiles(*tiling).min(processors), tiling.threads())
-            .shared(tiling.shared())
-            .overlap();
+        let shape = LaunchShape::new(blocks, tiling.threads()).shared(tiling.shared()).overlap();
         // SAFETY: the kernel's arguments, in order. Copies stay within the maps; `weights` or `weights_of_two` has checked
-        // that the gradients of all matrices lie within the buffer.
+        // that the gradients of all matrices lie within the buffer, and there is a part of squares for each block.
         unsafe { self.cuda.launch(kernel, shape, &arguments) }
     }
 
@@ -284,7 +284,15 @@ impl ProductGradients {
         unsafe { self.cuda.launch(&self.columns_as_rows, shape, &arguments) }
     }
 
+    fn clear(&mut self, call: Call<'_>) -> Result<(), CudaError> {
+        call.values().into_iter().try_for_each(|values| {
+            self.squares.forget(&values)?;
+            call.place.gradients.clear_range(values.start, values.len())
+        })
+    }
+
     fn on_ordinary_cores(&mut self, call: Call<'_>) -> Result<(), CudaError> {
+        call.values().iter().try_for_each(|values| self.squares.forget(values))?;
         if call.is_narrow() {
             return self.of_few(call);
         }
@@ -319,7 +327,7 @@ impl ProductGradients {
             Argument::I32(gates as i32),
             Argument::I64(stride as i64),
             Argument::I32(part as i32),
-            Argument::I32(i32::from(partial)),
+            Argument::I32(i32::from(partial || place.fresh)),
         ];
         let blocks = if offsets.is_some() { experts } else { parts };
         let shape = LaunchShape::grid(x.width.div_ceil(TILE), dy.width.div_ceil(TILE), blocks, 256).overlap();
@@ -331,7 +339,7 @@ impl ProductGradients {
         if !partial {
             return Ok(());
         }
-        self.add(values, parts, target)
+        self.add(values, parts, target, place.fresh)
     }
 
     /// Few columns of f32 gradients, as a router's: all of them pass over the other rows at once, which are read once.
@@ -358,22 +366,26 @@ impl ProductGradients {
         // SAFETY: the kernel's arguments, in order, for f32 and such widths. It reads rows below `rows`, which `weights`
         // has checked, and writes a matrix for each part, for which there is room.
         unsafe { self.cuda.launch(&self.few, shape, &arguments)? };
-        self.add(values, parts, place.gradients.address(place.at))
+        self.add(values, parts, place.gradients.address(place.at), place.fresh)
     }
 
     /// Adds as many parts of so many values, in their order.
-    fn add(&self, values: usize, parts: usize, target: u64) -> Result<(), CudaError> {
+    fn add(&self, values: usize, parts: usize, target: u64, fresh: bool) -> Result<(), CudaError> {
         let arguments = [
             Argument::Pointer(self.parts.address(0)),
             Argument::Pointer(target),
             Argument::I32(values as i32),
             Argument::I32(parts as i32),
+            Argument::I32(i32::from(fresh)),
         ];
         let shape = LaunchShape::new(values.div_ceil(256), 256).overlap();
         // SAFETY: the kernel's arguments; `parts` times `values` were just written.
         unsafe { self.cuda.launch(&self.add_parts, shape, &arguments) }
     }
 }
+
+/// Makes the maps of `x` and `dy`, of the copied operands or in place, for a tiling.
+type Maps<'a> = &'a dyn Fn(&Buffer<u16>, Tiling) -> Result<[TensorMap; 2], CudaError>;
 
 /// One gradient, checked.
 struct Call<'a> {
@@ -392,7 +404,7 @@ struct Other {
     /// Of its inputs and of the gradients by its outputs, and their widths the other way round.
     maps: [TensorMap; 2],
     widths: [usize; 2],
-    address: u64,
+    at: usize,
 }
 
 impl WeightGradient<'_> {
@@ -419,6 +431,15 @@ fn maps_in_place(
 }
 
 impl Call<'_> {
+    /// The gradients of all matrices.
+    fn values(&self) -> Vec<Range<usize>> {
+        let GradientPlace { at, stride, .. } = self.place;
+        let count = self.dy.width * self.x.width;
+        let of_experts = (0..self.experts).map(|expert| at + expert * stride..at + expert * stride + count);
+        let of_other = self.other.iter().map(|other| other.at..other.at + other.widths[0] * other.widths[1]);
+        of_experts.chain(of_other).collect()
+    }
+
     /// Whether [`ProductGradients::of_few`] takes it.
     fn is_narrow(&self) -> bool {
         let Self { dy, x, offsets, gates, .. } = self;
