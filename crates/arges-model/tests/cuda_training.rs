@@ -178,7 +178,9 @@ fn gradients_are_those_of_the_cpu_in_every_structure() {
         let mut rounded = CudaTrainer::new(parameters(), Compute::Bf16, &cuda, PLAN).unwrap();
         let cosine = cosine(&exact, &gradients(&mut rounded, &batch, 0.02));
         println!("{name}: cosine of bf16 gradients with the f32 ones {cosine:.5}");
-        assert!(cosine > 0.995, "{name}: {cosine}");
+        // Of many experts, tokens choose others where logits of rounded rows are near each other.
+        let least = if config.num_experts > 8 { 0.99 } else { 0.999 };
+        assert!(cosine > least, "{name}: {cosine}");
     }
 }
 
