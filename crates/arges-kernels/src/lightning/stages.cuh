@@ -3,19 +3,28 @@
 constexpr int KEY_PANELS = HEAD_DIM / 64;
 constexpr int KEYS = KEY_PANELS * PANEL;
 constexpr int VALUES = 2 * KEYS;
-constexpr int STAGE = VALUES + PANEL;
-constexpr int STAGES = WGMMA ? 4 : 3;
-// How many chunks ahead of the first warpgroup's work they are fetched, and how many it is ahead of the second's at
+// Warpgroups that attend, each with 64 channels of the values.
+constexpr int ATTENDING = ATTENDING_WARPGROUPS;
+constexpr int THREADS = 128 * (1 + ATTENDING);
+constexpr int STAGE = VALUES + ATTENDING * PANEL;
+constexpr int STAGES = WGMMA && ATTENDING == 1 ? 4 : 3;
+// How many chunks ahead of the first warpgroup's work they are fetched, and how many it is ahead of the others' at
 // most.
 constexpr int AHEAD = STAGES - 2;
 constexpr int LEAD = 2;
 constexpr int SCORES = STAGES * STAGE;
 constexpr int OUTPUTS = SCORES + 2 * PANEL;
-constexpr int ARRIVED = OUTPUTS + 2 * PANEL;
-constexpr int TABLE = ARRIVED + STAGES * 8;
+constexpr int KEPT = OUTPUTS + 2 * ATTENDING * PANEL;
+// Beside two warpgroups that attend the first has no registers for the scores' weights, nor for what is kept for a store.
+constexpr bool KEEPS_IN_SHARED = ATTENDING > 1;
+constexpr int ARRIVED = KEPT + (KEEPS_IN_SHARED ? ATTENDING * PANEL : 0);
+// Entries before and behind the table of decays, all 0, for weights that are not kept.
+constexpr int MARGIN = KEEPS_IN_SHARED ? CHUNK : 0;
+constexpr int TABLE = ARRIVED + STAGES * 8 + MARGIN * 4;
 
-// Barriers between the warpgroups, two each, for even and odd chunks, and barriers within them.
-enum Barrier { SCORED = 1, DONE = 3, LOADED = 5, WITHIN_FIRST = 7, WITHIN_SECOND = 8 };
+// Barriers of the first warpgroup and one that attends, two each, for even and odd chunks, and one within that, which
+// come again for a second that attends; and barriers within the first, and of the whole block.
+enum Barrier { WHOLE = 0, SCORED = 1, DONE = 3, LOADED = 5, WITHIN = 7, WITHIN_FIRST = 8, EACH = 8 };
 
 // Keeps the compiler from moving the value's computation to where it is used, between products in flight.
 __device__ __forceinline__ void compute_here(u32& x) { asm volatile("" : "+r"(x)); }
@@ -44,7 +53,7 @@ struct Rows {
     i64 stride;
 };
 
-// What a block works on; of the values, its 64 channels.
+// What a block works on; of the values, its channels.
 struct Operands {
     Rows queries, keys, values;
 };
@@ -83,28 +92,33 @@ __device__ __forceinline__ void copy_chunk(u32 stage, const Operands& x, int row
         copy_panel(stage + p * PANEL, x.queries.map, x.queries.channel + p * 64, row, barrier);
         copy_panel(stage + KEYS + p * PANEL, x.keys.map, x.keys.channel + p * 64, row, barrier);
     }
-    copy_panel(stage + VALUES, x.values.map, x.values.channel, row, barrier);
+#pragma unroll
+    for (int p = 0; p < ATTENDING; p++)
+        copy_panel(stage + VALUES + p * PANEL, x.values.map, x.values.channel + p * 64, row, barrier);
 }
 
 #endif
 
-// The chunks of a span, in the order of time or, to carry gradients, against it. There, what a key weighs decays with
-// the distance to queries before it, and the table of decays is turned around: entry n has that of CHUNK - n tokens.
+// Chunks of a span, in the order of time or, to carry gradients, against it. There, what a key weighs decays with the
+// distance to queries before it, and the table of decays is turned around: entry n has that of CHUNK - n tokens.
 template <bool REVERSED> struct Walk {
+    static constexpr bool AGAINST_TIME = REVERSED;
     int first, count;
+    // How many chunks the block has walked over before; stages are taken in turn.
+    int before;
 
     __device__ __forceinline__ int chunk(int n) const { return REVERSED ? first - n : first + n; }
 
     // What key j weighs for query i of its chunk.
     static __device__ __forceinline__ float weight(const float* table, int i, int j) {
         const int distance = REVERSED ? j - i : i - j;
-        return distance >= 0 ? table[REVERSED ? CHUNK - distance : distance] : 0.0f;
+        return MARGIN > 0 || distance >= 0 ? table[REVERSED ? CHUNK - distance : distance] : 0.0f;
     }
 };
 
 template <bool REVERSED> __device__ __forceinline__ Walk<REVERSED> walk_over(Span span) {
     const int first = span.position / CHUNK, last = (span.position + span.rows - 1) / CHUNK;
-    return {REVERSED ? last : first, last - first + 1};
+    return {REVERSED ? last : first, last - first + 1, 0};
 }
 
 // The part of a span that lies in one chunk.
@@ -152,32 +166,50 @@ __device__ __forceinline__ float silu_derivative(float x) {
     return fmaf(x * gate, 1.0f - gate, gate);
 }
 
-// Moves the gradients of a chunk from shared memory to where they go; a thread has 16 bytes of each 16th row.
+// Moves the gradients of a chunk from shared memory to where they go; of each panel a thread has 16 bytes of each 16th
+// row.
 struct Store {
     const Target& target;
-    int4 before[4], x[4];
+    // Where the channels before SiLU are kept, if in shared memory.
+    u32 kept;
+    int4 before[4], x[ATTENDING][4];
+
+    static __device__ __forceinline__ int place(int r) { return threadIdx.x / 8 + 16 * r; }
+    __device__ __forceinline__ i64 offset(Part part, int place) const {
+        return (i64(part.row) + place) * target.stride + threadIdx.x % 8 * 8;
+    }
+    __device__ __forceinline__ u32 kept_piece(int r, int panel) const {
+        return kept + panel * PANEL + r * 2048 + threadIdx.x * 16;
+    }
 
     // The parts may come long before they are used.
     __device__ __forceinline__ void load_before(Part part) {
         if (target.before_silu == nullptr) return;
 #pragma unroll
         for (int r = 0; r < 4; r++) {
-            const int place = min(int(threadIdx.x) / 8 + 16 * r, part.end - 1);
-            const bf16* from = target.before_silu + (i64(part.row) + place) * target.stride + threadIdx.x % 8 * 8;
-            asm volatile("ld.global.nc.v4.b32 {%0,%1,%2,%3}, [%4];"
-                         : "=r"(before[r].x), "=r"(before[r].y), "=r"(before[r].z), "=r"(before[r].w)
-                         : "l"(from));
+            const bf16* from = target.before_silu + offset(part, min(place(r), part.end - 1));
+            if (KEEPS_IN_SHARED) {
+#pragma unroll
+                for (int panel = 0; panel < ATTENDING; panel++) copy_async(kept_piece(r, panel), from + panel * 64, true);
+            } else {
+                asm volatile("ld.global.nc.v4.b32 {%0,%1,%2,%3}, [%4];"
+                             : "=r"(before[r].x), "=r"(before[r].y), "=r"(before[r].z), "=r"(before[r].w)
+                             : "l"(from));
+            }
         }
+        if (KEEPS_IN_SHARED) commit_copies();
     }
 
-    __device__ __forceinline__ void load(u32 outputs) {
+    static __device__ __forceinline__ int4 load_shared(u32 address) {
+        int4 x;
+        asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(address));
+        return x;
+    }
+
+    __device__ __forceinline__ void load(u32 outputs, int panel) {
 #pragma unroll
-        for (int r = 0; r < 4; r++) {
-            const u32 address = panel_piece(outputs, threadIdx.x / 8 + 16 * r, threadIdx.x % 8);
-            asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
-                         : "=r"(x[r].x), "=r"(x[r].y), "=r"(x[r].z), "=r"(x[r].w)
-                         : "r"(address));
-        }
+        for (int r = 0; r < 4; r++)
+            x[panel][r] = load_shared(panel_piece(outputs + panel * PANEL, place(r), threadIdx.x % 8));
     }
 
     static __device__ __forceinline__ int through_silu(int gradients, int before) {
@@ -186,18 +218,26 @@ struct Store {
     }
 
     __device__ __forceinline__ void store(Part part) {
+        if (KEEPS_IN_SHARED) await_copies<0>();
 #pragma unroll
         for (int r = 0; r < 4; r++) {
-            const int place = threadIdx.x / 8 + 16 * r;
-            int4 y = x[r];
-            if (target.before_silu != nullptr) {
-                y.x = through_silu(y.x, before[r].x);
-                y.y = through_silu(y.y, before[r].y);
-                y.z = through_silu(y.z, before[r].z);
-                y.w = through_silu(y.w, before[r].w);
+            bf16* to = target.out + offset(part, place(r));
+#pragma unroll
+            for (int panel = 0; panel < ATTENDING; panel++) {
+                int4 y = x[panel][r];
+                if (target.before_silu != nullptr) {
+                    const int4 z = KEEPS_IN_SHARED ? load_shared(kept_piece(r, panel)) : before[r];
+                    y.x = through_silu(y.x, z.x);
+                    y.y = through_silu(y.y, z.y);
+                    y.z = through_silu(y.z, z.z);
+                    y.w = through_silu(y.w, z.w);
+                }
+                if (place(r) < part.end) {
+                    asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(to + panel * 64), "r"(y.x), "r"(y.y),
+                                 "r"(y.z), "r"(y.w)
+                                 : "memory");
+                }
             }
-            bf16* to = target.out + (i64(part.row) + place) * target.stride + threadIdx.x % 8 * 8;
-            if (place < part.end) *reinterpret_cast<int4*>(to) = y;
         }
     }
 };
