@@ -79,7 +79,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) lightning_backward(
     int rows, int heads, const float* powers, bf16* dprojected, float* states, u32* flags
 #if WGMMA
     ,
-    const __grid_constant__ TensorMap projected_map, const __grid_constant__ TensorMap dout_map
+    const __grid_constant__ TensorMap projected_map, const __grid_constant__ TensorMap before_map,
+    const __grid_constant__ TensorMap dout_map
 #endif
 ) {
     extern __shared__ unsigned char dynamic_shared[];
@@ -87,9 +88,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) lightning_backward(
     unsigned char* aligned = dynamic_shared + (shared - shared_address(dynamic_shared));
     float* table = reinterpret_cast<float*>(aligned + TABLE);
     u32* number = reinterpret_cast<u32*>(table + POWERS + MARGIN);
-    const void *projected_address = nullptr, *dout_address = nullptr;
+    const void *projected_address = nullptr, *before_address = nullptr, *dout_address = nullptr;
 #if WGMMA
     projected_address = &projected_map;
+    before_address = &before_map;
     dout_address = &dout_map;
 #endif
     wait_for_previous();
@@ -147,7 +149,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) lightning_backward(
                 return Rows{dout_address, at, dout + at, i64(heads) * HEAD_DIM};
             };
             const int own = first + gradient * HEAD_DIM + channel;
-            const Target target = {dprojected + own, before_silu == nullptr ? nullptr : before_silu + own, stride};
+            const bf16* before = before_silu == nullptr ? nullptr : before_silu + own;
+            const Target target = {dprojected + own, {before_address, own, before, stride}};
             const bool key = gradient == KEY;
             const Operands operands =
                 gradient == QUERY ? Operands{output_gradients(0), input(VALUE, 0), input(KEY, channel)}
@@ -161,7 +164,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) lightning_backward(
         take_registers();
         each_piece([&](Span span, auto walk, int head, Gradient, int, const Handover& handover) {
             attend<decltype(walk)::AGAINST_TIME, false>(shared, span, walk, 0, nullptr, handover, table,
-                                                        powers[head * POWERS + CHUNK], nullptr, 0);
+                                                        powers[head * POWERS + CHUNK], before_silu != nullptr, nullptr, 0);
         });
     }
 }

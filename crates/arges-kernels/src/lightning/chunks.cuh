@@ -1,17 +1,25 @@
 // The recurrence over chunks on tensor cores, in bf16, for heads of 64 or 128 channels: outputs of queries over keys and
 // values, decaying with the distance from key to query, of which the gradients are cases too. A block takes 64 value
-// channels of one head of one span, chunk by chunk, in either direction of time. With WGMMA it uses Hopper's warpgroup
-// products and its copy engine, else what every device since Ampere has; the order of things is the same.
+// channels of one head of one span, or, if `WIDE`, 128, chunk by chunk, in either direction of time. With WGMMA it uses
+// Hopper's warpgroup products and its copy engine, else what every device since Ampere has; the order of things is the same.
 //
-// Its second warpgroup computes everything transposed: the state S^T [value channel, key channel] is an accumulator
-// whose registers are, as they lie, also the left operand of O^T = S^T Q^T. So the state stays in f32 in registers
-// from the first chunk to the last. It enters that product as the sum of two bf16 values, of 16 bits together, and so
-// do the decayed values of the update; the scores and the output are rounded to bf16 once. For gradients, which are as
-// good as their own rounding, both enter rounded to one bf16 value.
+// One warpgroup for each 64 channels, the second of the block and if `WIDE` the third, attends. It computes everything
+// transposed: the state S^T [value channel, key channel] is an accumulator whose registers are, as they lie, also the left
+// operand of O^T = S^T Q^T. So the state stays in f32 in registers from the first chunk to the last. It enters that product
+// as the sum of two bf16 values, of 16 bits together, and so do the decayed values of the update; the scores and the output
+// are rounded to bf16 once. For gradients, which are as good as their own rounding, both enter rounded to one bf16 value.
 //
-// Its first warpgroup fetches chunks ahead of their use and computes their scores one ahead of the second. A chunk that
-// lies whole in the span comes through the copy engine; one that begins in the tail or ends before its grid point, and
-// without WGMMA every one, comes row by row. Of gradients it also stores what the second computed.
+// The first warpgroup fetches chunks ahead of their use and computes their scores one ahead of those that attend. A chunk
+// that lies whole in the span comes through the copy engine; one that begins in the tail or ends before its grid point, and
+// without WGMMA every one, comes row by row. Of gradients it also stores what the others computed.
+//
+// With each of the others it has two pairs of barriers, for even and odd chunks. At SCORED it arrives, once the scores of
+// chunk n lie there and what lay in the outputs' place of n is taken; the other waits there before it uses the scores or
+// writes outputs. At DONE the other arrives, once it is through with the stage, the scores and the values before SiLU of
+// chunk n and its outputs lie there; the first waits there before it fetches, scores or stores in their place, that is
+// before the scores of n + LEAD. So nobody arrives at a barrier again before the other has met the last arrival, and
+// neither can wait for ever: for the scores of n the first needs DONE of n - LEAD only, which needs scores up to that. At
+// the end of a walk of gradients it has waited for all chunks, and the next begins as the first did.
 
 // Fetches chunks and computes their scores P = (Q K^T) weighted by the decay between the two tokens. `tail_keys` and
 // `tail_values` have the rows of the first chunk that the span does not; null where it begins with a chunk. With
@@ -49,10 +57,10 @@ __device__ __forceinline__ void fetch_and_score(
     };
     float weights[32];
 #pragma unroll
-    for (int x = 0; x < 32; x++) weights[x] = KEEPS_IN_SHARED ? 0.0f : weight(x);
+    for (int x = 0; x < 32; x++) weights[x] = WIDE ? 0.0f : weight(x);
 
     // What a store needs but the gradients is loaded as soon as the store before is done.
-    Store store = {target, shared + KEPT};
+    Store store = {target};
     const auto store_chunk = [&](int n) {
         store.store(part_of(span, walk.chunk(n)));
         if (n + 1 < count) store.load_before(part_of(span, walk.chunk(n + 1)));
@@ -66,6 +74,9 @@ __device__ __forceinline__ void fetch_and_score(
             if (n >= LEAD) meet(DONE + n % 2 + g * EACH, 256);
         fetch_chunk(n + AHEAD);
 #if WGMMA
+        if (WIDE && STORES && target.before.at != nullptr && threadIdx.x == 0) {
+            copy_before(shared, target, walk.before + n, part_of(span, walk.chunk(n)).row);
+        }
         if (!part_of(span, walk.chunk(n)).whole()) {
             await_copies<0>();
             publish();
@@ -88,10 +99,10 @@ __device__ __forceinline__ void fetch_and_score(
 #pragma unroll
         for (int k = 0; k < HEAD_DIM / 16; k++) multiply(scores, channels(queries, k), channels(queries + KEYS, k), k);
         commit_products();
+#pragma unroll
+        for (int x = 0; x < 32; x++) weights[x] = WIDE ? weight(x) : weights[x];
         await_products<0>();
 
-#pragma unroll
-        for (int x = 0; x < 32; x++) weights[x] = KEEPS_IN_SHARED ? weight(x) : weights[x];
         const u32 own = shared + SCORES + (n % 2) * PANEL + (warp * 16 + lane / 4) * 128 + lane % 4 * 4;
 #pragma unroll
         for (int t = 0; t < 8; t++) {
@@ -168,10 +179,11 @@ template <typename Body> __device__ __forceinline__ void for_state(float* state,
 
 // Carries the state over the chunks and computes the outputs. Where `CARRIED`, the state goes on from, and to, `saved`, and
 // the outputs to `out`; where not, they are gradients, which the first warpgroup stores, and the state goes by `handover`.
+// Those may be taken through SiLU first, if `WIDE`.
 template <bool REVERSED, bool CARRIED>
 __device__ __forceinline__ void attend(
     u32 shared, Span span, Walk<REVERSED> walk, int block, float* saved, const Handover& handover, const float* powers,
-    float chunk_decay, bf16* out, i64 out_stride
+    float chunk_decay, bool through_silu, bf16* out, i64 out_stride
 ) {
     const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
     const int group = ATTENDING == 1 ? 0 : threadIdx.x / 128 - 1;
@@ -266,6 +278,23 @@ __device__ __forceinline__ void attend(
         } else {
             await_products<0>();
         }
+#if WGMMA
+        if (WIDE && through_silu) {
+            await_before(shared, walk.before + n);
+            const u32 panel = shared + BEFORE + ((walk.before + n) % 2 * ATTENDING + group) * PANEL;
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                const int token = k * 16 + lane / 16 * 8 + lane % 8, piece = warp * 2 + lane / 8 % 2;
+                u32 before[4];
+                load_tiles_transposed(before, panel + token * 128 + ((piece ^ (lane % 8)) * 16));
+#pragma unroll
+                for (int x = 0; x < 4; x++) {
+                    sums[8 * k + 2 * x] *= silu_derivative(low_float(before[x]));
+                    sums[8 * k + 2 * x + 1] *= silu_derivative(high_float(before[x]));
+                }
+            }
+        }
+#endif
         // Through shared memory, so that rows are written whole.
         const Part part = part_of(span, walk.chunk(n));
         const u32 outputs = shared + OUTPUTS + (n % 2 * ATTENDING + group) * PANEL;
@@ -303,8 +332,8 @@ __device__ __forceinline__ void attend(
 __device__ __forceinline__ void begin_block(u32 shared) {
 #if WGMMA
     if (threadIdx.x == 0) {
-        for (int n = 0; n < STAGES; n++) {
-            asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(arrival(shared, n)) : "memory");
+        for (int n = 0; n < STAGES + 2 * WIDE; n++) {
+            asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared + ARRIVED + n * 8) : "memory");
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }

@@ -459,14 +459,14 @@ fn element_bytes(element: Element) -> usize {
     }
 }
 
-/// Bytes of shared memory of a block of `prefill.cu` or `backward.cu`: stages, scores, outputs, what is kept for stores,
+/// Bytes of shared memory of a block of `prefill.cu` or `backward.cu`: stages, scores, outputs, their values before SiLU,
 /// barriers, powers with their margins, the block's number, and room to align them.
 fn chunks_shared(head_dim: usize, wgmma: bool, attending: usize) -> usize {
     const PANEL: usize = CHUNK * 128;
     let stages = if wgmma && attending == 1 { 4 } else { 3 };
-    let (kept, margin) = if attending == 1 { (0, 0) } else { (attending, CHUNK) };
-    let panels = stages * (2 * head_dim / 64 + attending) + 2 + 2 * attending + kept;
-    panels * PANEL + stages * 8 + 4 * (CHUNK + 1 + 2 * margin) + 4 + 1024
+    let (before, margin) = if attending == 1 { (0, 0) } else { (2 * attending, CHUNK) };
+    let panels = stages * (2 * head_dim / 64 + attending) + 2 + 2 * attending + before;
+    panels * PANEL + (stages + 2) * 8 + 4 * (CHUNK + 1 + 2 * margin) + 4 + 1024
 }
 
 /// Value channels of a block of `portable.cu` and the bytes of its `Shared`.

@@ -42,6 +42,6 @@ extern "C" __global__ void __launch_bounds__(256, 1) TOGETHER lightning_prefill(
                                       Target{});
     } else {
         attend<false, true>(shared, span, walk_over<false>(span), block, states + cache * HEAD_DIM * HEAD_DIM, Handover{}, table,
-                            table[CHUNK], out + head * HEAD_DIM + block * 64, i64(heads) * HEAD_DIM);
+                            table[CHUNK], false, out + head * HEAD_DIM + block * 64, i64(heads) * HEAD_DIM);
     }
 }

@@ -14,13 +14,15 @@ constexpr int AHEAD = STAGES - 2;
 constexpr int LEAD = 2;
 constexpr int SCORES = STAGES * STAGE;
 constexpr int OUTPUTS = SCORES + 2 * PANEL;
-constexpr int KEPT = OUTPUTS + 2 * ATTENDING * PANEL;
-// Beside two warpgroups that attend the first has no registers for the scores' weights, nor for what is kept for a store.
-constexpr bool KEEPS_IN_SHARED = ATTENDING > 1;
-constexpr int ARRIVED = KEPT + (KEEPS_IN_SHARED ? ATTENDING * PANEL : 0);
+// With two warpgroups that attend, these take gradients through SiLU, for which its inputs come to shared memory. One
+// leaves that to the first, which would take too long for two. Nor has that one the registers to keep scores' weights.
+constexpr bool WIDE = ATTENDING > 1;
+constexpr int BEFORE = OUTPUTS + 2 * ATTENDING * PANEL;
+constexpr int ARRIVED = BEFORE + (WIDE ? 2 * ATTENDING * PANEL : 0);
+constexpr int BEFORE_ARRIVED = ARRIVED + STAGES * 8;
 // Entries before and behind the table of decays, all 0, for weights that are not kept.
-constexpr int MARGIN = KEEPS_IN_SHARED ? CHUNK : 0;
-constexpr int TABLE = ARRIVED + STAGES * 8 + MARGIN * 4;
+constexpr int MARGIN = WIDE ? CHUNK : 0;
+constexpr int TABLE = BEFORE_ARRIVED + 2 * 8 + MARGIN * 4;
 
 // Barriers of the first warpgroup and one that attends, two each, for even and odd chunks, and one within that, which
 // come again for a second that attends; and barriers within the first, and of the whole block.
@@ -60,13 +62,24 @@ struct Operands {
 
 #if WGMMA
 
-// The barrier of a stage, at which its bytes arrive.
+// The barrier of a stage, at which its bytes arrive, and that of the values before SiLU.
 __device__ __forceinline__ u32 arrival(u32 shared, int n) { return shared + ARRIVED + n % STAGES * 8; }
+__device__ __forceinline__ u32 before_arrival(u32 shared, int n) { return shared + BEFORE_ARRIVED + n % 2 * 8; }
+
+__device__ __forceinline__ void await_arrival(u32 barrier, int parity) {
+    asm volatile("{.reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra again;}"
+                 ::"r"(barrier), "r"(parity)
+                 : "memory");
+}
 
 __device__ __forceinline__ void await_chunk(u32 shared, int n) {
-    asm volatile("{.reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra again;}"
-                 ::"r"(arrival(shared, n)), "r"(n / STAGES % 2)
-                 : "memory");
+    await_arrival(arrival(shared, n), n / STAGES % 2);
+}
+
+__device__ __forceinline__ void await_before(u32 shared, int n) { await_arrival(before_arrival(shared, n), n / 2 % 2); }
+
+__device__ __forceinline__ void expect(u32 barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
 // Copies a panel whose first channel and row are given.
@@ -86,7 +99,7 @@ __device__ __forceinline__ void await_chunk(u32, int n) { meet(LOADED + n % 2, 2
 
 // Copies queries, keys and a block's values of the 64 rows from `row` on.
 __device__ __forceinline__ void copy_chunk(u32 stage, const Operands& x, int row, u32 barrier) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "n"(STAGE) : "memory");
+    expect(barrier, STAGE);
 #pragma unroll
     for (int p = 0; p < KEY_PANELS; p++) {
         copy_panel(stage + p * PANEL, x.queries.map, x.queries.channel + p * 64, row, barrier);
@@ -156,8 +169,7 @@ __device__ __forceinline__ void fetch_rows(u32 shared, const Rows& rows, Part pa
 // Where the gradients of a block's channels go, in rows of a batch, and those channels before SiLU, unless null.
 struct Target {
     bf16* out;
-    const bf16* before_silu;
-    i64 stride;
+    Rows before;
 };
 
 __device__ __forceinline__ float silu_derivative(float x) {
@@ -166,71 +178,71 @@ __device__ __forceinline__ float silu_derivative(float x) {
     return fmaf(x * gate, 1.0f - gate, gate);
 }
 
-// Moves the gradients of a chunk from shared memory to where they go; of each panel a thread has 16 bytes of each 16th
-// row.
+#if WGMMA
+
+// Copies a block's channels before SiLU of the 64 rows from `row` on. Rows that are not the span's do no harm.
+__device__ __forceinline__ void copy_before(u32 shared, const Target& target, int n, int row) {
+    const u32 barrier = before_arrival(shared, n);
+    expect(barrier, ATTENDING * PANEL);
+#pragma unroll
+    for (int p = 0; p < ATTENDING; p++) {
+        copy_panel(shared + BEFORE + (n % 2 * ATTENDING + p) * PANEL, target.before.map, target.before.channel + p * 64, row,
+                   barrier);
+    }
+}
+
+#endif
+
+// Moves the gradients of a chunk from shared memory to where they go, through SiLU if those that attend do not; of each
+// panel a thread has 16 bytes of each 16th row.
 struct Store {
     const Target& target;
-    // Where the channels before SiLU are kept, if in shared memory.
-    u32 kept;
     int4 before[4], x[ATTENDING][4];
 
+    __device__ __forceinline__ bool through_silu() const { return !WIDE && target.before.at != nullptr; }
     static __device__ __forceinline__ int place(int r) { return threadIdx.x / 8 + 16 * r; }
     __device__ __forceinline__ i64 offset(Part part, int place) const {
-        return (i64(part.row) + place) * target.stride + threadIdx.x % 8 * 8;
-    }
-    __device__ __forceinline__ u32 kept_piece(int r, int panel) const {
-        return kept + panel * PANEL + r * 2048 + threadIdx.x * 16;
+        return (i64(part.row) + place) * target.before.stride + threadIdx.x % 8 * 8;
     }
 
     // The parts may come long before they are used.
     __device__ __forceinline__ void load_before(Part part) {
-        if (target.before_silu == nullptr) return;
+        if (!through_silu()) return;
 #pragma unroll
         for (int r = 0; r < 4; r++) {
-            const bf16* from = target.before_silu + offset(part, min(place(r), part.end - 1));
-            if (KEEPS_IN_SHARED) {
-#pragma unroll
-                for (int panel = 0; panel < ATTENDING; panel++) copy_async(kept_piece(r, panel), from + panel * 64, true);
-            } else {
-                asm volatile("ld.global.nc.v4.b32 {%0,%1,%2,%3}, [%4];"
-                             : "=r"(before[r].x), "=r"(before[r].y), "=r"(before[r].z), "=r"(before[r].w)
-                             : "l"(from));
-            }
+            asm volatile("ld.global.nc.v4.b32 {%0,%1,%2,%3}, [%4];"
+                         : "=r"(before[r].x), "=r"(before[r].y), "=r"(before[r].z), "=r"(before[r].w)
+                         : "l"(target.before.at + offset(part, min(place(r), part.end - 1))));
         }
-        if (KEEPS_IN_SHARED) commit_copies();
-    }
-
-    static __device__ __forceinline__ int4 load_shared(u32 address) {
-        int4 x;
-        asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(address));
-        return x;
     }
 
     __device__ __forceinline__ void load(u32 outputs, int panel) {
 #pragma unroll
-        for (int r = 0; r < 4; r++)
-            x[panel][r] = load_shared(panel_piece(outputs + panel * PANEL, place(r), threadIdx.x % 8));
+        for (int r = 0; r < 4; r++) {
+            int4& to = x[panel][r];
+            asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+                         : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w)
+                         : "r"(panel_piece(outputs + panel * PANEL, place(r), threadIdx.x % 8)));
+        }
     }
 
-    static __device__ __forceinline__ int through_silu(int gradients, int before) {
+    static __device__ __forceinline__ int gated(int gradients, int before) {
         return pack_bf16(low_float(gradients) * silu_derivative(low_float(before)),
                          high_float(gradients) * silu_derivative(high_float(before)));
     }
 
     __device__ __forceinline__ void store(Part part) {
-        if (KEEPS_IN_SHARED) await_copies<0>();
 #pragma unroll
         for (int r = 0; r < 4; r++) {
             bf16* to = target.out + offset(part, place(r));
 #pragma unroll
             for (int panel = 0; panel < ATTENDING; panel++) {
                 int4 y = x[panel][r];
-                if (target.before_silu != nullptr) {
-                    const int4 z = KEEPS_IN_SHARED ? load_shared(kept_piece(r, panel)) : before[r];
-                    y.x = through_silu(y.x, z.x);
-                    y.y = through_silu(y.y, z.y);
-                    y.z = through_silu(y.z, z.z);
-                    y.w = through_silu(y.w, z.w);
+                if (through_silu()) {
+                    y.x = gated(y.x, before[r].x);
+                    y.y = gated(y.y, before[r].y);
+                    y.z = gated(y.z, before[r].z);
+                    y.w = gated(y.w, before[r].w);
                 }
                 if (place(r) < part.end) {
                     asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(to + panel * 64), "r"(y.x), "r"(y.y),

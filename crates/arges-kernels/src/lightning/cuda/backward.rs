@@ -176,8 +176,8 @@ impl LightningBackwardCuda {
         let &BackwardInputs { projected, stride, dout, .. } = inputs;
         assert_eq!(inputs.decays.heads, heads);
         assert_eq!([projected.element(), dout.element(), dprojected.element()], [self.element; 3]);
-        let before_silu = inputs.before_silu.unwrap_or(projected);
-        assert_eq!(before_silu.element(), self.element);
+        let before = inputs.before_silu.unwrap_or(projected);
+        assert_eq!(before.element(), self.element);
         assert!(stride >= heads * 3 * head_dim, "rows of {stride} values");
         assert!(
             (stride * element_bytes(self.element)).is_multiple_of(16) || head_dim % 8 != 0,
@@ -185,7 +185,7 @@ impl LightningBackwardCuda {
         );
         assert!(inputs.first_span + inputs.span_count <= inputs.spans.len(), "spans beyond the end");
         let width = heads * head_dim;
-        let len = projected.len().min(before_silu.len()).min(dprojected.len());
+        let len = projected.len().min(before.len()).min(dprojected.len());
         let rows = (len / stride).min(dout.len() / width);
         let launch = &self.gradients;
         // Of a head of a span, each of some columns of a gradient.
@@ -228,13 +228,14 @@ impl LightningBackwardCuda {
             states,
             flags,
         ];
-        match (projected, dout, launch.copy_engine) {
-            (Activations::Bf16(projected), Activations::Bf16(dout), true) => {
-                let inputs = TensorMap::bf16(projected, rows, stride, CHUNK)?;
-                let gradients = TensorMap::bf16(dout, rows, width, CHUNK)?;
-                let maps = [Argument::Map(&inputs), Argument::Map(&gradients)];
+        match (projected, before, dout, launch.copy_engine) {
+            (Activations::Bf16(projected), Activations::Bf16(before), Activations::Bf16(dout), true) => {
+                let projected = TensorMap::bf16(projected, rows, stride, CHUNK)?;
+                let before = TensorMap::bf16(before, rows, stride, CHUNK)?;
+                let dout = TensorMap::bf16(dout, rows, width, CHUNK)?;
+                let maps = [&projected, &before, &dout].map(Argument::Map);
                 let arguments: Vec<_> = arguments.into_iter().chain(maps).collect();
-                // SAFETY: as below; the maps describe `projected` and `dout`, outside of which nothing is copied.
+                // SAFETY: as below; the maps describe the three inputs, outside of which nothing is copied.
                 unsafe { self.cuda.launch(&launch.kernel, shape, &arguments) }
             }
             // SAFETY: the kernel's twelve arguments: those above, and states and flags of as many blocks as it has at
