@@ -6,9 +6,10 @@
 // time, of values over the output's gradients and queries, and of keys over queries and the output's gradients.
 //
 // A walk is one gradient of some channels of a head of a span. Walks are as many as they are, and seldom a multiple of the
-// blocks that run at once. So all chunks of all walks, one walk after the other, are cut into as many equal shares as
-// there are blocks. Where a cut falls into a walk, the block of the lower share hands the walk's state, in f32 as it is,
-// to that of the next share: a walk has the same bits however it is cut.
+// blocks that run at once. So all chunks of one gradient's walks, one walk after the other, are cut into as many equal
+// shares as there are blocks for it. Where a cut falls into a walk, the block of the lower share hands the walk's state, in
+// f32 as it is, to that of the next share: a walk has the same bits however it is cut. All gradients are cut alike, so that
+// those of keys and values read the same rows at the same time.
 //
 // A block begins with its highest piece, from which alone others may take a state, and ends with its lowest, for which
 // alone it may wait: so states are there long before they are needed, as long as walks are no longer than a share. It
@@ -17,13 +18,8 @@
 
 enum Gradient { QUERY, KEY, VALUE };
 
-// Walks of a head of a span.
-constexpr int WALKS = 3 * (HEAD_DIM / 64 / ATTENDING);
-
-struct Share {
-    int number;
-    i64 begin, end;
-};
+// Gradients, of channels that blocks of their own take.
+constexpr int KINDS = 3 * (HEAD_DIM / 64 / ATTENDING);
 
 // The span that a chunk is of, by its number among those of all spans in their order.
 struct Place {
@@ -61,7 +57,7 @@ __device__ __forceinline__ Place place_of(i64 chunk, const int4* spans, int span
     return place;
 }
 
-// The warp that fetches needs few registers, those that attend many: of 168 for each of three warpgroups.
+// The warpgroup that fetches needs few registers, those that attend many: of 168 for each of three.
 #if WGMMA && HEAD_DIM > 64
 static_assert(ATTENDING == 2, "registers are shared among three warpgroups");
 __device__ __forceinline__ void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 120;"); }
@@ -73,7 +69,7 @@ __device__ __forceinline__ void take_registers() {}
 
 // Rows of `projected`, `before_silu` and `dprojected` are `stride` apart and begin with [heads, 3, HEAD_DIM]. Where
 // `before_silu` is not null, the gradients are those by it. `flags` has the counter of blocks and then the flags by which
-// they hand over `states`; all are 0 before and after. Grid: any number of blocks.
+// they hand over `states`; all are 0 before and after. Grid: any multiple of `KINDS` blocks.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) lightning_backward(
     const bf16* projected, const bf16* before_silu, i64 stride, const bf16* dout, const int4* spans, int span_count,
     int rows, int heads, const float* powers, bf16* dprojected, float* states, u32* flags
@@ -87,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) lightning_backward(
     const u32 shared = (shared_address(dynamic_shared) + 1023) & ~1023u;
     unsigned char* aligned = dynamic_shared + (shared - shared_address(dynamic_shared));
     float* table = reinterpret_cast<float*>(aligned + TABLE);
-    u32* number = reinterpret_cast<u32*>(table + POWERS + MARGIN);
+    u32* number_address = reinterpret_cast<u32*>(table + POWERS + MARGIN);
     const void *projected_address = nullptr, *before_address = nullptr, *dout_address = nullptr;
 #if WGMMA
     projected_address = &projected_map;
@@ -95,26 +91,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) lightning_backward(
     dout_address = &dout_map;
 #endif
     wait_for_previous();
-    if (threadIdx.x == 0) *number = atomicInc(flags, gridDim.x - 1);
+    if (threadIdx.x == 0) *number_address = atomicInc(flags, gridDim.x - 1);
     begin_block(shared);
     let_next_start();
 
-    const int walks = heads * WALKS;
-    const i64 all = place_of(0x7fffffff, spans, span_count, rows).before * walks;
-    const i64 blocks = min(i64(gridDim.x), all), block = *number;
+    const int number = *number_address, kind = number % KINDS, channel = kind % (KINDS / 3) * 64 * ATTENDING;
+    const Gradient gradient = Gradient(kind / (KINDS / 3));
+    const i64 all = place_of(0x7fffffff, spans, span_count, rows).before * heads;
+    const i64 blocks = min(i64(gridDim.x / KINDS), all), block = number / KINDS;
     if (block >= blocks) return;
     const i64 share_begin = all * block / blocks, share_end = all * (block + 1) / blocks;
 
-    // Calls the body for each piece, with its span, which walk of the span and which chunks of it.
+    // Calls the body for each piece, with its head, its span and which chunks of it.
     const auto each_piece = [&](auto body) {
         int before = 0;
         for (i64 begin, end = share_end; end > share_begin; end = begin) {
-            const Place place = place_of((end - 1) / walks, spans, span_count, rows);
-            const i64 first = place.before * walks;
-            const int walk = int((end - 1 - first) / place.chunks);
-            const i64 walk_begin = first + i64(walk) * place.chunks;
+            const Place place = place_of((end - 1) / heads, spans, span_count, rows);
+            const i64 first = place.before * heads;
+            const int head = int((end - 1 - first) / place.chunks);
+            const i64 walk_begin = first + i64(head) * place.chunks;
             begin = max(share_begin, walk_begin);
-            const int head = walk / WALKS, gradient = walk % WALKS / (WALKS / 3);
             // Nobody reads the decays of the piece before any more.
             meet(WHOLE, THREADS);
             for (int n = int(threadIdx.x) - MARGIN; n <= CHUNK + MARGIN; n += THREADS) {
@@ -123,22 +119,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) lightning_backward(
             }
             meet(WHOLE, THREADS);
             const int from = int(begin - walk_begin), count = int(end - begin);
-            const Handover handover = {states, flags + 1, from > 0 ? int(block) - 1 : -1,
-                                       from + count < place.chunks ? int(block) : -1};
-            const int channel = walk % (WALKS / 3) * 64 * ATTENDING;
-            if (gradient == QUERY) {
-                body(place.span, Walk<false>{from, count, before}, head, Gradient(gradient), channel, handover);
-            } else {
-                body(place.span, Walk<true>{place.chunks - 1 - from, count, before}, head, Gradient(gradient), channel,
-                     handover);
-            }
+            const Handover handover = {states, flags + 1, from > 0 ? number - KINDS : -1,
+                                       from + count < place.chunks ? number : -1};
+            if (gradient == QUERY) body(head, place.span, Walk<false>{from, count, before}, handover);
+            else body(head, place.span, Walk<true>{place.chunks - 1 - from, count, before}, handover);
             before += count;
         }
     };
 
     if (threadIdx.x < 128) {
         give_registers();
-        each_piece([&](Span span, auto walk, int head, Gradient gradient, int channel, const Handover&) {
+        each_piece([&](int head, Span span, auto walk, const Handover&) {
             const int first = head * 3 * HEAD_DIM;
             const auto input = [&](Gradient part, int channel) {
                 const int at = first + part * HEAD_DIM + channel;
@@ -162,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) lightning_backward(
         });
     } else {
         take_registers();
-        each_piece([&](Span span, auto walk, int head, Gradient, int, const Handover& handover) {
+        each_piece([&](int head, Span span, auto walk, const Handover& handover) {
             attend<decltype(walk)::AGAINST_TIME, false>(shared, span, walk, 0, nullptr, handover, table,
                                                         powers[head * POWERS + CHUNK], before_silu != nullptr, nullptr, 0);
         });

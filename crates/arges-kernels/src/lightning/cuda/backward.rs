@@ -60,8 +60,9 @@ struct Shares {
 impl Shares {
     fn new(cuda: &Arc<Cuda>, head_dim: usize, launch: &Launch) -> Result<Self, CudaError> {
         let facts = cuda.facts();
-        let most = facts.multiprocessors * (facts.shared_memory / launch.shared).max(1);
         let attending = launch.columns / 64;
+        let kinds = 3 * head_dim / launch.columns;
+        let most = (facts.multiprocessors * (facts.shared_memory / launch.shared).max(1)).max(kinds);
         Ok(Self {
             threads: 128 * (1 + attending),
             most,
@@ -165,7 +166,7 @@ impl LightningBackwardCuda {
         self.gradients_in(usize::MAX, inputs, dprojected)
     }
 
-    /// [`gradients`](Self::gradients) in a number of blocks at most, where the kernel takes any number.
+    /// [`gradients`](Self::gradients) in a number of blocks at most, or the fewest, where the kernel takes any number.
     pub(in crate::lightning) fn gradients_in(
         &self,
         most: usize,
@@ -188,8 +189,8 @@ impl LightningBackwardCuda {
         let len = projected.len().min(before.len()).min(dprojected.len());
         let rows = (len / stride).min(dout.len() / width);
         let launch = &self.gradients;
-        // Of a head of a span, each of some columns of a gradient.
-        let walks = 3 * head_dim.div_ceil(launch.columns);
+        // Gradients, each of some columns.
+        let kinds = 3 * head_dim.div_ceil(launch.columns);
         let projected_address = Argument::Pointer(projected.address(0));
         let before_silu = Argument::Pointer(inputs.before_silu.map_or(0, |x| x.address(0)));
         let row = Argument::I64(stride as i64);
@@ -199,7 +200,7 @@ impl LightningBackwardCuda {
         let powers = Argument::Pointer(inputs.decays.powers.address(0));
         let out = Argument::Pointer(dprojected.address(0));
         let Some(shares) = &self.shares else {
-            let shape = LaunchShape::grid(walks / 3, heads * 3, inputs.span_count, 256)
+            let shape = LaunchShape::grid(kinds / 3, heads * 3, inputs.span_count, 256)
                 .shared(launch.shared)
                 .overlap();
             let arguments =
@@ -208,7 +209,8 @@ impl LightningBackwardCuda {
             // `rows`, which all four buffers hold; of each row `heads * 3 * head_dim` or `heads * head_dim` values.
             return unsafe { self.cuda.launch(&launch.kernel, shape, &arguments) };
         };
-        let blocks = (walks * heads * inputs.span_count).min(shares.most).min(most);
+        let each = (heads * inputs.span_count).min((shares.most.min(most) / kinds).max(1));
+        let blocks = if inputs.span_count == 0 { 0 } else { each * kinds };
         let shape = LaunchShape::new(blocks, shares.threads).shared(launch.shared).overlap();
         let span_count = Argument::I32(i32::try_from(inputs.span_count).unwrap_or(i32::MAX));
         let head_count = Argument::I32(heads as i32);
