@@ -119,6 +119,11 @@ impl LightningBackwardCuda {
         })
     }
 
+    /// Bytes on the device.
+    pub fn bytes(&self) -> usize {
+        self.shares.as_ref().map_or(0, |shares| shares.states.bytes() + shares.flags.bytes())
+    }
+
     /// SiLU of the first `heads * 3 * head_dim` values of the first `rows` rows of `before_silu`, into those of
     /// `projected`; rows of both are `stride` apart, and nothing else is written.
     ///
