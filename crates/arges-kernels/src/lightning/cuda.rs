@@ -235,8 +235,9 @@ pub(super) fn sources(head_dim: usize, element: Element, wgmma: bool) -> Vec<(So
     let [d, bytes] = defines(head_dim, element);
     let mut sources = vec![(PORTABLE, vec![d, bytes])];
     if element == Element::Bf16 && matches!(head_dim, 64 | 128) {
-        let defines = vec![d, bytes, ("WGMMA", i64::from(wgmma))];
-        sources.extend([(PREFILL, defines.clone()), (BACKWARD, defines)]);
+        sources.push((PREFILL, chunk_defines(head_dim, wgmma, 1).to_vec()));
+        let attending = backward::attending(head_dim, wgmma);
+        sources.push((BACKWARD, chunk_defines(head_dim, wgmma, attending).to_vec()));
     }
     if let Some(wide) = decode_columns(head_dim, element) {
         sources.push((DECODE, vec![d, bytes, ("WIDE", wide as i64)]));
@@ -246,6 +247,12 @@ pub(super) fn sources(head_dim: usize, element: Element, wgmma: bool) -> Vec<(So
 
 fn defines(head_dim: usize, element: Element) -> [Define; 2] {
     [("HEAD_DIM", head_dim as i64), ("ELEMENT_BYTES", element_bytes(element) as i64)]
+}
+
+/// Of the kernels of `chunks.cuh`, for bf16. `attending` are the warpgroups of a block that attend.
+fn chunk_defines(head_dim: usize, wgmma: bool, attending: usize) -> [Define; 4] {
+    let [d, bytes] = defines(head_dim, Element::Bf16);
+    [d, bytes, ("WGMMA", i64::from(wgmma)), ("ATTENDING_WARPGROUPS", attending as i64)]
 }
 
 /// Compiled kernels for heads of one width and activations of one precision. They need no scratch.
@@ -291,9 +298,9 @@ impl LightningCuda {
         let defines = defines(d, element);
         let portable = cuda.module(PORTABLE, &defines)?;
         let prefill = if tensor_cores {
-            let module = cuda.module(PREFILL, &[defines[0], defines[1], ("WGMMA", i64::from(wgmma))])?;
+            let module = cuda.module(PREFILL, &chunk_defines(d, wgmma, 1))?;
             let kernel = module.kernel("lightning_prefill")?;
-            Launch { kernel, columns: 64, shared: prefill_shared(d, wgmma), copy_engine: wgmma }
+            Launch { kernel, columns: 64, shared: chunks_shared(d, wgmma, 1), copy_engine: wgmma }
         } else {
             let (columns, shared) = portable_shared(d);
             Launch { kernel: portable.kernel("lightning_portable")?, columns, shared, copy_engine: false }
@@ -441,7 +448,7 @@ fn on_tensor_cores(cuda: &Cuda, shape: Shape, element: Element, wgmma: bool) -> 
             "lightning attention of {heads} heads of {d} channels; there must be heads, of 1 to 256 channels",
         )));
     }
-    let fits = prefill_shared(d, wgmma) <= cuda.facts().shared_memory;
+    let fits = chunks_shared(d, wgmma, 1) <= cuda.facts().shared_memory;
     Ok(element == Element::Bf16 && matches!(d, 64 | 128) && fits)
 }
 
@@ -452,12 +459,14 @@ fn element_bytes(element: Element) -> usize {
     }
 }
 
-/// Bytes of shared memory of a block of `prefill.cu` or `backward.cu`: stages, scores, outputs, barriers, powers, and room to align
-/// them.
-fn prefill_shared(head_dim: usize, wgmma: bool) -> usize {
+/// Bytes of shared memory of a block of `prefill.cu` or `backward.cu`: stages, scores, outputs, their values before SiLU,
+/// barriers, powers with their margins, the block's number, and room to align them.
+fn chunks_shared(head_dim: usize, wgmma: bool, attending: usize) -> usize {
     const PANEL: usize = CHUNK * 128;
-    let stages = if wgmma { 4 } else { 3 };
-    stages * (2 * head_dim / 64 + 1) * PANEL + 4 * PANEL + 4 * 8 + 4 * (CHUNK + 1) + 1024
+    let stages = if wgmma && attending == 1 { 4 } else { 3 };
+    let (before, margin) = if attending == 1 { (0, 0) } else { (2 * attending, CHUNK) };
+    let panels = stages * (2 * head_dim / 64 + attending) + 2 + 2 * attending + before;
+    panels * PANEL + (stages + 2) * 8 + 4 * (CHUNK + 1 + 2 * margin) + 4 + 1024
 }
 
 /// Value channels of a block of `portable.cu` and the bytes of its `Shared`.

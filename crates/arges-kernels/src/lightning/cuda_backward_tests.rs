@@ -85,6 +85,11 @@ impl Case {
 
     /// The activated rows, and the gradients by them or by the rows before SiLU, over rubbish.
     fn run(&self, spans: &[[i32; 4]], through_silu: bool) -> [Vec<f32>; 2] {
+        self.run_in(usize::MAX, spans, through_silu)
+    }
+
+    /// The same in so many blocks at most.
+    fn run_in(&self, blocks: usize, spans: &[[i32; 4]], through_silu: bool) -> [Vec<f32>; 2] {
         let shape = self.kind.shape;
         let (stride, rows) = (Self::stride(shape), self.lengths.iter().sum());
         let before = self.activations(&self.before);
@@ -104,7 +109,7 @@ impl Case {
             span_count: spans.len(),
             dout: &self.activations(&self.dout),
         };
-        self.kernels.gradients(&inputs, &mut dprojected).unwrap();
+        self.kernels.gradients_in(blocks, &inputs, &mut dprojected).unwrap();
         [projected.to_f32().unwrap(), dprojected.to_f32().unwrap()]
     }
 
@@ -201,6 +206,30 @@ fn gradients_of_a_ragged_batch_agree_and_have_the_same_bits_again_and_alone() {
             assert!(bits(&alone[rows.clone()]) == bits(&all[rows.clone()]), "{kind:?} {span:?} alone");
             let outside = alone[..rows.start].iter().chain(&alone[rows.end..]);
             assert!(outside.into_iter().all(|x| *x == UNTOUCHED), "{kind:?} {span:?} wrote beside it");
+        }
+    }
+}
+
+#[test]
+fn gradients_have_the_same_bits_in_any_number_of_blocks() {
+    let Some(cuda) = gpu() else { return };
+    let mut random = Random::new(5);
+    for kind in kinds(&cuda).into_iter().filter(|kind| kind.element == Element::Bf16) {
+        // Cut at many places.
+        let case = Case::new(&cuda, &mut random, kind, &[[700, 130].as_slice(), &[3; 40]].concat());
+        let [_, whole] = case.run_in(1, &case.spans(), true);
+        for blocks in [7, 13, 30, 50, 100, 131, usize::MAX] {
+            for _ in 0..2 {
+                let [_, got] = case.run_in(blocks, &case.spans(), true);
+                assert!(bits(&got) == bits(&whole), "{kind:?}: {blocks} blocks");
+            }
+        }
+        // One span and much padding, for which there are blocks too: they hand on the state after each chunk.
+        let long = [&case.spans()[..1], &[[0, 1, 0, -1]; 60]].concat();
+        let [_, whole] = case.run_in(1, &long, false);
+        for blocks in [40, usize::MAX] {
+            let [_, got] = case.run_in(blocks, &long, false);
+            assert!(bits(&got) == bits(&whole), "{kind:?}: {blocks} blocks for one span");
         }
     }
 }

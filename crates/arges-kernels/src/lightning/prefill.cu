@@ -1,5 +1,12 @@
 // Lightning attention over spans of any length (chunks.cuh).
 
+// The blocks of a head read the same queries and keys: they run together, so that memory gives these once.
+#if WGMMA && HEAD_DIM > 64
+#define TOGETHER __cluster_dims__(HEAD_DIM / 64, 1, 1)
+#else
+#define TOGETHER
+#endif
+
 // Grid: blocks of 64 value channels, heads, spans.
 extern "C" __global__ void __launch_bounds__(256, 1) TOGETHER lightning_prefill(
     const bf16* projected, i64 stride, const int4* spans, int rows, int slots, const float* powers, float* states,
@@ -31,9 +38,10 @@ extern "C" __global__ void __launch_bounds__(256, 1) TOGETHER lightning_prefill(
         };
         const Operands operands = {rows(0), rows(HEAD_DIM), rows(2 * HEAD_DIM + block * 64)};
         const bf16* tail = tails + cache * 2 * CHUNK * HEAD_DIM;
-        fetch_and_score<false, false>(shared, operands, span, tail, tail + CHUNK * HEAD_DIM + block * 64, table, Target{});
+        fetch_and_score<false, false>(shared, operands, span, walk_over<false>(span), tail, tail + CHUNK * HEAD_DIM + block * 64, table,
+                                      Target{});
     } else {
-        attend<false, true>(shared, span, block, states + cache * HEAD_DIM * HEAD_DIM, table, table[CHUNK],
-                            out + head * HEAD_DIM + block * 64, i64(heads) * HEAD_DIM);
+        attend<false, true>(shared, span, walk_over<false>(span), block, states + cache * HEAD_DIM * HEAD_DIM, Handover{}, table,
+                            table[CHUNK], false, out + head * HEAD_DIM + block * 64, i64(heads) * HEAD_DIM);
     }
 }

@@ -3,19 +3,30 @@
 constexpr int KEY_PANELS = HEAD_DIM / 64;
 constexpr int KEYS = KEY_PANELS * PANEL;
 constexpr int VALUES = 2 * KEYS;
-constexpr int STAGE = VALUES + PANEL;
-constexpr int STAGES = WGMMA ? 4 : 3;
-// How many chunks ahead of the first warpgroup's work they are fetched, and how many it is ahead of the second's at
+// Warpgroups that attend, each with 64 channels of the values.
+constexpr int ATTENDING = ATTENDING_WARPGROUPS;
+constexpr int THREADS = 128 * (1 + ATTENDING);
+constexpr int STAGE = VALUES + ATTENDING * PANEL;
+constexpr int STAGES = WGMMA && ATTENDING == 1 ? 4 : 3;
+// How many chunks ahead of the first warpgroup's work they are fetched, and how many it is ahead of the others' at
 // most.
 constexpr int AHEAD = STAGES - 2;
 constexpr int LEAD = 2;
 constexpr int SCORES = STAGES * STAGE;
 constexpr int OUTPUTS = SCORES + 2 * PANEL;
-constexpr int ARRIVED = OUTPUTS + 2 * PANEL;
-constexpr int TABLE = ARRIVED + STAGES * 8;
+// With two warpgroups that attend, these take gradients through SiLU, for which its inputs come to shared memory. One
+// leaves that to the first, which would take too long for two. Nor has that one the registers to keep scores' weights.
+constexpr bool WIDE = ATTENDING > 1;
+constexpr int BEFORE = OUTPUTS + 2 * ATTENDING * PANEL;
+constexpr int ARRIVED = BEFORE + (WIDE ? 2 * ATTENDING * PANEL : 0);
+constexpr int BEFORE_ARRIVED = ARRIVED + STAGES * 8;
+// Entries before and behind the table of decays, all 0, for weights that are not kept.
+constexpr int MARGIN = WIDE ? CHUNK : 0;
+constexpr int TABLE = BEFORE_ARRIVED + 2 * 8 + MARGIN * 4;
 
-// Barriers between the warpgroups, two each, for even and odd chunks, and barriers within them.
-enum Barrier { SCORED = 1, DONE = 3, LOADED = 5, WITHIN_FIRST = 7, WITHIN_SECOND = 8 };
+// Barriers of the first warpgroup and one that attends, two each, for even and odd chunks, and one within that, which
+// come again for a second that attends; and barriers within the first, and of the whole block.
+enum Barrier { WHOLE = 0, SCORED = 1, DONE = 3, LOADED = 5, WITHIN = 7, WITHIN_FIRST = 8, EACH = 8 };
 
 // Keeps the compiler from moving the value's computation to where it is used, between products in flight.
 __device__ __forceinline__ void compute_here(u32& x) { asm volatile("" : "+r"(x)); }
@@ -44,20 +55,31 @@ struct Rows {
     i64 stride;
 };
 
-// What a block works on; of the values, its 64 channels.
+// What a block works on; of the values, its channels.
 struct Operands {
     Rows queries, keys, values;
 };
 
 #if WGMMA
 
-// The barrier of a stage, at which its bytes arrive.
+// The barrier of a stage, at which its bytes arrive, and that of the values before SiLU.
 __device__ __forceinline__ u32 arrival(u32 shared, int n) { return shared + ARRIVED + n % STAGES * 8; }
+__device__ __forceinline__ u32 before_arrival(u32 shared, int n) { return shared + BEFORE_ARRIVED + n % 2 * 8; }
+
+__device__ __forceinline__ void await_arrival(u32 barrier, int parity) {
+    asm volatile("{.reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra again;}"
+                 ::"r"(barrier), "r"(parity)
+                 : "memory");
+}
 
 __device__ __forceinline__ void await_chunk(u32 shared, int n) {
-    asm volatile("{.reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra again;}"
-                 ::"r"(arrival(shared, n)), "r"(n / STAGES % 2)
-                 : "memory");
+    await_arrival(arrival(shared, n), n / STAGES % 2);
+}
+
+__device__ __forceinline__ void await_before(u32 shared, int n) { await_arrival(before_arrival(shared, n), n / 2 % 2); }
+
+__device__ __forceinline__ void expect(u32 barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
 // Copies a panel whose first channel and row are given.
@@ -77,34 +99,39 @@ __device__ __forceinline__ void await_chunk(u32, int n) { meet(LOADED + n % 2, 2
 
 // Copies queries, keys and a block's values of the 64 rows from `row` on.
 __device__ __forceinline__ void copy_chunk(u32 stage, const Operands& x, int row, u32 barrier) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "n"(STAGE) : "memory");
+    expect(barrier, STAGE);
 #pragma unroll
     for (int p = 0; p < KEY_PANELS; p++) {
         copy_panel(stage + p * PANEL, x.queries.map, x.queries.channel + p * 64, row, barrier);
         copy_panel(stage + KEYS + p * PANEL, x.keys.map, x.keys.channel + p * 64, row, barrier);
     }
-    copy_panel(stage + VALUES, x.values.map, x.values.channel, row, barrier);
+#pragma unroll
+    for (int p = 0; p < ATTENDING; p++)
+        copy_panel(stage + VALUES + p * PANEL, x.values.map, x.values.channel + p * 64, row, barrier);
 }
 
 #endif
 
-// The chunks of a span, in the order of time or, to carry gradients, against it. There, what a key weighs decays with
-// the distance to queries before it, and the table of decays is turned around: entry n has that of CHUNK - n tokens.
+// Chunks of a span, in the order of time or, to carry gradients, against it. There, what a key weighs decays with the
+// distance to queries before it, and the table of decays is turned around: entry n has that of CHUNK - n tokens.
 template <bool REVERSED> struct Walk {
+    static constexpr bool AGAINST_TIME = REVERSED;
     int first, count;
+    // How many chunks the block has walked over before; stages are taken in turn.
+    int before;
 
     __device__ __forceinline__ int chunk(int n) const { return REVERSED ? first - n : first + n; }
 
     // What key j weighs for query i of its chunk.
     static __device__ __forceinline__ float weight(const float* table, int i, int j) {
         const int distance = REVERSED ? j - i : i - j;
-        return distance >= 0 ? table[REVERSED ? CHUNK - distance : distance] : 0.0f;
+        return MARGIN > 0 || distance >= 0 ? table[REVERSED ? CHUNK - distance : distance] : 0.0f;
     }
 };
 
 template <bool REVERSED> __device__ __forceinline__ Walk<REVERSED> walk_over(Span span) {
     const int first = span.position / CHUNK, last = (span.position + span.rows - 1) / CHUNK;
-    return {REVERSED ? last : first, last - first + 1};
+    return {REVERSED ? last : first, last - first + 1, 0};
 }
 
 // The part of a span that lies in one chunk.
@@ -142,8 +169,7 @@ __device__ __forceinline__ void fetch_rows(u32 shared, const Rows& rows, Part pa
 // Where the gradients of a block's channels go, in rows of a batch, and those channels before SiLU, unless null.
 struct Target {
     bf16* out;
-    const bf16* before_silu;
-    i64 stride;
+    Rows before;
 };
 
 __device__ __forceinline__ float silu_derivative(float x) {
@@ -152,35 +178,55 @@ __device__ __forceinline__ float silu_derivative(float x) {
     return fmaf(x * gate, 1.0f - gate, gate);
 }
 
-// Moves the gradients of a chunk from shared memory to where they go; a thread has 16 bytes of each 16th row.
+#if WGMMA
+
+// Copies a block's channels before SiLU of the 64 rows from `row` on. Rows that are not the span's do no harm.
+__device__ __forceinline__ void copy_before(u32 shared, const Target& target, int n, int row) {
+    const u32 barrier = before_arrival(shared, n);
+    expect(barrier, ATTENDING * PANEL);
+#pragma unroll
+    for (int p = 0; p < ATTENDING; p++) {
+        copy_panel(shared + BEFORE + (n % 2 * ATTENDING + p) * PANEL, target.before.map, target.before.channel + p * 64, row,
+                   barrier);
+    }
+}
+
+#endif
+
+// Moves the gradients of a chunk from shared memory to where they go, through SiLU if those that attend do not; of each
+// panel a thread has 16 bytes of each 16th row.
 struct Store {
     const Target& target;
-    int4 before[4], x[4];
+    int4 before[4], x[ATTENDING][4];
+
+    __device__ __forceinline__ bool through_silu() const { return !WIDE && target.before.at != nullptr; }
+    static __device__ __forceinline__ int place(int r) { return threadIdx.x / 8 + 16 * r; }
+    __device__ __forceinline__ i64 offset(Part part, int place) const {
+        return (i64(part.row) + place) * target.before.stride + threadIdx.x % 8 * 8;
+    }
 
     // The parts may come long before they are used.
     __device__ __forceinline__ void load_before(Part part) {
-        if (target.before_silu == nullptr) return;
+        if (!through_silu()) return;
 #pragma unroll
         for (int r = 0; r < 4; r++) {
-            const int place = min(int(threadIdx.x) / 8 + 16 * r, part.end - 1);
-            const bf16* from = target.before_silu + (i64(part.row) + place) * target.stride + threadIdx.x % 8 * 8;
             asm volatile("ld.global.nc.v4.b32 {%0,%1,%2,%3}, [%4];"
                          : "=r"(before[r].x), "=r"(before[r].y), "=r"(before[r].z), "=r"(before[r].w)
-                         : "l"(from));
+                         : "l"(target.before.at + offset(part, min(place(r), part.end - 1))));
         }
     }
 
-    __device__ __forceinline__ void load(u32 outputs) {
+    __device__ __forceinline__ void load(u32 outputs, int panel) {
 #pragma unroll
         for (int r = 0; r < 4; r++) {
-            const u32 address = panel_piece(outputs, threadIdx.x / 8 + 16 * r, threadIdx.x % 8);
+            int4& to = x[panel][r];
             asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
-                         : "=r"(x[r].x), "=r"(x[r].y), "=r"(x[r].z), "=r"(x[r].w)
-                         : "r"(address));
+                         : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w)
+                         : "r"(panel_piece(outputs + panel * PANEL, place(r), threadIdx.x % 8)));
         }
     }
 
-    static __device__ __forceinline__ int through_silu(int gradients, int before) {
+    static __device__ __forceinline__ int gated(int gradients, int before) {
         return pack_bf16(low_float(gradients) * silu_derivative(low_float(before)),
                          high_float(gradients) * silu_derivative(high_float(before)));
     }
@@ -188,16 +234,22 @@ struct Store {
     __device__ __forceinline__ void store(Part part) {
 #pragma unroll
         for (int r = 0; r < 4; r++) {
-            const int place = threadIdx.x / 8 + 16 * r;
-            int4 y = x[r];
-            if (target.before_silu != nullptr) {
-                y.x = through_silu(y.x, before[r].x);
-                y.y = through_silu(y.y, before[r].y);
-                y.z = through_silu(y.z, before[r].z);
-                y.w = through_silu(y.w, before[r].w);
+            bf16* to = target.out + offset(part, place(r));
+#pragma unroll
+            for (int panel = 0; panel < ATTENDING; panel++) {
+                int4 y = x[panel][r];
+                if (through_silu()) {
+                    y.x = gated(y.x, before[r].x);
+                    y.y = gated(y.y, before[r].y);
+                    y.z = gated(y.z, before[r].z);
+                    y.w = gated(y.w, before[r].w);
+                }
+                if (place(r) < part.end) {
+                    asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(to + panel * 64), "r"(y.x), "r"(y.y),
+                                 "r"(y.z), "r"(y.w)
+                                 : "memory");
+                }
             }
-            bf16* to = target.out + (i64(part.row) + place) * target.stride + threadIdx.x % 8 * 8;
-            if (place < part.end) *reinterpret_cast<int4*>(to) = y;
         }
     }
 };

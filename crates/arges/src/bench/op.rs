@@ -46,6 +46,12 @@ pub struct OpArgs {
     /// Measure training instead: the forward pass, the backward pass, and both
     #[arg(long)]
     backward: bool,
+    /// Heads of lightning attention
+    #[arg(long, value_name = "N", default_value_t = HEADS, value_parser = at_least_1)]
+    heads: usize,
+    /// Sequences of each length in a batch, for lightning attention's --backward
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_1)]
+    sequences: usize,
     /// Tokens that a sequence holds when its decode is measured; their places in a chunk are random
     #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = at_least_1)]
     context: usize,
@@ -56,7 +62,7 @@ pub struct OpArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Op {
-    /// Lightning attention of 64 heads of 128 channels, bf16
+    /// Lightning attention of heads of 128 channels, bf16
     Lightning,
     /// Softmax attention of 64 heads over 8 key-value heads of 128 channels, bf16
     Softmax,
@@ -67,6 +73,12 @@ pub fn run(args: &OpArgs) -> Result<()> {
     let DeviceChoice::Cuda(ordinal) = args.device else {
         return Err(usage("`arges bench op` is for --device cuda"));
     };
+    if args.op != Op::Lightning && args.heads != HEADS {
+        return Err(usage("--heads is for lightning attention"));
+    }
+    if args.sequences != 1 && !(args.op == Op::Lightning && args.backward) {
+        return Err(usage("--sequences is for lightning attention's --backward"));
+    }
     let cuda = Cuda::open(ordinal)?;
     let bench = Bench {
         bandwidth: copy_bandwidth(&cuda, 2 << 30, 5)?,
@@ -76,12 +88,13 @@ pub fn run(args: &OpArgs) -> Result<()> {
         cuda,
         runs: args.runs,
         context: args.context,
+        heads: args.heads,
     };
     let mut cases = Vec::new();
     for &tokens in &args.prefill {
         cases.push(match (args.op, args.backward) {
             (Op::Lightning, false) => bench.lightning_prefill(tokens)?,
-            (Op::Lightning, true) => bench.lightning_training(tokens)?,
+            (Op::Lightning, true) => bench.lightning_training(args.sequences, tokens)?,
             (Op::Softmax, false) => bench.softmax_prefill(tokens)?,
             (Op::Softmax, true) => bench.softmax_training(tokens)?,
         });
@@ -102,6 +115,8 @@ pub fn run(args: &OpArgs) -> Result<()> {
             "matrix_flops_per_second": bench.rate,
         },
         "op": format!("{:?}", args.op).to_lowercase(),
+        "heads": args.heads,
+        "sequences": args.sequences,
         "cases": cases,
     });
     output::line(&serde_json::to_string_pretty(&report)?)
@@ -115,6 +130,8 @@ struct Bench {
     timer: Timer,
     runs: usize,
     context: usize,
+    /// Of lightning attention.
+    heads: usize,
 }
 
 impl Bench {
@@ -156,18 +173,19 @@ impl Bench {
     }
 
     fn lightning(&self) -> Result<(LightningCuda, DeviceDecays), CudaError> {
-        let slopes: Vec<f64> = (1..=HEADS).map(|h| (-8.0 * h as f64 / HEADS as f64).exp2()).collect();
-        let shape = Shape { heads: HEADS, head_dim: HEAD_DIM };
+        let heads = self.heads;
+        let slopes: Vec<f64> = (1..=heads).map(|h| (-8.0 * h as f64 / heads as f64).exp2()).collect();
+        let shape = Shape { heads, head_dim: HEAD_DIM };
         let decays = DeviceDecays::new(&self.cuda, &Decays::new(&slopes))?;
         Ok((LightningCuda::new(&self.cuda, shape, Element::Bf16)?, decays))
     }
 
     fn lightning_prefill(&self, tokens: usize) -> Result<Value> {
         let (op, decays) = self.lightning()?;
-        let stride = 4 * HEADS * HEAD_DIM;
+        let stride = 4 * self.heads * HEAD_DIM;
         let projected = self.random(tokens * stride)?;
-        let mut out = Activations::zeroed(&self.cuda, Element::Bf16, tokens * HEADS * HEAD_DIM)?;
-        let shape = Shape { heads: HEADS, head_dim: HEAD_DIM };
+        let mut out = Activations::zeroed(&self.cuda, Element::Bf16, tokens * self.heads * HEAD_DIM)?;
+        let shape = Shape { heads: self.heads, head_dim: HEAD_DIM };
         let mut cache = DeviceCache::new(&self.cuda, shape, Element::Bf16, 1)?;
         let spans = Buffer::from_slice(&self.cuda, &[[0, tokens as i32, 0, 0]])?;
         let inputs = Inputs {
@@ -179,7 +197,7 @@ impl Bench {
             span_count: 1,
         };
         let seconds = self.time(|_| op.prefill(&inputs, &mut cache, &mut out))?;
-        let width = (HEADS * HEAD_DIM) as f64;
+        let width = (self.heads * HEAD_DIM) as f64;
         let bytes = 8.0 * tokens as f64 * width;
         // q k^T and its product with v within a chunk, and both with the state.
         let flops = tokens as f64 * width * (4 * CHUNK + 4 * HEAD_DIM) as f64;
@@ -188,14 +206,14 @@ impl Bench {
 
     fn lightning_decode(&self, sequences: usize) -> Result<Value> {
         let (op, decays) = self.lightning()?;
-        let shape = Shape { heads: HEADS, head_dim: HEAD_DIM };
-        let stride = 4 * HEADS * HEAD_DIM;
+        let shape = Shape { heads: self.heads, head_dim: HEAD_DIM };
+        let stride = 4 * self.heads * HEAD_DIM;
         // So many slots that no state is still in the cache when its turn comes again.
         let slots = sequences.max(256 / sequences * sequences);
         let mut cache = DeviceCache::new(&self.cuda, shape, Element::Bf16, slots)?;
         cache.fill_random(&self.fill, 1)?;
         let projected = self.random(sequences * stride)?;
-        let mut out = Activations::zeroed(&self.cuda, Element::Bf16, sequences * HEADS * HEAD_DIM)?;
+        let mut out = Activations::zeroed(&self.cuda, Element::Bf16, sequences * self.heads * HEAD_DIM)?;
         let span = |i: usize| [(i % sequences) as i32, 1, self.position(i) as i32, i as i32];
         let spans = Buffer::from_slice(&self.cuda, &(0..slots).map(span).collect::<Vec<_>>())?;
         let seconds = self.time(|call| {
@@ -217,11 +235,11 @@ impl Bench {
             let written = if place + 1 == CHUNK { state } else { 2.0 * row };
             state + 2.0 * row * place as f64 + written + 4.0 * row
         };
-        let bytes = (0..sequences).map(of_head).sum::<f64>() * HEADS as f64;
-        let flops = (sequences * HEADS * 4 * HEAD_DIM * HEAD_DIM) as f64;
+        let bytes = (0..sequences).map(of_head).sum::<f64>() * self.heads as f64;
+        let flops = (sequences * self.heads * 4 * HEAD_DIM * HEAD_DIM) as f64;
         let mut case = self.case("decode", sequences, seconds, bytes, flops);
         // What an engine moves that reads and writes the whole state, with q, k, v and o in f32.
-        let whole = (sequences * HEADS) as f64 * (2.0 * state + 8.0 * row);
+        let whole = (sequences * self.heads) as f64 * (2.0 * state + 8.0 * row);
         case["share_of_reading_and_writing_whole_states"] = json!(bytes / whole);
         Ok(case)
     }

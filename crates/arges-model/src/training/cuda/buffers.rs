@@ -316,6 +316,7 @@ impl Kernels {
         self.experts.bytes()
             + self.products.bytes()
             + self.stream.bytes()
+            + self.lightning.as_ref().map_or(0, LightningBackwardCuda::bytes)
             + self.softmax.as_ref().map_or(0, SoftmaxBackwardCuda::bytes)
     }
 }

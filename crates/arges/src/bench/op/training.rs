@@ -23,24 +23,28 @@ impl Bench {
         case
     }
 
-    pub(super) fn lightning_training(&self, tokens: usize) -> Result<Value> {
+    /// Of sequences of so many tokens each; the backward pass by its inputs, and through SiLU before them.
+    pub(super) fn lightning_training(&self, sequences: usize, tokens: usize) -> Result<Value> {
         let (forward, decays) = self.lightning()?;
-        let shape = Shape { heads: HEADS, head_dim: HEAD_DIM };
+        let (heads, rows) = (self.heads, sequences * tokens);
+        let shape = Shape { heads, head_dim: HEAD_DIM };
         let backward = LightningBackwardCuda::new(&self.cuda, shape, Element::Bf16)?;
-        let (stride, width) = (4 * HEADS * HEAD_DIM, HEADS * HEAD_DIM);
-        let projected = self.random(tokens * stride)?;
-        let dout = self.random(tokens * width)?;
-        let mut out = Activations::zeroed(&self.cuda, Element::Bf16, tokens * width)?;
-        let mut dprojected = Activations::zeroed(&self.cuda, Element::Bf16, tokens * stride)?;
-        let mut cache = DeviceCache::new(&self.cuda, shape, Element::Bf16, 1)?;
-        let spans = Buffer::from_slice(&self.cuda, &[[0, tokens as i32, 0, 0]])?;
+        let (stride, width) = (4 * heads * HEAD_DIM, heads * HEAD_DIM);
+        let projected = self.random(rows * stride)?;
+        let before_silu = self.random(rows * stride)?;
+        let dout = self.random(rows * width)?;
+        let mut out = Activations::zeroed(&self.cuda, Element::Bf16, rows * width)?;
+        let mut dprojected = Activations::zeroed(&self.cuda, Element::Bf16, rows * stride)?;
+        let mut cache = DeviceCache::new(&self.cuda, shape, Element::Bf16, sequences)?;
+        let span = |slot: usize| [(slot * tokens) as i32, tokens as i32, 0, slot as i32];
+        let spans = Buffer::from_slice(&self.cuda, &(0..sequences).map(span).collect::<Vec<_>>())?;
         let inputs = Inputs {
             decays: &decays,
             projected: &projected,
             stride,
             spans: &spans,
             first_span: 0,
-            span_count: 1,
+            span_count: sequences,
         };
         let backward_inputs = BackwardInputs {
             decays: &decays,
@@ -49,7 +53,7 @@ impl Bench {
             stride,
             spans: &spans,
             first_span: 0,
-            span_count: 1,
+            span_count: sequences,
             dout: &dout,
         };
         let seconds = [
@@ -60,11 +64,17 @@ impl Bench {
                 backward.gradients(&backward_inputs, &mut dprojected)
             })?,
         ];
-        let values = (tokens * width) as f64;
+        let through_silu = BackwardInputs { before_silu: Some(&before_silu), ..backward_inputs };
+        let silu_seconds = self.time(|_| backward.gradients(&through_silu, &mut dprojected))?;
+        let values = (rows * width) as f64;
         // q, k, v and o; then those and their gradients but for o.
         let bytes = [8.0 * values, 14.0 * values];
         let flops = values * (4 * CHUNK + 4 * HEAD_DIM) as f64;
-        Ok(self.training_case(tokens, seconds, bytes, [flops, 3.0 * flops]))
+        let mut case = self.training_case(tokens, seconds, bytes, [flops, 3.0 * flops]);
+        let silu_bytes = bytes[1] + 6.0 * values;
+        case["backward_through_silu"] =
+            self.case("backward through SiLU", tokens, silu_seconds, silu_bytes, 3.0 * flops);
+        Ok(case)
     }
 
     pub(super) fn softmax_training(&self, tokens: usize) -> Result<Value> {
