@@ -68,8 +68,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) score_backward(
     i64 row = blockIdx.x;
     float log_sum = log_sums[row], weight = weights[row];
     int target = targets[row];
-    for (int i = threadIdx.x; i < vocab; i += THREADS) {
-        float p = expf(logits[row * vocab + i] - log_sum);
-        out[row * vocab + i] = from_float<A>(weight * ((i == target ? 1.0f : 0.0f) - p));
+    logits += row * vocab, out += row * vocab;
+    auto gradient = [&](float logit, int i) { return weight * ((i == target ? 1.0f : 0.0f) - expf(logit - log_sum)); };
+    if (vocab % 4 != 0) {
+        for (int i = threadIdx.x; i < vocab; i += THREADS) out[i] = from_float<A>(gradient(logits[i], i));
+        return;
+    }
+#pragma unroll 4
+    for (int i = 4 * threadIdx.x; i < vocab; i += 4 * THREADS) {
+        float4 x = *reinterpret_cast<const float4*>(logits + i);
+        x = make_float4(gradient(x.x, i), gradient(x.y, i + 1), gradient(x.z, i + 2), gradient(x.w, i + 3));
+#if ACTIVATIONS_BF16
+        *reinterpret_cast<uint2*>(out + i) = make_uint2(pack_bf16(x.x, x.y), pack_bf16(x.z, x.w));
+#else
+        *reinterpret_cast<float4*>(out + i) = x;
+#endif
     }
 }

@@ -18,9 +18,9 @@ pub use backward::{
 /// The kernels.
 pub const SOURCE: Source = Source { name: "norm/norm.cu", text: include_str!("norm.cu") };
 
-/// Threads of a block at most, and groups of four values that each has of a row of a gated norm; as in `norm.cu`.
+/// Threads of a block at most, and values that each has of a row of a gated norm at most; as in `norm.cu`.
 const MOST_THREADS: usize = 1024;
-const HELD: usize = 4;
+const HELD: usize = 16;
 
 /// What the kernels are compiled for.
 #[must_use]
@@ -338,7 +338,7 @@ impl Norms {
         let width = norm.weight.len();
         let (gate, first, stride) = gate;
         assert!(width.is_multiple_of(4) && first.is_multiple_of(4) && stride.is_multiple_of(4), "widths");
-        assert!(width <= 4 * HELD * MOST_THREADS, "a gated norm of {width} values");
+        assert!(width <= HELD * MOST_THREADS, "a gated norm of {width} values");
         assert!(attended.len() >= rows * width && out.data().len() >= rows * width, "room for {rows} rows");
         assert!(rows == 0 || gate.len() >= (rows - 1) * stride + first + width, "gates of {rows} rows");
         for element in [attended.element(), gate.element(), out.data().element()] {
@@ -352,6 +352,7 @@ impl Norms {
             Argument::F32(norm.epsilon),
             Argument::I32(width as i32),
             Argument::Pointer(out.data().address(0)),
+            Argument::I32(i32::from([width, first, stride].iter().all(|n| n.is_multiple_of(8)))),
         ];
         // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above.
         unsafe { self.cuda.launch(&self.gated_norm, self.shape(rows, width), &arguments) }

@@ -135,40 +135,83 @@ extern "C" __global__ void join(
     if (weight) norm_row(row, weight, eps, width, nullptr, rounded + t * width, partial);
 }
 
-// Groups of four values that a thread has of a row of a gated norm at most.
-constexpr int HELD = 4;
+// Values that a thread has of a row of a gated norm at most.
+constexpr int HELD = 16;
 
-// out = gate * norm(attended), where the gate has been through the sigmoid.
+// Four or eight values, as they are read and written at once.
+template <int VALUES> struct Vector {
+    float4 fours[VALUES / 4];
+
+    __device__ __forceinline__ void load(const A* from) {
+#if ACTIVATIONS_BF16
+        if constexpr (VALUES == 8) {
+            uint4 x = *reinterpret_cast<const uint4*>(from);
+            fours[0] = make_float4(low_float(x.x), high_float(x.x), low_float(x.y), high_float(x.y));
+            fours[1] = make_float4(low_float(x.z), high_float(x.z), low_float(x.w), high_float(x.w));
+            return;
+        }
+#endif
+#pragma unroll
+        for (int i = 0; i < VALUES / 4; ++i) fours[i] = load_four(from + 4 * i);
+    }
+
+    __device__ __forceinline__ void store(A* to) const {
+#if ACTIVATIONS_BF16
+        if constexpr (VALUES == 8) {
+            const float4 &a = fours[0], &b = fours[1];
+            *reinterpret_cast<uint4*>(to) =
+                make_uint4(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w));
+            return;
+        }
+#endif
+#pragma unroll
+        for (int i = 0; i < VALUES / 4; ++i) store_four(to + 4 * i, fours[i]);
+    }
+};
+
+// A row of out = gate * norm(attended), where the gate has been through the sigmoid. Rows are read once, gates before the
+// sum is there.
+template <int VALUES>
+__device__ __forceinline__ void gate_row(
+    const A* attended, const A* gate, const float* weight, float eps, int width, A* out, float* partial) {
+    constexpr int VECTORS = HELD / VALUES;
+    Vector<VALUES> value[VECTORS], open[VECTORS];
+    float sum = 0.0f;
+    auto for_vectors = [&](auto body) {
+#pragma unroll
+        for (int n = 0; n < VECTORS; ++n) {
+            int i = VALUES * (threadIdx.x + n * blockDim.x);
+            if (i >= width) break;
+            body(n, i);
+        }
+    };
+    for_vectors([&](int n, int i) { value[n].load(attended + i), open[n].load(gate + i); });
+    for_vectors([&](int n, int) {
+#pragma unroll
+        for (int j = 0; j < VALUES / 4; ++j) sum += squares(value[n].fours[j]);
+    });
+    float scale = rsqrtf(block_sum(sum, partial) / width + eps);
+    for_vectors([&](int n, int i) {
+#pragma unroll
+        for (int j = 0; j < VALUES / 4; ++j) {
+            float4 y = scaled(value[n].fours[j], scale, load_four(weight + i + 4 * j)), x = open[n].fours[j];
+            value[n].fours[j] = make_float4(y.x * x.x, y.y * x.y, y.z * x.z, y.w * x.w);
+        }
+        value[n].store(out + i);
+    });
+}
+
+// With `wide`, rows begin at multiples of 16 bytes.
 extern "C" __global__ void gated_norm(
-    const A* attended, const A* gate, int gate_stride, const float* weight, float eps, int width, A* out) {
+    const A* attended, const A* gate, int gate_stride, const float* weight, float eps, int width, A* out, int wide) {
     __shared__ float partial[32];
     prefetch(weight, 4 * width);
     wait_for_previous();
     let_next_start();
     i64 t = blockIdx.x;
-    attended += t * width;
-    gate += t * gate_stride;
-    // Rows are read once, gates before the sum is there.
-    float4 value[HELD], open[HELD];
-    float sum = 0.0f;
-#pragma unroll
-    for (int group = 0; group < HELD; ++group) {
-        int i = 4 * (threadIdx.x + group * blockDim.x);
-        if (i >= width) break;
-        value[group] = load_four(attended + i), open[group] = load_four(gate + i);
-    }
-#pragma unroll
-    for (int group = 0; group < HELD; ++group) {
-        if (4 * (threadIdx.x + group * blockDim.x) < width) sum += squares(value[group]);
-    }
-    float scale = rsqrtf(block_sum(sum, partial) / width + eps);
-#pragma unroll
-    for (int group = 0; group < HELD; ++group) {
-        int i = 4 * (threadIdx.x + group * blockDim.x);
-        if (i >= width) break;
-        float4 y = scaled(value[group], scale, load_four(weight + i)), x = open[group];
-        store_four(out + t * width + i, make_float4(y.x * x.x, y.y * x.y, y.z * x.z, y.w * x.w));
-    }
+    attended += t * width, gate += t * gate_stride, out += t * width;
+    if (wide) gate_row<8>(attended, gate, weight, eps, width, out, partial);
+    else gate_row<4>(attended, gate, weight, eps, width, out, partial);
 }
 
 // The final norm of the rows that get logits, in f32; where `parts` is not null also split into bf16 parts that add up

@@ -80,7 +80,7 @@ pub(crate) struct Both<T> {
 }
 
 impl<T: bytemuck::Pod> Both<T> {
-    fn zeroed(model: &CudaModel, len: usize) -> Result<Self, CudaError> {
+    pub(crate) fn zeroed(model: &CudaModel, len: usize) -> Result<Self, CudaError> {
         Ok(Self { host: Pinned::zeroed(model.cuda(), len)?, device: Buffer::zeroed(model.cuda(), len)? })
     }
 

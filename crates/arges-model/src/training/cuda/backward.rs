@@ -1,6 +1,6 @@
 //! The backward pass from the head to the embedding.
 
-use arges_kernels::device::cuda::{Buffer, CudaError};
+use arges_kernels::device::cuda::CudaError;
 use arges_kernels::norm::cuda::Past;
 
 use super::CudaTrainer;
@@ -46,7 +46,7 @@ impl CudaTrainer {
             self.buffers.exchange(index, &mut self.cache, &mut self.workspace);
         }
         self.fresh = false;
-        Ok(self.embedding(&batch.tokens)?)
+        Ok(self.embedding()?)
     }
 
     /// Clears the gradients that nothing of a batch overwrites: those that are added to, and those of a head without
@@ -68,31 +68,16 @@ impl CudaTrainer {
             .try_for_each(|param| gradients.clear_range(parameters.place(param), param.elements(config)))
     }
 
-    /// Sums the rows of each token in their order, which is found on the host.
-    fn embedding(&mut self, tokens: &[u32]) -> Result<(), CudaError> {
-        let Self { model, buffers, gradients, parameters, .. } = self;
-        let table = parameters.place(Param::Embedding);
-        // Its gradients are a tied head's as well, which a product wrote.
-        buffers.kernels.products.squares_mut().forget(&(table..table + 1))?;
-        let mut order: Vec<i32> = (0..tokens.len() as i32).collect();
-        order.sort_by_key(|row| tokens[*row as usize]);
-        let (mut distinct, mut begins) = (Vec::new(), Vec::new());
-        for (place, row) in order.iter().enumerate() {
-            let token = tokens[*row as usize] as i32;
-            if distinct.last() != Some(&token) {
-                distinct.push(token);
-                begins.push(place as i32);
-            }
-        }
-        begins.push(order.len() as i32);
-        let [on_device, begins, order] =
-            [&distinct, &begins, &order].map(|x| Buffer::from_slice(&model.cuda, x));
+    /// Sums the rows of each token in their order.
+    fn embedding(&mut self) -> Result<(), CudaError> {
+        let Self { model, buffers, gradients, .. } = self;
+        let order = &buffers.embedding;
         buffers.kernels.stream.embedding_backward(
             buffers.dx.data(),
-            &on_device?,
-            &begins?,
-            &order?,
-            distinct.len(),
+            &order.distinct.device,
+            &order.begins.device,
+            &order.order.device,
+            order.count,
             model.config.hidden_size,
             gradients,
         )

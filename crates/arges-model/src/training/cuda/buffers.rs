@@ -15,19 +15,21 @@ use super::kept::Insides;
 use crate::cache::{lightning_shape, softmax_shape};
 use crate::config::{AttentionKind, Config};
 use crate::model::cuda::CudaModel;
+use crate::model::cuda::workspace::Both;
 use crate::training::TrainingPlan;
 
 /// Experts whose router is taken back on the way through the norm before it, not in a product of its own.
 pub(super) const FEW_EXPERTS: usize = 16;
 
-/// Most bytes of the logits of one block of targets, and the most of a card's memory: one part in so many.
-const LOGIT_BYTES: usize = 1 << 30;
-const LOGIT_PART: usize = 64;
+/// Most bytes of the logits of one block of targets, and the most of a card's memory: one part in so many. The host waits
+/// for the scores of every block.
+const LOGIT_BYTES: usize = 2 << 30;
+const LOGIT_PART: usize = 32;
 
 /// Targets whose logits are made at a time. Every block adds to all gradients of the head.
 pub(super) fn head_rows(vocab: usize, max_tokens: usize, memory: usize) -> usize {
     let bytes = LOGIT_BYTES.min(memory / LOGIT_PART);
-    (bytes / (4 * vocab.max(1))).clamp(64, 8192).min(max_tokens.max(1))
+    (bytes / (4 * vocab.max(1))).clamp(64, 16384).min(max_tokens.max(1))
 }
 
 /// Everything but weights, gradients, caches and what the forward pass works in. What is kept of layers beside their
@@ -50,6 +52,7 @@ pub(super) struct Buffers {
     pub(super) dbranch: Option<DeviceRows>,
     pub(super) dproduct: Activations,
     pub(super) balance: DeviceBalance,
+    pub(super) embedding: EmbeddingOrder,
     pub(super) attention: AttentionBuffers,
     pub(super) routed: MlpBuffers,
     pub(super) shared: Option<MlpBuffers>,
@@ -58,6 +61,47 @@ pub(super) struct Buffers {
     /// Transposed weights of one product at a time.
     pub(super) transposed: DeviceMatrix,
     pub(super) kernels: Kernels,
+}
+
+/// Which rows of a batch have the same token: `order` names the rows of token `distinct[i]` from `begins[i]` to
+/// `begins[i + 1]`.
+pub(super) struct EmbeddingOrder {
+    pub(super) distinct: Both<i32>,
+    pub(super) begins: Both<i32>,
+    pub(super) order: Both<i32>,
+    /// Distinct tokens.
+    pub(super) count: usize,
+}
+
+impl EmbeddingOrder {
+    fn new(model: &CudaModel, tokens: usize) -> Result<Self, CudaError> {
+        let room = |len| Both::zeroed(model, len);
+        Ok(Self { distinct: room(tokens)?, begins: room(tokens + 1)?, order: room(tokens)?, count: 0 })
+    }
+
+    /// Finds the order of a batch on the host, and sends it. What was sent before must have arrived.
+    pub(super) fn send(&mut self, tokens: &[u32]) -> Result<(), CudaError> {
+        let order = &mut self.order.host.as_mut_slice()[..tokens.len()];
+        order.iter_mut().zip(0..).for_each(|(place, row)| *place = row);
+        order.sort_by_key(|row| tokens[*row as usize]);
+        let (distinct, begins) = (self.distinct.host.as_mut_slice(), self.begins.host.as_mut_slice());
+        self.count = 0;
+        for (place, row) in order.iter().enumerate() {
+            let token = tokens[*row as usize] as i32;
+            if self.count == 0 || distinct[self.count - 1] != token {
+                (distinct[self.count], begins[self.count]) = (token, place as i32);
+                self.count += 1;
+            }
+        }
+        begins[self.count] = tokens.len() as i32;
+        self.distinct.send(self.count)?;
+        self.begins.send(self.count + 1)?;
+        self.order.send(tokens.len())
+    }
+
+    fn bytes(&self) -> usize {
+        [&self.distinct, &self.begins, &self.order].map(|both| both.device.bytes()).iter().sum()
+    }
 }
 
 /// `W` is the width of all query heads, `P` that of a layer's input projections.
@@ -186,6 +230,7 @@ impl Buffers {
             dbranch: scaled.then(rows).transpose()?,
             dproduct: Activations::zeroed(cuda, element, tokens * hidden)?,
             balance: DeviceBalance::new(cuda, config.num_experts, tokens)?,
+            embedding: EmbeddingOrder::new(model, tokens)?,
             attention: AttentionBuffers {
                 raw: Activations::zeroed(cuda, element, tokens * projections[0].max(projections[1]))?,
                 dprojected: [dprojected(0)?, dprojected(1)?],
@@ -246,6 +291,7 @@ impl Buffers {
             + self.routed.bytes()
             + self.shared.as_ref().map_or(0, MlpBuffers::bytes)
             + self.balance.bytes()
+            + self.embedding.bytes()
             + self.transposed.bytes()
             + self.exact_normed.as_ref().map_or(0, Buffer::bytes)
             + router.dinput.as_ref().map_or(0, |(matrix, rows)| matrix.bytes() + rows.bytes())

@@ -143,6 +143,8 @@ impl CudaTrainer {
         balance: f32,
     ) -> Result<StepOutput<'_>, TrainingError> {
         let shape = self.forward(batch, true)?;
+        // While the device is at that.
+        self.buffers.embedding.send(&batch.tokens)?;
         self.backward(batch, &shape, weight, balance)?;
         self.output(batch.targets.len())
     }
