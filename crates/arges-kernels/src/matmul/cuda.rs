@@ -22,14 +22,22 @@ pub use backward::{
     WrittenSquares,
 };
 pub use operands::{DeviceMatrix, DeviceRows};
-use tiling::{LARGE, LARGE_ROWS, TILINGS, Tiling, WARP_TILINGS, WarpTiling, expected_rows, fitting};
+use tiling::{
+    LARGE, LARGE_ROWS, LONG, TILINGS, Tiling, WARP_TILINGS, WarpTiling, expected_rows, fitting, for_many,
+};
 #[cfg(test)]
 pub(super) use tiling::{tiling_defines, warp_tiling_defines};
 
 /// Kernels for Hopper's tensor cores.
 pub const HOPPER: Source = Source {
     name: "matmul/hopper.cu",
-    text: concat!(include_str!("wgmma.cuh"), include_str!("hopper.cuh"), include_str!("hopper.cu")),
+    text: concat!(
+        include_str!("wgmma.cuh"),
+        include_str!("hopper.cuh"),
+        include_str!("hopper_store.cuh"),
+        include_str!("hopper_pieces.cuh"),
+        include_str!("hopper.cu")
+    ),
 };
 /// Kernels for the tensor cores of other cards.
 pub const MMA: Source = Source { name: "matmul/mma.cu", text: include_str!("mma.cu") };
@@ -69,19 +77,19 @@ pub enum Output<'a> {
     /// Rounded to the element of the rows.
     Rounded(&'a mut Activations),
     /// SiLU of the first `silu` outputs, the sigmoid of the others, rounded. `before` takes the product itself, rounded
-    /// too.
+    /// too, of the first `silu`; what of the others lies there then means nothing.
     Activated { out: &'a mut Activations, silu: usize, before: Option<&'a mut Activations> },
-    /// `silu(gate) * up` of a matrix whose gates and ups stand in turn in groups of [`GATE_GROUP`], rounded; `before` as
-    /// above.
+    /// `silu(gate) * up` of a matrix whose gates and ups stand in turn in groups of [`GATE_GROUP`], rounded; `before` takes
+    /// all of the product.
     Gated { out: &'a mut Activations, before: Option<&'a mut Activations> },
 }
 
-/// Tilings of products with transposes, of [`TILINGS`]: for many tiles and for few.
-const TURNED: [usize; 2] = [LARGE, 4];
+/// Tilings of products with transposes, of [`TILINGS`]: for many tiles, with long sums, and for few.
+const TURNED: [usize; 3] = [LARGE, LONG, 4];
 
 /// Compiled products with transposed weights, for each of [`TURNED`]: for one matrix and for experts.
 pub(in crate::matmul) struct Turned {
-    kernels: [[Kernel; 2]; 2],
+    kernels: [[Kernel; 2]; 3],
 }
 
 impl Turned {
@@ -93,7 +101,7 @@ impl Turned {
             let named = |what| kernel.called(&format!("of transposes, {what}, tiles of {outputs} by {rows}"));
             Ok::<_, CudaError>([named("one matrix"), named("experts")])
         };
-        Ok(Self { kernels: [compile(TURNED[0])?, compile(TURNED[1])?] })
+        Ok(Self { kernels: [compile(TURNED[0])?, compile(TURNED[1])?, compile(TURNED[2])?] })
     }
 }
 
@@ -260,16 +268,17 @@ impl Products {
             row_limit: most,
         };
         if let Some(turned) = turned {
-            let tiles = most.div_ceil(TILINGS[LARGE].rows) * outputs.div_ceil(TILINGS[LARGE].outputs());
-            let few = tiles < self.cuda.facts().multiprocessors;
-            return self.run_hopper(&call, TURNED[usize::from(few)], &turned.kernels[usize::from(few)]);
+            let choice = for_many(most / matrix.experts, x.k);
+            let few = TILINGS[choice].tiles(most, outputs) < self.cuda.facts().multiprocessors;
+            let place = if few { 2 } else { usize::from(choice == LONG) };
+            return self.run_hopper(&call, TURNED[place], &turned.kernels[place]);
         }
         match x.data.element() {
             _ if self.on_hopper(matrix, x) => {
                 let choice = match offsets {
-                    Some(_) if most / matrix.experts >= LARGE_ROWS => LARGE,
+                    Some(_) if most / matrix.experts >= LARGE_ROWS => for_many(most / matrix.experts, x.k),
                     Some(_) => fitting(expected_rows(most, matrix.experts)),
-                    None => self.tiling_of_one(most, outputs),
+                    None => self.tiling_of_one(most, outputs, x.k),
                 };
                 self.run_hopper(&call, choice, &self.hopper[choice])
             }
@@ -308,7 +317,7 @@ impl Products {
         if !self.on_hopper(matrix, x) {
             return Err(CudaError::Unsupported("products in parts need Hopper's tensor cores".to_owned()));
         }
-        let choice = self.tiling_of_one(parts, matrix.outputs).max(1);
+        let choice = self.tiling_of_one(parts, matrix.outputs, x.k).max(1);
         let call = Call {
             matrix,
             x,
@@ -327,11 +336,11 @@ impl Products {
     }
 
     /// The tiling for `rows` rows of one matrix: rather smaller tiles than idle multiprocessors.
-    fn tiling_of_one(&self, rows: usize, outputs: usize) -> usize {
-        let large = TILINGS[LARGE];
-        let tiles = rows.div_ceil(large.rows) * outputs.div_ceil(large.outputs());
-        if rows > large.rows && tiles >= self.cuda.facts().multiprocessors {
-            return LARGE;
+    fn tiling_of_one(&self, rows: usize, outputs: usize, k: usize) -> usize {
+        let choice = for_many(rows, k);
+        let large = TILINGS[choice];
+        if rows > large.rows && large.tiles(rows, outputs) >= self.cuda.facts().multiprocessors {
+            return choice;
         }
         fitting(rows.min(128))
     }
@@ -345,7 +354,7 @@ impl Products {
         // Boxes of turned weights have 64 rows.
         let outputs = if call.turned { 64 } else { tiling.outputs() };
         let weights = matrix.map(outputs).expect("the caller has looked");
-        let tiles = call.rows.div_ceil(tiling.rows) * call.outputs.div_ceil(tiling.outputs());
+        let tiles = tiling.tiles(call.rows, call.outputs);
         let processors = self.cuda.facts().multiprocessors;
         let blocks = if offsets.is_some() { processors } else { tiles.min(processors) };
         let shape = LaunchShape::new(blocks, tiling.threads()).shared(tiling.shared());

@@ -171,6 +171,8 @@ fn every_experts_gradient_is_that_of_its_own_rows() {
             (vec![700, 300], 272, 136, true),
             (vec![9, 0, 130, 33, 1], 33, 264, false),
             (vec![70, 0, 3], 48, 20, true),
+            // Many tiles.
+            (vec![70, 0, 3], 1040, 1032, true),
         ] {
             let experts = counts.len();
             let mut offsets = vec![0];
@@ -335,6 +337,34 @@ fn gradients_by_experts_inputs_come_from_each_ones_own_transpose() {
                 })
                 .collect();
             assert_close(&out.to_vec().unwrap(), &expected, 2e-5, &format!("{counts:?} {n} {k} {element:?}"));
+        }
+    }
+}
+
+#[test]
+fn gradients_by_inputs_of_many_rows_have_the_bits_of_few() {
+    let Some(cuda) = gpu() else { return };
+    let mut random = Random::new(17);
+    let (products, gradients) = (Products::new(&cuda).unwrap(), ProductGradients::new(&cuda, 1).unwrap());
+    // In large tiles, and in those for long sums.
+    for (rows, n, k) in [(9001, 328, 1100), (2100, 4104, 2200)] {
+        let (dy, w) =
+            (values(&mut random, rows * n, Element::Bf16), values(&mut random, n * k, Element::Bf16));
+        let mut matrix = DeviceMatrix::zeroed(&cuda, 1, n, k, Element::Bf16).unwrap();
+        fill(matrix.data_mut(), &w);
+        let mut scratch = DeviceMatrix::zeroed(&cuda, 1, k, n, Element::Bf16).unwrap();
+        let mut product = |first: usize, count: usize| {
+            let mut x = DeviceRows::zeroed(&cuda, count, n, Element::Bf16).unwrap();
+            fill(x.data_mut(), &dy[first * n..(first + count) * n]);
+            let mut out = Buffer::from_slice(&cuda, &vec![f32::NAN; count * k]).unwrap();
+            let output = Output::F32(&mut out);
+            gradients.inputs(&products, &matrix, &x, Rows::All(count), output, &mut scratch).unwrap();
+            out.to_vec().unwrap()
+        };
+        let together = product(0, rows);
+        for (first, count) in [(0, 1), (13, 60), (rows - 250, 250)] {
+            let expected = &together[first * k..(first + count) * k];
+            assert!(product(first, count) == expected, "rows {first} to {} of {rows}", first + count);
         }
     }
 }

@@ -134,7 +134,11 @@ fn epilogues_agree_with_the_reference() {
                 let output = Output::Activated { out: &mut again, silu, before: Some(&mut before) };
                 case.products.run(&matrix, &operand, Rows::All(rows), output).unwrap();
                 assert!(again.to_f32().unwrap() == out.to_f32().unwrap(), "activated, with the product");
-                assert!(before.to_f32().unwrap() == rounded, "the product before it is activated");
+                let of_silu = |values: &[f32]| -> Vec<f32> {
+                    values.chunks(outputs).flat_map(|row| row[..silu].to_vec()).collect()
+                };
+                let before = of_silu(&before.to_f32().unwrap());
+                assert!(before == of_silu(&rounded), "the product before it is activated");
 
                 let gated: Vec<f64> = (0..rows * outputs / 2)
                     .map(|i| {
@@ -194,8 +198,13 @@ fn every_expert_multiplies_its_own_rows_and_no_others() {
 #[test]
 fn a_row_of_a_product_has_the_same_bits_alone_and_among_others() {
     for mut case in Case::both() {
-        let (outputs, k, rows) = (320, 1544, 400);
-        for (x_element, w_element) in [(Element::F32, Element::Bf16), (Element::Bf16, Element::Bf16)] {
+        let f32_rows = (400, 320, 1544, Element::F32, Element::Bf16);
+        // More tiles than two a multiprocessor, of some steps each.
+        let many = (9001, 1100, 328, Element::Bf16, Element::Bf16);
+        let long_sums = (2100, 2200, 4104, Element::Bf16, Element::Bf16);
+        for (rows, outputs, k, x_element, w_element) in
+            [f32_rows, (400, 320, 1544, Element::Bf16, Element::Bf16), many, long_sums]
+        {
             let (x, w) = (case.values(rows * k, x_element), case.values(outputs * k, w_element));
             let matrix = case.matrix(1, outputs, k, &w, w_element);
             let product = |first: usize, count: usize| {
@@ -205,7 +214,9 @@ fn a_row_of_a_product_has_the_same_bits_alone_and_among_others() {
                 out.to_vec().unwrap()
             };
             let together = product(0, rows);
-            for (first, count) in [(0, 1), (5, 8), (7, 15), (399, 1), (100, 30), (13, 60), (200, 128)] {
+            for (first, count) in
+                [(0, 1), (5, 8), (7, 15), (rows - 1, 1), (100, 30), (13, 60), (200, 128), (rows - 250, 250)]
+            {
                 let expected = &together[first * outputs..(first + count) * outputs];
                 assert!(product(first, count) == expected, "rows {first} to {} {x_element:?}", first + count);
             }

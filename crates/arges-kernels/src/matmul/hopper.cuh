@@ -2,13 +2,17 @@
 // warpgroups multiply them.
 //
 // One warp asks the copy engine for tiles of [OUTPUTS, 64] and [ROWS, 64] values, STAGES of them ahead; CONSUMERS warpgroups
-// multiply. The tensor cores also read operands that lie across the sum (WEIGHTS_TURNED, ROWS_TURNED): a tile is then
-// [64, outputs] or [64, rows] in memory, in boxes of 64 columns.
+// multiply. They share tiles, or they take turns at whole ones (IN_TURN): the copies come in the order of the tiles, so
+// that the tensor cores are one warpgroup's while the results of another are written. The tensor cores also read operands
+// that lie across the sum (WEIGHTS_TURNED, ROWS_TURNED): a tile is then [64, outputs] or [64, rows] in memory, in boxes of
+// 64 columns.
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 constexpr int K_TILE = 64;
-constexpr int OUTPUTS = 64 * BLOCKS * CONSUMERS;
+// Warpgroups that share a tile.
+constexpr int SHARERS = IN_TURN ? 1 : CONSUMERS;
+constexpr int OUTPUTS = 64 * BLOCKS * SHARERS;
 constexpr int WEIGHT_BYTES = OUTPUTS * K_TILE * 2;
 // Rows are copied in boxes of so many, of which only those are asked for that hold any.
 constexpr int BOX = ROWS % 64 == 0 ? 64 : ROWS;
@@ -27,12 +31,19 @@ __device__ __forceinline__ void init_barrier(u32 barrier, int count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count));
 }
 
-// Barriers of all stages: one copy fills each, and every warpgroup that multiplies empties it.
+// Behind those of the stages, a barrier for each of the two warpgroups that take turns.
+constexpr int BARRIERS = 2 * STAGES + (IN_TURN ? 2 : 0);
+
+// Barriers of all stages: one copy fills each, and every warpgroup that multiplies it empties it.
 __device__ __forceinline__ void init_stages(u32 full, u32 empty) {
     if (threadIdx.x == 0) {
+        if constexpr (IN_TURN) {
+            init_barrier(full + 8 * 2 * STAGES, 1);
+            init_barrier(full + 8 * 2 * STAGES + 8, 1);
+        }
         for (int stage = 0; stage < STAGES; ++stage) {
             init_barrier(full + 8 * stage, 1);
-            init_barrier(empty + 8 * stage, CONSUMERS);
+            init_barrier(empty + 8 * stage, SHARERS);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
@@ -92,6 +103,28 @@ template <int PENDING> __device__ __forceinline__ void await_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
+// The warp that copies needs few registers, those that multiply many: of 168 for each of three warpgroups.
+static_assert(!IN_TURN || CONSUMERS == 2, "registers are shared among three warpgroups");
+__device__ __forceinline__ void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 40;"); }
+__device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 232;"); }
+
+// Whether the block's tile number `turn`, of so many steps, is this warpgroup's; else its steps are passed over.
+__device__ __forceinline__ bool has_turn(int turn, int group, int steps, int& count) {
+    if (!IN_TURN || turn % 2 == group) return true;
+    count += steps;
+    return false;
+}
+
+// Waits until the other warpgroup has seen all stages before those of tile `turn` filled: a barrier tells but one phase
+// from the next.
+__device__ __forceinline__ void await_turn(u32 empty, int turn) {
+    if (IN_TURN && turn > 0) await(empty + 8 * (STAGES + turn % 2), (turn - 1) / 2 & 1);
+}
+
+__device__ __forceinline__ void pass_turn(u32 empty, int turn) {
+    if (IN_TURN && threadIdx.x % 128 == 0) arrive(empty + 8 * (STAGES + (turn + 1) % 2));
+}
+
 // Clears rows `left` to 64 of turned tiles: of a warpgroup's outputs, and of N rows.
 template <int N> __device__ __forceinline__ void clear_behind(u32 base, int group, int left) {
     int vectors = (64 - left) * 8;
@@ -112,7 +145,9 @@ template <int N> __device__ __forceinline__ void clear_behind(u32 base, int grou
 // turned, the last step has `left` of 64: what was copied behind those belongs to other experts.
 template <int N>
 __device__ __forceinline__ void multiply(
-    float (&d)[BLOCKS][ROWS / 2], u32 tiles, u32 full, u32 empty, int group, int steps, int left, int& count) {
+    float (&d)[BLOCKS][ROWS / 2], u32 tiles, u32 full, u32 empty, int group, int turn, int steps, int left,
+    int& count) {
+    await_turn(empty, turn);
     for (int step = 0; step < steps; ++step, ++count) {
         int stage = count % STAGES;
         await(full + 8 * stage, count / STAGES & 1);
@@ -126,12 +161,13 @@ __device__ __forceinline__ void multiply(
         for (int part = 0; part < K_TILE / 16; ++part) {
 #pragma unroll
             for (int block = 0; block < BLOCKS; ++block) {
-                u64 a = tile_descriptor<WEIGHTS_TURNED>(base + (group * BLOCKS + block) * 64 * K_TILE * 2);
+                u64 a = tile_descriptor<WEIGHTS_TURNED>(base + (group % SHARERS * BLOCKS + block) * 64 * K_TILE * 2);
                 float(&target)[N / 2] = *reinterpret_cast<float(*)[N / 2]>(&d[block][0]);
                 wgmma<N>(target, a + WEIGHT_PART * part, b + ROW_PART * part, step > 0 || part > 0);
             }
         }
         commit_products();
+        if (step + 1 == steps) pass_turn(empty, turn);
         await_products<1>();
         // The products of the step before are done, so that its stage is free.
         if (step > 0 && threadIdx.x % 128 == 0) arrive(empty + 8 * ((count - 1) % STAGES));
@@ -143,12 +179,13 @@ __device__ __forceinline__ void multiply(
 // The same for as many boxes of rows as there are: the last rows of an expert seldom fill a tile.
 template <int MOST>
 __device__ __forceinline__ void multiply_boxes(
-    int boxes, float (&d)[BLOCKS][ROWS / 2], u32 tiles, u32 full, u32 empty, int group, int steps, int left,
-    int& count) {
+    int boxes, float (&d)[BLOCKS][ROWS / 2], u32 tiles, u32 full, u32 empty, int group, int turn, int steps,
+    int left, int& count) {
     if constexpr (PARTIAL && MOST > 1) {
-        if (boxes < MOST) return multiply_boxes<MOST - 1>(boxes, d, tiles, full, empty, group, steps, left, count);
+        if (boxes < MOST)
+            return multiply_boxes<MOST - 1>(boxes, d, tiles, full, empty, group, turn, steps, left, count);
     }
-    multiply<MOST * BOX>(d, tiles, full, empty, group, steps, left, count);
+    multiply<MOST * BOX>(d, tiles, full, empty, group, turn, steps, left, count);
 }
 
 #endif

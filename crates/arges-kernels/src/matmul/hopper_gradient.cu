@@ -3,10 +3,7 @@
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// The warp that copies needs few registers, those that multiply many: of 168 for each of three warpgroups.
-static_assert(CONSUMERS == 2, "registers are shared among three warpgroups");
-__device__ __forceinline__ void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 40;"); }
-__device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 232;"); }
+static_assert(CONSUMERS == 2 && !IN_TURN, "two warpgroups share registers and tiles");
 
 // Squares are added up in f32 within a tile, widened as in adamw.cu: those of 1e-20 stay normal numbers.
 constexpr float WIDEN = 1 << 20;
@@ -95,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gradient(
     const __grid_constant__ Map other_dy, float* other_out, int other_rows, int other_outputs, double* squares) {
     extern __shared__ __align__(1024) char shared[];
     __shared__ double sums[128 * CONSUMERS];
-    __shared__ __align__(8) u64 barriers[2 * STAGES];
+    __shared__ __align__(8) u64 barriers[BARRIERS];
     u32 tiles = (shared_address(shared) + 1023) & ~1023u;
     u32 full = shared_address(barriers), empty = full + 8 * STAGES;
     init_stages(full, empty);
@@ -148,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gradient(
             }
             int steps = (end - begin + K_TILE - 1) / K_TILE, left = end - begin - (steps - 1) * K_TILE;
             float d[BLOCKS][ROWS / 2];
-            multiply_boxes<BOXES>(boxes, d, tiles, full, empty, group, steps, left, count);
+            multiply_boxes<BOXES>(boxes, d, tiles, full, empty, group, 0, steps, left, count);
             output += group * BLOCKS * 64;
             if (expert == experts)
                 add(accumulate(d, other_out, other_outputs, other_outputs, row, other_rows, output, 0, fresh));

@@ -1,11 +1,13 @@
 //! `arges bench op`: single operations of M1's shapes on a GPU, timed by the device's own clock over a graph of several
 //! calls.
 
+mod products;
 mod training;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use arges_kernels::device::cuda::limits::{copy_bandwidth, matrix_rate};
 use arges_kernels::device::cuda::{Activations, Buffer, Cuda, CudaError, Fill, Timer};
 use arges_kernels::lightning::cuda::{DeviceCache, DeviceDecays, Inputs, LightningCuda};
@@ -15,6 +17,7 @@ use arges_kernels::rope::Frequencies;
 use arges_kernels::rope::cuda::DeviceAngles;
 use arges_kernels::softmax_attention::cuda::{DevicePages, SoftmaxCuda};
 use arges_kernels::softmax_attention::{self, PAGE};
+use arges_model::Config;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
@@ -37,13 +40,16 @@ pub struct OpArgs {
     /// cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cuda", value_parser = str::parse::<DeviceChoice>)]
     device: DeviceChoice,
-    /// Prompt lengths, or with --backward those of the sequences
+    /// Prompt lengths, with --backward those of the sequences, or for products the tokens of a step
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_values_t = [2048, 8192, 32768, 131_072])]
     prefill: Vec<usize>,
     /// Batch sizes to decode at
     #[arg(long, value_name = "SEQUENCES", value_delimiter = ',', default_values_t = [1, 8, 32, 128, 256])]
     decode: Vec<usize>,
-    /// Measure training instead: the forward pass, the backward pass, and both
+    /// Of products: a model's directory or config.json, whose products are measured
+    #[arg(long, value_name = "PATH")]
+    model: Option<PathBuf>,
+    /// Measure training instead: the forward pass, the backward pass, and both; products with their gradients
     #[arg(long)]
     backward: bool,
     /// Heads of lightning attention
@@ -66,6 +72,13 @@ enum Op {
     Lightning,
     /// Softmax attention of 64 heads over 8 key-value heads of 128 channels, bf16
     Softmax,
+    /// The products of a layer of a model and of its head, bf16
+    Products,
+}
+
+fn config(path: &Path) -> Result<Config> {
+    let config = if path.is_dir() { Config::from_dir(path) } else { Config::from_file(path) };
+    config.with_context(|| format!("the model {}", path.display()))
 }
 
 /// Measures the operation and prints the report.
@@ -79,6 +92,12 @@ pub fn run(args: &OpArgs) -> Result<()> {
     if args.sequences != 1 && !(args.op == Op::Lightning && args.backward) {
         return Err(usage("--sequences is for lightning attention's --backward"));
     }
+    let config = match (args.op, &args.model) {
+        (Op::Products, None) => return Err(usage("products are those of a model: name one with --model")),
+        (Op::Products, Some(path)) => Some(config(path)?),
+        (_, Some(_)) => return Err(usage("--model is for products")),
+        (_, None) => None,
+    };
     let cuda = Cuda::open(ordinal)?;
     let bench = Bench {
         bandwidth: copy_bandwidth(&cuda, 2 << 30, 5)?,
@@ -92,18 +111,24 @@ pub fn run(args: &OpArgs) -> Result<()> {
     };
     let mut cases = Vec::new();
     for &tokens in &args.prefill {
-        cases.push(match (args.op, args.backward) {
-            (Op::Lightning, false) => bench.lightning_prefill(tokens)?,
-            (Op::Lightning, true) => bench.lightning_training(args.sequences, tokens)?,
-            (Op::Softmax, false) => bench.softmax_prefill(tokens)?,
-            (Op::Softmax, true) => bench.softmax_training(tokens)?,
-        });
+        match (args.op, args.backward, &config) {
+            (Op::Lightning, false, _) => cases.push(bench.lightning_prefill(tokens)?),
+            (Op::Lightning, true, _) => cases.push(bench.lightning_training(args.sequences, tokens)?),
+            (Op::Softmax, false, _) => cases.push(bench.softmax_prefill(tokens)?),
+            (Op::Softmax, true, _) => cases.push(bench.softmax_training(tokens)?),
+            (Op::Products, backward, Some(config)) => {
+                cases.extend(bench.products(config, tokens, backward)?);
+            }
+            (Op::Products, _, None) => {}
+        }
     }
     for &sequences in if args.backward { &[][..] } else { &args.decode } {
-        cases.push(match args.op {
-            Op::Lightning => bench.lightning_decode(sequences)?,
-            Op::Softmax => bench.softmax_decode(sequences)?,
-        });
+        match args.op {
+            Op::Lightning => cases.push(bench.lightning_decode(sequences)?),
+            Op::Softmax => cases.push(bench.softmax_decode(sequences)?),
+            // Decoding is of the bytes of the weights: see `arges bench`.
+            Op::Products => {}
+        }
     }
     let facts = bench.cuda.facts();
     let report = json!({

@@ -11,7 +11,7 @@ use crate::device::cuda::{
     Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source, TensorMap,
 };
 use crate::matmul::Element;
-use crate::matmul::cuda::tiling::{LARGE, TILINGS, Tiling};
+use crate::matmul::cuda::tiling::{LONG, TILINGS, Tiling};
 use crate::matmul::cuda::{Rows, index};
 
 /// Kernels for Hopper's tensor cores.
@@ -48,13 +48,12 @@ pub(super) struct Hopper {
     kernels: [[(Tiling, Kernel); 2]; 2],
 }
 
-/// Tilings, of [`TILINGS`].
-const CHOICES: [usize; 2] = [LARGE, 3];
+/// For many tiles and for few. Sums are long here.
+const CHOICES: [Tiling; 2] = [TILINGS[LONG], TILINGS[3]];
 
 impl Hopper {
     pub(super) fn new(cuda: &Arc<Cuda>) -> Result<Self, CudaError> {
-        let compile = |layout, choice: usize| {
-            let tiling = TILINGS[choice];
+        let compile = |layout, tiling: Tiling| {
             let kernel = cuda.module(HOPPER_GRADIENT, &defines(tiling, layout))?.kernel("gradient")?;
             let name = format!("by weights, tiles of {} by {}", tiling.outputs(), tiling.rows);
             Ok::<_, CudaError>((tiling, kernel.called(&name)))
@@ -68,7 +67,7 @@ impl Hopper {
 #[cfg(test)]
 pub(in crate::matmul) fn gradient_defines() -> impl Iterator<Item = Vec<Define>> {
     let layouts = [Layout::InPlace, Layout::Copied];
-    layouts.into_iter().flat_map(|layout| CHOICES.map(|choice| defines(TILINGS[choice], layout)))
+    layouts.into_iter().flat_map(|layout| CHOICES.map(|tiling| defines(tiling, layout)))
 }
 
 fn defines(tiling: Tiling, layout: Layout) -> Vec<Define> {
@@ -219,8 +218,7 @@ impl ProductGradients {
         let other = call.other.as_ref();
         let [other_rows, other_outputs] = other.map_or([0; 2], |other| other.widths);
         let tiles = |tiling: Tiling| {
-            experts * dy.width.div_ceil(tiling.rows) * x.width.div_ceil(tiling.outputs())
-                + other_rows.div_ceil(tiling.rows) * other_outputs.div_ceil(tiling.outputs())
+            experts * tiling.tiles(dy.width, x.width) + tiling.tiles(other_rows, other_outputs)
         };
         let (tiling, kernel) = if 2 * tiles(large.0) > processors { large } else { small };
         let [of_x, of_dy] = maps(&self.operands, *tiling)?;
