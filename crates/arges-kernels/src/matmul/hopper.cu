@@ -10,11 +10,9 @@
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// Tiles of rows that share weights in the second-level cache before the next ones are begun: some 2048 rows of one
-// matrix. Where only the boxes that hold rows are multiplied (PARTIAL), an expert's last tile, which is seldom full,
-// comes apart from the full ones: blocks that take turns at tiles of one cost stay together, and find in the cache what
-// the others have asked for.
-constexpr int BAND = ROWS >= 128 ? 2048 / ROWS : 16;
+// Where only the boxes that hold rows are multiplied (PARTIAL), an expert's last tile, which is seldom full, comes apart
+// from the full ones: blocks that take turns at tiles of one cost stay together, and find in the cache what the others have
+// asked for.
 constexpr int EXPERT_BAND = PARTIAL ? 2 : BAND;
 
 // Walks through a block's tiles: of every expert, bands of row tiles; in a band, weights; for weights, row tiles.
@@ -48,12 +46,8 @@ struct Walk {
     // First row and first output of a tile that was found.
     __device__ __forceinline__ void place(int tile, int& row, int& output) const {
         int row_tiles = (end - begin + ROWS - 1) / ROWS;
-        int local = tile - before;
-        int most = offsets ? EXPERT_BAND : BAND, band = local / (most * output_tiles);
-        local -= band * most * output_tiles;
-        int width = min(most, row_tiles - band * most);
-        row = begin + (band * most + local % width) * ROWS;
-        output = local / width * OUTPUTS;
+        place_tile(tile - before, row_tiles, output_tiles, offsets ? EXPERT_BAND : BAND, row, output);
+        row += begin;
     }
 };
 

@@ -103,6 +103,19 @@ template <int PENDING> __device__ __forceinline__ void await_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
+// Tiles of rows that share outputs in the second-level cache before the next ones are begun: some 2048 rows.
+constexpr int BAND = ROWS >= 128 ? 2048 / ROWS : 16;
+
+// Places tile `local` of `row_tiles` by `output_tiles`: in bands of `band` row tiles; in a band, outputs; for outputs, row
+// tiles. What blocks read at a time is then about as wide as high, and much of it the same.
+__device__ __forceinline__ void place_tile(
+    int local, int row_tiles, int output_tiles, int band, int& row, int& output) {
+    int first = local / (band * output_tiles) * band, width = min(band, row_tiles - first);
+    local -= first * output_tiles;
+    row = (first + local % width) * ROWS;
+    output = local / width * OUTPUTS;
+}
+
 // The warp that copies needs few registers, those that multiply many: of 168 for each of three warpgroups.
 static_assert(!IN_TURN || CONSUMERS == 2, "registers are shared among three warpgroups");
 __device__ __forceinline__ void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 40;"); }

@@ -99,17 +99,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gradient(
     wait_for_previous();
     let_next_start();
 
-    int row_tiles = (rows + ROWS - 1) / ROWS, of_each = row_tiles * ((outputs + OUTPUTS - 1) / OUTPUTS);
-    int other_row_tiles = (other_rows + ROWS - 1) / ROWS, all = experts * of_each;
-    int others = other_row_tiles * ((other_outputs + OUTPUTS - 1) / OUTPUTS);
+    int row_tiles = (rows + ROWS - 1) / ROWS, output_tiles = (outputs + OUTPUTS - 1) / OUTPUTS;
+    int other_row_tiles = (other_rows + ROWS - 1) / ROWS, other_output_tiles = (other_outputs + OUTPUTS - 1) / OUTPUTS;
+    int of_each = row_tiles * output_tiles, all = experts * of_each, others = other_row_tiles * other_output_tiles;
     // With an expert behind the last for the other matrix.
     auto each_tile = [&](auto body) {
         for (int tile = blockIdx.x; tile < all + others; tile += gridDim.x) {
             bool other = tile >= all;
             int expert = other ? experts : tile / of_each, local = other ? tile - all : tile % of_each;
             int begin = offsets && !other ? offsets[expert] : 0, end = offsets && !other ? offsets[expert + 1] : depth;
-            int tiles_down = other ? other_row_tiles : row_tiles, height = other ? other_rows : rows;
-            int row = local % tiles_down * ROWS, output = local / tiles_down * OUTPUTS;
+            int height = other ? other_rows : rows, row, output;
+            place_tile(
+                local, other ? other_row_tiles : row_tiles, other ? other_output_tiles : output_tiles, BAND, row, output);
             body(expert, begin, end, row, output, PARTIAL ? min(BOXES, (height - row + BOX - 1) / BOX) : BOXES);
         }
     };
