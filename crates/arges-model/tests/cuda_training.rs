@@ -185,6 +185,29 @@ fn gradients_are_those_of_the_cpu_in_every_structure() {
 }
 
 #[test]
+fn a_head_of_rounded_rows_is_near_that_of_f32_rows() {
+    let Some(cuda) = Cuda::for_test() else { return };
+    let (batch, config) = (odd_batch(), odd_configs().remove(4).1);
+    let run = |rounded_head| {
+        let plan = TrainingPlan { rounded_head, ..PLAN };
+        let parameters = Parameters::initialized(&config, 7);
+        let mut trainer = CudaTrainer::new(parameters, Compute::Bf16, &cuda, plan).unwrap();
+        let gradients = gradients(&mut trainer, &batch, 0.01);
+        (trainer.evaluate(&batch).unwrap().logprobs.to_vec(), gradients)
+    };
+    let ((exact, exact_gradients), (rounded, gradients)) = (run(false), run(true));
+    assert!(exact != rounded, "nothing was rounded");
+    let away = exact.iter().zip(&rounded).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(away < 0.02, "log-probabilities differ by up to {away}");
+    let cosine = cosine(&exact_gradients, &gradients);
+    assert!(cosine > 0.9999, "{cosine}");
+    let device = TrainingDevice { cpu: cpu(), cuda: None };
+    let plan = TrainingPlan { rounded_head: true, ..PLAN };
+    let refused = DeviceTrainer::new(Parameters::initialized(&config, 7), Compute::Bf16, device, plan);
+    assert!(refused.err().unwrap().to_string().contains("on a GPU only"));
+}
+
+#[test]
 fn gradients_have_the_same_bits_every_time_and_add_up() {
     let Some(cuda) = Cuda::for_test() else { return };
     let (batch, config) = (odd_batch(), odd_configs().remove(4).1);

@@ -46,6 +46,9 @@ impl DeviceTrainer {
         plan: TrainingPlan,
     ) -> Result<Self, TrainingError> {
         let TrainingDevice { cpu, cuda } = device;
+        if plan.rounded_head && (cuda.is_none() || compute != Compute::Bf16) {
+            return Err(TrainingError::RoundedHead);
+        }
         Ok(match cuda {
             None => Self::Cpu(Box::new(Trainer::new(parameters, compute, cpu, plan)?)),
             Some(cuda) => Self::Cuda(Box::new(CudaTrainer::new(parameters, compute, &cuda, plan)?), cpu),

@@ -43,12 +43,15 @@ pub struct TrainingPlan {
     pub max_sequences: usize,
     /// What is computed once more.
     pub recompute: Recompute,
+    /// Whether the head multiplies rows rounded to bf16, not f32 ones: on a GPU, beside products in bf16. Logits then differ
+    /// from those in inference.
+    pub rounded_head: bool,
 }
 
 impl TrainingPlan {
     /// Batches of so many tokens and sequences, with the default of what is computed once more.
     pub const fn new(max_tokens: usize, max_sequences: usize) -> Self {
-        Self { max_tokens, max_sequences, recompute: Recompute::Insides }
+        Self { max_tokens, max_sequences, recompute: Recompute::Insides, rounded_head: false }
     }
 }
 
@@ -125,6 +128,9 @@ pub enum TrainingError {
     /// A GPU failed, has too little memory, or no kernel for the model's shape.
     #[error(transparent)]
     Cuda(#[from] CudaError),
+    /// A head of rounded rows where there is none.
+    #[error("a head that multiplies bf16 rows is computed on a GPU only, where products are in bf16")]
+    RoundedHead,
     /// Adapters that the model cannot have.
     #[error("lora: {reason}")]
     Lora {

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::evaluation::Evaluation;
 use super::{Run, TrainError, lock_file};
 use crate::checkpoint::{Checkpoints, State};
-use crate::config::{NewModel, TrainConfig};
+use crate::config::{ComputeType, NewModel, TrainConfig};
 use crate::data::{BatchesAhead, Encoder, Learn, Mixture, Stream};
 use crate::metrics::MetricsWriter;
 use crate::optimizer::Optimizer;
@@ -35,6 +35,7 @@ pub fn open(
         max_tokens: config.batch.max_tokens,
         max_sequences: config.batch.max_sequences(),
         recompute: config.batch.recompute.into(),
+        rounded_head: config.model.head == ComputeType::Bf16,
     };
     let open = |evaluation| Evaluation::open(evaluation, &encoder, learn, sequence_length, plan);
     let evaluation = config.evaluation.as_ref().map(open).transpose()?;

@@ -36,6 +36,9 @@ pub struct TrainBenchArgs {
     /// GPU), what is inside attention and experts, or whole layers
     #[arg(long, value_enum, default_value_t = RecomputeChoice::Auto)]
     pub(super) recompute: RecomputeChoice,
+    /// On a GPU, let the head multiply rows rounded to bf16, as most trainers do, not f32 ones
+    #[arg(long)]
+    pub(super) rounded_head: bool,
     /// On a GPU, random weights from this seed, made there: the model is then a directory or file with a configuration
     #[arg(long, value_name = "SEED")]
     pub(super) dummy: Option<u64>,
@@ -126,6 +129,7 @@ impl TrainBenchArgs {
             max_tokens: self.sequences * self.tokens,
             max_sequences: self.sequences,
             recompute: self.recompute.into(),
+            rounded_head: self.rounded_head,
         }
     }
 

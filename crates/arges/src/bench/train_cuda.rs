@@ -73,6 +73,7 @@ pub fn run(args: &TrainBenchArgs, ordinal: usize) -> Result<()> {
             "case": "train",
             "sequences": args.sequences,
             "tokens": args.tokens,
+            "rounded_head": args.rounded_head,
             "recompute": format!("{:?}", bench.trainer.recompute()).to_lowercase(),
             "seconds": median,
             "runs": counted,

@@ -1,10 +1,11 @@
 //! Final norm, head and loss, a block of targets at a time.
 
-use arges_kernels::device::cuda::CudaError;
+use arges_kernels::device::cuda::{Buffer, CudaError};
 use arges_kernels::matmul::cuda::{Columns, GradientPlace, Output, Rows};
 use arges_kernels::norm::cuda::{BranchGradient, Norm, NormBackward, Past};
 
 use super::CudaTrainer;
+use super::buffers::Buffers;
 use crate::params::Param;
 use crate::training::Target;
 
@@ -40,6 +41,14 @@ impl CudaTrainer {
         head.rows.write(0, &rows)?;
         head.tokens.write(0, &tokens)?;
         let norm = Norm { weight: &model.final_norm, epsilon: model.config.rms_norm_eps as f32 };
+        if buffers.plan.rounded_head {
+            let hidden = model.config.hidden_size;
+            buffers.kernels.stream.gather_rows(&ws.stream.x, &head.rows, count, hidden, &mut head.x)?;
+            kernels.norms.norm_rows(&head.x, count, norm, None, &mut head.normed)?;
+            let output = Output::F32(&mut ws.logits);
+            kernels.products.run(&model.head, &head.normed, Rows::All(count), output)?;
+            return Self::read_scores(buffers, &ws.logits, first, count);
+        }
         let parts = ws.head_parts.as_mut();
         kernels.norms.head_rows(&ws.stream, &head.rows, count, norm, &mut ws.head_rows, parts)?;
         match &ws.head_parts {
@@ -49,7 +58,17 @@ impl CudaTrainer {
                 kernels.products.run(&model.head, &ws.head_rows, Rows::All(count), output)?;
             }
         }
-        buffers.kernels.loss.score(&ws.logits, count, &head.tokens, &mut head.scores)?;
+        Self::read_scores(buffers, &ws.logits, first, count)
+    }
+
+    fn read_scores(
+        buffers: &mut Buffers,
+        logits: &Buffer<f32>,
+        first: usize,
+        count: usize,
+    ) -> Result<(), CudaError> {
+        let head = &mut buffers.head;
+        buffers.kernels.loss.score(logits, count, &head.tokens, &mut head.scores)?;
         head.scores.logprobs.read(0, &mut head.logprobs[first..first + count])?;
         head.scores.entropies.read(0, &mut head.entropies[first..first + count])
     }
@@ -64,9 +83,11 @@ impl CudaTrainer {
         head.weights.write(0, &weights)?;
         let dlogits = head.dlogits.data_mut();
         kernels.loss.score_backward(&ws.logits, count, &head.tokens, &head.scores, &head.weights, dlogits)?;
-        kernels.stream.gather_rows(&ws.stream.x, &head.rows, count, hidden, &mut head.x)?;
         let norm = Norm { weight: &model.final_norm, epsilon: model.config.rms_norm_eps as f32 };
-        model.kernels.norms.norm_rows(&head.x, count, norm, None, &mut head.normed)?;
+        if !buffers.plan.rounded_head {
+            kernels.stream.gather_rows(&ws.stream.x, &head.rows, count, hidden, &mut head.x)?;
+            model.kernels.norms.norm_rows(&head.x, count, norm, None, &mut head.normed)?;
+        }
         let rows = Rows::All(count);
         let output = Output::Rounded(&mut head.dnormed);
         let products = &model.kernels.products;

@@ -293,6 +293,8 @@ impl UpdateConfig {
             max_tokens: self.max_tokens,
             max_sequences: self.max_sequences.unwrap_or(self.max_tokens.div_ceil(TOKENS_PER_SEQUENCE)),
             recompute: self.recompute.into(),
+            // Log-probabilities are those of the sampler.
+            rounded_head: false,
         }
     }
 }
