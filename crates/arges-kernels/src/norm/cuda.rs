@@ -21,14 +21,17 @@ pub const SOURCE: Source = Source { name: "norm/norm.cu", text: include_str!("no
 /// Threads of a block at most, and values that each has of a row of a gated norm at most; as in `norm.cu`.
 const MOST_THREADS: usize = 1024;
 const HELD: usize = 16;
+/// The widest rows of which a warp norms one alone.
+const NARROW: usize = 1536;
 
 /// What the kernels are compiled for.
 #[must_use]
-pub fn defines(activations: Element, table: Element) -> [Define; 3] {
+pub fn defines(activations: Element, table: Element) -> [Define; 4] {
     [
         ("ACTIVATIONS_BF16", i64::from(activations == Element::Bf16)),
         ("TABLE_BF16", i64::from(table == Element::Bf16)),
         ("PARTS", PARTS as i64),
+        ("NARROW", NARROW as i64),
     ]
 }
 
@@ -42,6 +45,7 @@ pub struct Norms {
     norm_rows: Kernel,
     join: Kernel,
     gated_norm: Kernel,
+    gated_norm_narrow: Kernel,
     head_rows: Kernel,
 }
 
@@ -143,6 +147,7 @@ impl Norms {
             norm_rows: module.kernel("norm_rows")?,
             join: module.kernel("join")?,
             gated_norm: module.kernel("gated_norm")?,
+            gated_norm_narrow: module.kernel("gated_norm_narrow")?,
             head_rows: module.kernel("head_rows")?,
         })
     }
@@ -344,6 +349,8 @@ impl Norms {
         for element in [attended.element(), gate.element(), out.data().element()] {
             assert_eq!(element, self.activations, "element of the activations");
         }
+        let wide = [width, first, stride].iter().all(|n| n.is_multiple_of(8));
+        let narrow = wide && width <= NARROW;
         let arguments = [
             Argument::Pointer(attended.address(0)),
             Argument::Pointer(gate.address(first)),
@@ -352,10 +359,14 @@ impl Norms {
             Argument::F32(norm.epsilon),
             Argument::I32(width as i32),
             Argument::Pointer(out.data().address(0)),
-            Argument::I32(i32::from([width, first, stride].iter().all(|n| n.is_multiple_of(8)))),
+            Argument::I32(if narrow { rows as i32 } else { i32::from(wide) }),
         ];
+        let (kernel, shape) = match narrow {
+            true => (&self.gated_norm_narrow, LaunchShape::new(rows.div_ceil(8), 256).overlap()),
+            false => (&self.gated_norm, self.shape(rows, width)),
+        };
         // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above.
-        unsafe { self.cuda.launch(&self.gated_norm, self.shape(rows, width), &arguments) }
+        unsafe { self.cuda.launch(kernel, shape, &arguments) }
     }
 
     /// The final norm of `count` rows of the stream, in f32, and in parts for [`crate::matmul::cuda::Products::run_parts`]

@@ -138,7 +138,9 @@ fn gated_norms_agree_with_the_reference() {
     let mut random = Random::new(3);
     for element in [Element::F32, Element::Bf16] {
         let round = |x: Vec<f32>| if element == Element::Bf16 { bf16_round(&x) } else { x };
-        for (rows, width, stride) in [(1, 8, 16), (4, 128, 512), (2, 8192, 8200)] {
+        for (rows, width, stride) in
+            [(1, 8, 16), (3, 12, 20), (4, 128, 512), (9, 1536, 1544), (2, 8192, 8200)]
+        {
             let norms_of = Norms::new(&cuda, 64, element, element).unwrap();
             let attended = round(random.normal(rows * width));
             let gates = round(random.normal(rows * stride));

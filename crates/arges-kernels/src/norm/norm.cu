@@ -201,6 +201,37 @@ __device__ __forceinline__ void gate_row(
     });
 }
 
+// The same of narrow rows, a warp a row: nothing waits for other warps.
+extern "C" __global__ void __launch_bounds__(256, 2) gated_norm_narrow(
+    const A* attended, const A* gate, int gate_stride, const float* weight, float eps, int width, A* out, int rows) {
+    constexpr int VECTORS = NARROW / (32 * 8);
+    wait_for_previous();
+    let_next_start();
+    i64 t = i64(blockIdx.x) * 8 + threadIdx.x / 32;
+    if (t >= rows) return;
+    attended += t * width, gate += t * gate_stride, out += t * width;
+    Vector<8> value[VECTORS], open[VECTORS];
+    auto for_vectors = [&](auto body) {
+#pragma unroll
+        for (int n = 0; n < VECTORS; ++n) {
+            int i = 8 * (threadIdx.x % 32 + n * 32);
+            if (i < width) body(n, i);
+        }
+    };
+    for_vectors([&](int n, int i) { value[n].load(attended + i), open[n].load(gate + i); });
+    float sum = 0.0f;
+    for_vectors([&](int n, int) { sum += squares(value[n].fours[0]) + squares(value[n].fours[1]); });
+    float scale = rsqrtf(warp_sum(sum) / width + eps);
+    for_vectors([&](int n, int i) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            float4 y = scaled(value[n].fours[j], scale, load_four(weight + i + 4 * j)), x = open[n].fours[j];
+            value[n].fours[j] = make_float4(y.x * x.x, y.y * x.y, y.z * x.z, y.w * x.w);
+        }
+        value[n].store(out + i);
+    });
+}
+
 // With `wide`, rows begin at multiples of 16 bytes.
 extern "C" __global__ void gated_norm(
     const A* attended, const A* gate, int gate_stride, const float* weight, float eps, int width, A* out, int wide) {
