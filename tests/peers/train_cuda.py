@@ -1,7 +1,8 @@
 """Runs training steps of Arges and of PyTorch with flash-linear-attention in turn on one GPU: train_cuda.py ARGES WORK.
 
 First the losses of both are compared on a small checkpoint. Then every way of running the model in PyTorch that VARIANTS
-names is timed, and the fastest is run in turn with Arges. A variant is WEIGHTS-STREAM-HEAD-ATTENTION: weights `masters`
+names is timed, and the fastest is run in turn with Arges, whose head multiplies f32 rows, and once more with rounded ones
+as PyTorch's does. A variant is WEIGHTS-STREAM-HEAD-ATTENTION: weights `masters`
 (bf16 ones beside f32 masters) or `f32` (rounded in every step); the residual stream `bf16` or `f32`; the head `plain` or
 `fused` (see fla_model.py); softmax attention `cudnn`, `flash` or `efficient`. PROFILE=1 also prints where the fastest
 one's time goes, CHECK=0 leaves the comparison of losses out.
@@ -138,15 +139,19 @@ def main():
     for _ in range(ROUNDS):
         torch.cuda.empty_cache()
         report = arges("--model", CONFIG, "--dummy", 1)
-        pairs.append((report["case"]["seconds"], statistics.median(theirs.times(RUNS))))
-        print(f"round: Arges {1e3 * pairs[-1][0]:.1f} ms, PyTorch {1e3 * pairs[-1][1]:.1f} ms", flush=True)
+        rounded = arges("--model", CONFIG, "--dummy", 1, "--rounded-head")["case"]["seconds"]
+        pairs.append((report["case"]["seconds"], rounded, statistics.median(theirs.times(RUNS))))
+        ours, rounded, seconds = (f"{1e3 * seconds:.1f} ms" for seconds in pairs[-1])
+        print(f"round: Arges {ours}, with a rounded head {rounded}, PyTorch {seconds}", flush=True)
     flops, tokens = report["case"]["flops"], SEQUENCES * TOKENS
     print(f"\nlosses: Arges {report['case']['losses'][-1]:.3f}, PyTorch {theirs.loss:.3f}")
     print(f"\n| | ms | tokens/s | TFLOP/s |\n|---|---|---|---|")
-    for name, seconds in [("Arges", [p[0] for p in pairs]), (f"PyTorch, {variant}", [p[1] for p in pairs])]:
+    names = ["Arges", "Arges, rounded head", f"PyTorch, {variant}"]
+    for name, seconds in zip(names, zip(*pairs)):
         median = statistics.median(seconds)
         print(f"| {name} | {1e3 * median:.1f} | {tokens / median:,.0f} | {flops / median / 1e12:.0f} |")
-    print(f"\nArges is {statistics.median(b / a for a, b in pairs):.2f} times as fast.")
+    f32, rounded = (statistics.median(theirs / pair[i] for *pair, theirs in pairs) for i in range(2))
+    print(f"\nArges is {f32:.2f} times as fast, with a rounded head {rounded:.2f} times.")
 
 
 main()
