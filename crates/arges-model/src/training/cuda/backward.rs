@@ -70,7 +70,10 @@ impl CudaTrainer {
 
     /// Sums the rows of each token in their order.
     fn embedding(&mut self) -> Result<(), CudaError> {
-        let Self { model, buffers, gradients, .. } = self;
+        let Self { model, buffers, gradients, parameters, .. } = self;
+        let table = parameters.place(Param::Embedding);
+        // Its gradients are a tied head's as well, which a product wrote.
+        buffers.kernels.products.squares_mut().forget(&(table..table + 1))?;
         let order = &buffers.embedding;
         buffers.kernels.stream.embedding_backward(
             buffers.dx.data(),
