@@ -96,7 +96,7 @@ impl Turned {
     pub(in crate::matmul) fn new(cuda: &Arc<Cuda>) -> Result<Self, CudaError> {
         let compile = |choice: usize| {
             let tiling = TILINGS[choice];
-            let kernel = cuda.module(HOPPER, &turned_defines(tiling))?.kernel("product")?;
+            let kernel = cuda.module(HOPPER, &turned_defines(tiling)).kernel("product")?;
             let (outputs, rows) = (tiling.outputs(), tiling.rows);
             let named = |what| kernel.called(&format!("of transposes, {what}, tiles of {outputs} by {rows}"));
             Ok::<_, CudaError>([named("one matrix"), named("experts")])
@@ -154,20 +154,20 @@ impl Products {
         let (mut hopper, mut mma) = (Vec::new(), Vec::new());
         if wide {
             for tiling in &TILINGS {
-                let kernel = cuda.module(HOPPER, &tiling.defines())?.kernel("product")?;
+                let kernel = cuda.module(HOPPER, &tiling.defines()).kernel("product")?;
                 let (outputs, rows) = (tiling.outputs(), tiling.rows);
                 let named = |what| kernel.called(&format!("of {what}, tiles of {outputs} by {rows}"));
                 hopper.push([named("one matrix"), named("experts")]);
             }
         } else {
             for tiling in &WARP_TILINGS {
-                let kernel = cuda.module(MMA, &tiling.defines())?.kernel("product")?;
+                let kernel = cuda.module(MMA, &tiling.defines()).kernel("product")?;
                 mma.push(kernel.called(&format!("tiles of {} by {}", tiling.outputs, tiling.rows)));
             }
         }
         let compile = |rows: i64, weights: i64| {
             let defines = [("ROWS_BF16", rows), ("WEIGHTS_BF16", weights)];
-            cuda.module(PORTABLE, &defines)?.kernel("product").map(Some)
+            cuda.module(PORTABLE, &defines).kernel("product").map(Some)
         };
         let portable = [[compile(0, 0)?, compile(0, 1)?], [None, compile(1, 1)?]];
         Ok(Self { cuda: Arc::clone(cuda), hopper, mma, portable })

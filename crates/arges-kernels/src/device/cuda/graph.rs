@@ -29,6 +29,8 @@ impl Cuda {
     /// Those of `body`, or when it did what cannot be captured, as waiting for the stream.
     pub fn capture(&self, body: impl FnOnce() -> Result<(), CudaError>) -> Result<Graph, CudaError> {
         let failed = |e| CudaError::driver("capturing a graph", e);
+        // Kernels cannot be loaded meanwhile.
+        self.ready()?;
         self.bind()?;
         self.stream
             .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)

@@ -137,7 +137,7 @@ impl ProductGradients {
     /// # Errors
     /// When that fails.
     pub fn new(cuda: &Arc<Cuda>, experts: usize) -> Result<Self, CudaError> {
-        let module = cuda.module(GRADIENTS, &[])?;
+        let module = cuda.module(GRADIENTS, &[]);
         let wide = cuda.facts().architecture.has_wgmma();
         Ok(Self {
             cuda: Arc::clone(cuda),
