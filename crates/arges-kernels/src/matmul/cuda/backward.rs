@@ -192,7 +192,7 @@ impl ProductGradients {
     /// When the driver fails.
     ///
     /// # Panics
-    /// When shapes do not agree.
+    /// When shapes do not agree, or the output is neither f32 nor rounded.
     pub fn inputs(
         &self,
         products: &Products,
