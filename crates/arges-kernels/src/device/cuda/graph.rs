@@ -65,11 +65,12 @@ impl Timer {
         Ok(Self { begin: event()?, end: event()?, cuda: Arc::clone(cuda) })
     }
 
-    /// Marks the begin.
+    /// Marks the begin, once all kernels are compiled.
     ///
     /// # Errors
-    /// When the driver fails.
+    /// When the driver fails, or a kernel does not compile.
     pub fn start(&self) -> Result<(), CudaError> {
+        self.cuda.ready()?;
         self.begin.record(&self.cuda.stream).map_err(|e| CudaError::driver("recording an event", e))
     }
 
