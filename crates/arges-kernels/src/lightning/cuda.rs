@@ -296,9 +296,9 @@ impl LightningCuda {
         let d = shape.head_dim;
         let tensor_cores = on_tensor_cores(cuda, shape, element, wgmma)?;
         let defines = defines(d, element);
-        let portable = cuda.module(PORTABLE, &defines)?;
+        let portable = cuda.module(PORTABLE, &defines);
         let prefill = if tensor_cores {
-            let module = cuda.module(PREFILL, &chunk_defines(d, wgmma, 1))?;
+            let module = cuda.module(PREFILL, &chunk_defines(d, wgmma, 1));
             let kernel = module.kernel("lightning_prefill")?;
             Launch { kernel, columns: 64, shared: chunks_shared(d, wgmma, 1), copy_engine: wgmma }
         } else {
@@ -308,7 +308,7 @@ impl LightningCuda {
         let decode = match decode_columns(d, element) {
             None => None,
             Some(wide) => {
-                let module = cuda.module(DECODE, &[defines[0], defines[1], ("WIDE", wide as i64)])?;
+                let module = cuda.module(DECODE, &[defines[0], defines[1], ("WIDE", wide as i64)]);
                 let launch = |name, columns| {
                     let kernel = module.kernel(name)?;
                     Ok::<_, CudaError>(Launch { kernel, columns, shared: 0, copy_engine: false })

@@ -56,7 +56,7 @@ impl LossCuda {
     /// # Errors
     /// When that fails.
     pub fn new(cuda: &Arc<Cuda>, activations: Element, vocab: usize) -> Result<Self, CudaError> {
-        let module = cuda.module(SOURCE, &defines(activations))?;
+        let module = cuda.module(SOURCE, &defines(activations));
         Ok(Self {
             cuda: Arc::clone(cuda),
             activations,

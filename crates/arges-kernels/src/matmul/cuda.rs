@@ -23,7 +23,8 @@ pub use backward::{
 };
 pub use operands::{DeviceMatrix, DeviceRows};
 use tiling::{
-    LARGE, LARGE_ROWS, LONG, TILINGS, Tiling, WARP_TILINGS, WarpTiling, expected_rows, fitting, for_many,
+    LARGE, LARGE_ROWS, LONG, MOST_OF_ONE, TILINGS, Tiling, WARP_TILINGS, WarpTiling, expected_rows, fitting,
+    for_many,
 };
 #[cfg(test)]
 pub(super) use tiling::{tiling_defines, warp_tiling_defines};
@@ -96,7 +97,7 @@ impl Turned {
     pub(in crate::matmul) fn new(cuda: &Arc<Cuda>) -> Result<Self, CudaError> {
         let compile = |choice: usize| {
             let tiling = TILINGS[choice];
-            let kernel = cuda.module(HOPPER, &turned_defines(tiling))?.kernel("product")?;
+            let kernel = cuda.module(HOPPER, &turned_defines(tiling)).kernel("product")?;
             let (outputs, rows) = (tiling.outputs(), tiling.rows);
             let named = |what| kernel.called(&format!("of transposes, {what}, tiles of {outputs} by {rows}"));
             Ok::<_, CudaError>([named("one matrix"), named("experts")])
@@ -154,20 +155,20 @@ impl Products {
         let (mut hopper, mut mma) = (Vec::new(), Vec::new());
         if wide {
             for tiling in &TILINGS {
-                let kernel = cuda.module(HOPPER, &tiling.defines())?.kernel("product")?;
+                let kernel = cuda.module(HOPPER, &tiling.defines()).kernel("product")?;
                 let (outputs, rows) = (tiling.outputs(), tiling.rows);
                 let named = |what| kernel.called(&format!("of {what}, tiles of {outputs} by {rows}"));
                 hopper.push([named("one matrix"), named("experts")]);
             }
         } else {
             for tiling in &WARP_TILINGS {
-                let kernel = cuda.module(MMA, &tiling.defines())?.kernel("product")?;
+                let kernel = cuda.module(MMA, &tiling.defines()).kernel("product")?;
                 mma.push(kernel.called(&format!("tiles of {} by {}", tiling.outputs, tiling.rows)));
             }
         }
         let compile = |rows: i64, weights: i64| {
             let defines = [("ROWS_BF16", rows), ("WEIGHTS_BF16", weights)];
-            cuda.module(PORTABLE, &defines)?.kernel("product").map(Some)
+            cuda.module(PORTABLE, &defines).kernel("product").map(Some)
         };
         let portable = [[compile(0, 0)?, compile(0, 1)?], [None, compile(1, 1)?]];
         Ok(Self { cuda: Arc::clone(cuda), hopper, mma, portable })
@@ -268,6 +269,10 @@ impl Products {
             row_limit: most,
         };
         if let Some(turned) = turned {
+            assert!(
+                matches!(call.epilogue, Epilogue::F32 | Epilogue::Rounded),
+                "products with transposes are only rounded"
+            );
             let choice = for_many(most / matrix.experts, x.k);
             let few = TILINGS[choice].tiles(most, outputs) < self.cuda.facts().multiprocessors;
             let place = if few { 2 } else { usize::from(choice == LONG) };
@@ -277,7 +282,11 @@ impl Products {
             _ if self.on_hopper(matrix, x) => {
                 let choice = match offsets {
                     Some(_) if most / matrix.experts >= LARGE_ROWS => for_many(most / matrix.experts, x.k),
-                    Some(_) => fitting(expected_rows(most, matrix.experts)),
+                    Some(_) => {
+                        let choice = fitting(expected_rows(most, matrix.experts));
+                        let stores = matches!(call.epilogue, Epilogue::Rounded | Epilogue::Gated);
+                        if stores || !TILINGS[choice].for_experts() { choice } else { fitting(MOST_OF_ONE) }
+                    }
                     None => self.tiling_of_one(most, outputs, x.k),
                 };
                 self.run_hopper(&call, choice, &self.hopper[choice])
@@ -342,7 +351,7 @@ impl Products {
         if rows > large.rows && large.tiles(rows, outputs) >= self.cuda.facts().multiprocessors {
             return choice;
         }
-        fitting(rows.min(128))
+        fitting(rows.min(MOST_OF_ONE))
     }
 
     /// `kernels` are those of the tiling, for one matrix and for experts.

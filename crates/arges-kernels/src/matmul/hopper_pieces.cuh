@@ -122,11 +122,13 @@ __device__ __forceinline__ void store_in_pieces(
     const float (&d)[BLOCKS][ROWS / 2], u32 piece, const Target& target, int row, int end, int output) {
     switch (target.epilogue) {
     case STORE_F32: return store_f32<false>(d, target, row, end, output + threadIdx.x / 32 % 4 * 16);
+    case STORE_BF16: return store_pieces<STORE_BF16>(d, piece, target, row, end, output);
+#if !WEIGHTS_TURNED
     case STORE_PARTS:
         return store_f32<true>(d, target, row / 2, target.row_limit, output + threadIdx.x / 32 % 4 * 16);
-    case STORE_BF16: return store_pieces<STORE_BF16>(d, piece, target, row, end, output);
     case STORE_ACTIVATED: return store_pieces<STORE_ACTIVATED>(d, piece, target, row, end, output);
     case STORE_GATED: return store_pieces<STORE_GATED>(d, piece, target, row, end, output);
+#endif
     }
 }
 

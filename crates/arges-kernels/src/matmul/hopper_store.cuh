@@ -1,4 +1,6 @@
-// What becomes of the products of a tile, from an accumulator's registers to memory.
+// What becomes of the products of a tile, from an accumulator's registers to memory. Unrolled stores are most of what the
+// compiler has to do: those with turned weights are gradients, which are rounded or f32, and those for experts alone are
+// rounded or gated (FOR_EXPERTS).
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -131,11 +133,17 @@ __device__ __forceinline__ void store(
     const float (&d)[BLOCKS][ROWS / 2], const Target& target, int row, int end, int output) {
     output += threadIdx.x / 32 % 4 * 16;
     switch (target.epilogue) {
+#if !FOR_EXPERTS
     case STORE_F32: return store_f32<false>(d, target, row, end, output);
+#endif
+#if !FOR_EXPERTS && !WEIGHTS_TURNED
     case STORE_PARTS: return store_f32<true>(d, target, row / 2, target.row_limit, output);
-    case STORE_BF16: return store_rounded<STORE_BF16>(d, target, row, end, output);
     case STORE_ACTIVATED: return store_rounded<STORE_ACTIVATED>(d, target, row, end, output);
+#endif
+    case STORE_BF16: return store_rounded<STORE_BF16>(d, target, row, end, output);
+#if !WEIGHTS_TURNED
     case STORE_GATED: return store_rounded<STORE_GATED>(d, target, row, end, output);
+#endif
     }
 }
 

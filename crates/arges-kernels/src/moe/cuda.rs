@@ -111,7 +111,7 @@ impl Router {
                  can choose more than {MAX_CHOICES}"
             )));
         }
-        let module = cuda.module(SOURCE, &defines(activations, weights, choices))?;
+        let module = cuda.module(SOURCE, &defines(activations, weights, choices));
         Ok(Self {
             cuda: Arc::clone(cuda),
             width,

@@ -137,7 +137,7 @@ impl Norms {
         if !width.is_multiple_of(4) {
             return Err(CudaError::Unsupported(format!("a hidden size of {width} is no multiple of 4")));
         }
-        let module = cuda.module(SOURCE, &defines(activations, table))?;
+        let module = cuda.module(SOURCE, &defines(activations, table));
         Ok(Self {
             cuda: Arc::clone(cuda),
             width,

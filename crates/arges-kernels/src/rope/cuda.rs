@@ -25,7 +25,7 @@ impl DeviceAngles {
     pub fn new(cuda: &Arc<Cuda>, frequencies: &Frequencies, rows: usize) -> Result<Self, CudaError> {
         Ok(Self {
             cuda: Arc::clone(cuda),
-            kernel: cuda.module(ANGLES, &[])?.kernel("angles")?,
+            kernel: cuda.module(ANGLES, &[]).kernel("angles")?,
             frequencies: Buffer::from_slice(cuda, &frequencies.0)?,
             table: Buffer::zeroed(cuda, rows * 2 * frequencies.0.len())?,
         })

@@ -117,7 +117,7 @@ impl Decode {
     fn new(cuda: &Arc<Cuda>, shape: Shape, defines: &[Define]) -> Result<Self, CudaError> {
         let (group, blocks) = (shape.heads / shape.kv_heads, 2 * cuda.facts().multiprocessors);
         Ok(Self {
-            kernel: cuda.module(DECODE, defines)?.kernel("decode")?,
+            kernel: cuda.module(DECODE, defines).kernel("decode")?,
             blocks,
             sums: Buffer::zeroed(cuda, blocks * group * shape.head_dim)?,
             totals: Buffer::zeroed(cuda, blocks * 2 * group)?,
@@ -164,13 +164,13 @@ impl SoftmaxCuda {
         let defines = [("HEAD_DIM", head_dim as i64), ("GROUP", group as i64), ("ELEMENT_BYTES", bytes)];
         let plain_defines =
             [&defines[..], &[("ROTARY_DIM", rotary_dim as i64), ("VECTOR", vector as i64)]].concat();
-        let plain = cuda.module(PLAIN, &plain_defines)?;
+        let plain = cuda.module(PLAIN, &plain_defines);
         let on_tensor_cores = element == Element::Bf16 && matches!(head_dim, 64 | 128) && vector == most;
         let prefill = if on_tensor_cores && hopper && group.is_power_of_two() && group <= 128 {
-            let kernel = cuda.module(HOPPER, &defines)?.kernel("prefill")?;
+            let kernel = cuda.module(HOPPER, &defines).kernel("prefill")?;
             Some(Prefill::Hopper { kernel, drawn: Buffer::zeroed(cuda, 1)? })
         } else if on_tensor_cores && group <= TILE_ROWS {
-            Some(Prefill::Tiles(cuda.module(TILES, &defines)?.kernel("prefill")?))
+            Some(Prefill::Tiles(cuda.module(TILES, &defines).kernel("prefill")?))
         } else {
             None
         };

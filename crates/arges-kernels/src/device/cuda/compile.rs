@@ -1,23 +1,20 @@
-//! From a kernel's source to a module on the device, through NVRTC and a cache on disk.
+//! From a kernel's source to machine code, through NVRTC and a cache on disk.
 
 use std::ffi::{CStr, CString};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use cudarc::driver::CudaModule;
-use cudarc::driver::sys::CUfunction_attribute_enum;
-use cudarc::nvrtc::{Ptx, result, sys};
+use cudarc::nvrtc::{result, sys};
 
-use super::launch::Kernel;
-use super::{Cuda, CudaError};
+use super::CudaError;
 
 /// What all kernels share: vectors, bf16, reductions within a warp.
 const PRELUDE: &str = include_str!("prelude.cuh");
 
 /// A file of kernels, compiled as a whole after the prelude.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Source {
     /// Its path within the crate.
     pub name: &'static str,
@@ -56,68 +53,39 @@ impl Architecture {
     }
 }
 
-/// Compiled kernels on a device.
-pub struct Module {
-    source: Source,
-    module: Arc<CudaModule>,
-    /// Bytes that a block can have.
-    shared_memory: usize,
-}
-
-impl Module {
-    /// The kernel of that name, which may use all the shared memory of a block.
-    ///
-    /// # Errors
-    /// When the source has none.
-    pub fn kernel(&self, name: &str) -> Result<Kernel, CudaError> {
-        let function = self
-            .module
-            .load_function(name)
-            .map_err(|_| CudaError::NoKernel { source_name: self.source.name, kernel: name.to_owned() })?;
-        let handle = function.cu_function();
-        let attribute = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        let own = function.shared_size_bytes().unwrap_or(0);
-        let most = i32::try_from(self.shared_memory).unwrap_or(0) - own;
-        function
-            .set_attribute(attribute, most)
-            .map_err(|e| CudaError::driver("giving a kernel its shared memory", e))?;
-        let name = format!("{} {name}", self.source.name).into();
-        Ok(Kernel { name, _function: function, handle })
-    }
-}
-
 /// Whether the compiler's library can be loaded.
 pub(super) fn require_library() -> Result<(), CudaError> {
     // SAFETY: looks for the library and calls nothing in it.
     if unsafe { sys::is_culib_present() } { Ok(()) } else { Err(CudaError::NoCompiler) }
 }
 
-impl Cuda {
-    /// Compiles a source for this device, or takes it from the cache, and loads it.
+/// All that decides on machine code.
+#[derive(Clone, PartialEq)]
+pub(super) struct Inputs {
+    pub(super) source: Source,
+    pub(super) defines: Vec<Define>,
+    pub(super) architecture: Architecture,
+    /// Version of CUDA that the driver brings.
+    pub(super) driver: i32,
+}
+
+impl Inputs {
+    /// The machine code, from the cache or compiled.
     ///
     /// # Errors
-    /// When it does not compile, or the driver does not take it.
-    pub fn module(&self, source: Source, defines: &[Define]) -> Result<Module, CudaError> {
-        self.bind()?;
-        let architecture = self.facts().architecture;
-        let path = cache_path(source, defines, architecture, self.facts().driver)?;
-        let cached = path.as_deref().and_then(read_cached);
-        let image = match cached {
-            Some(image) => image,
-            None => {
-                let image = compile(source, defines, architecture)?;
-                if let Some(path) = &path {
-                    // A cache that cannot be written costs the next start some seconds and nothing else.
-                    let _ = write_cached(path, &image);
-                }
-                image
-            }
-        };
-        let module = self
-            .context
-            .load_module(Ptx::from_binary(image))
-            .map_err(|e| CudaError::driver("loading kernels", e))?;
-        Ok(Module { source, module, shared_memory: self.facts().shared_memory })
+    /// As for [`compile`].
+    pub(super) fn image(&self) -> Result<Vec<u8>, CudaError> {
+        let Self { source, ref defines, architecture, driver } = *self;
+        let path = cache_path(source, defines, architecture, driver)?;
+        if let Some(image) = path.as_deref().and_then(read_cached) {
+            return Ok(image);
+        }
+        let image = compile(source, defines, architecture)?;
+        if let Some(path) = &path {
+            // A cache that cannot be written costs the next start some seconds and nothing else.
+            let _ = write_cached(path, &image);
+        }
+        Ok(image)
     }
 }
 
@@ -221,6 +189,9 @@ fn write_cached(path: &Path, image: &[u8]) -> Result<(), CudaError> {
     let failed = |source| CudaError::Cache { path: path.to_owned(), source };
     let directory = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory).map_err(failed)?;
-    let part = path.with_extension(format!("part-{}", std::process::id()));
+    // Threads may write the same image at the same time.
+    static PARTS: AtomicUsize = AtomicUsize::new(0);
+    let number = PARTS.fetch_add(1, Ordering::Relaxed);
+    let part = path.with_extension(format!("part-{}-{number}", std::process::id()));
     fs::write(&part, image).and_then(|()| fs::rename(&part, path)).map_err(failed)
 }

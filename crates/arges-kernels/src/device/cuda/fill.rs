@@ -19,7 +19,7 @@ impl Fill {
     /// # Errors
     /// When that fails.
     pub fn new(cuda: &Arc<Cuda>) -> Result<Self, CudaError> {
-        let module = cuda.module(SOURCE, &[])?;
+        let module = cuda.module(SOURCE, &[]);
         Ok(Self {
             cuda: Arc::clone(cuda),
             f32: module.kernel("fill_f32")?,

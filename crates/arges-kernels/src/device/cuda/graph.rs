@@ -29,6 +29,8 @@ impl Cuda {
     /// Those of `body`, or when it did what cannot be captured, as waiting for the stream.
     pub fn capture(&self, body: impl FnOnce() -> Result<(), CudaError>) -> Result<Graph, CudaError> {
         let failed = |e| CudaError::driver("capturing a graph", e);
+        // Kernels cannot be loaded meanwhile.
+        self.ready()?;
         self.bind()?;
         self.stream
             .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
@@ -63,11 +65,12 @@ impl Timer {
         Ok(Self { begin: event()?, end: event()?, cuda: Arc::clone(cuda) })
     }
 
-    /// Marks the begin.
+    /// Marks the begin, once all kernels are compiled.
     ///
     /// # Errors
-    /// When the driver fails.
+    /// When the driver fails, or a kernel does not compile.
     pub fn start(&self) -> Result<(), CudaError> {
+        self.cuda.ready()?;
         self.begin.record(&self.cuda.stream).map_err(|e| CudaError::driver("recording an event", e))
     }
 

@@ -2,24 +2,18 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaFunction, sys};
+use cudarc::driver::sys;
 
+use super::code::Entry;
 use super::{Cuda, CudaError, TensorMap};
 
-/// A compiled kernel.
+/// A compiled kernel, or one on its way.
 #[derive(Clone)]
 pub struct Kernel {
     /// Its source and its name there.
     pub(super) name: Arc<str>,
-    /// Holds the module that `handle` is valid with.
-    pub(super) _function: CudaFunction,
-    pub(super) handle: sys::CUfunction,
+    pub(super) entry: Arc<Entry>,
 }
-
-// SAFETY: a handle to code on the device, valid in every thread as long as its module, which `_function` holds.
-unsafe impl Send for Kernel {}
-// SAFETY: as above; it has no state.
-unsafe impl Sync for Kernel {}
 
 impl Kernel {
     /// The same kernel under a name that says more in profiles.
@@ -100,7 +94,8 @@ impl Cuda {
     /// Puts a kernel into the stream.
     ///
     /// # Errors
-    /// When the driver refuses the shape. What goes wrong while it runs is told when the stream is waited for.
+    /// When the kernel does not compile, or the driver refuses the shape. What goes wrong while it runs is told when the
+    /// stream is waited for.
     ///
     /// # Panics
     /// With more than 24 arguments.
@@ -117,6 +112,7 @@ impl Cuda {
         if shape.grid.contains(&0) {
             return Ok(());
         }
+        let handle = kernel.entry.handle()?;
         self.bind()?;
         let mut addresses = [std::ptr::null_mut(); MAX_ARGUMENTS];
         for (address, argument) in addresses[..arguments.len()].iter_mut().zip(arguments) {
@@ -144,12 +140,7 @@ impl Cuda {
         // SAFETY: `config` and the argument addresses outlive the call, which copies them; the rest is the caller's
         // contract.
         unsafe {
-            sys::cuLaunchKernelEx(
-                &raw const config,
-                kernel.handle,
-                addresses.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
+            sys::cuLaunchKernelEx(&raw const config, handle, addresses.as_mut_ptr(), std::ptr::null_mut())
         }
         .result()
         .map_err(|e| CudaError::driver("starting a kernel", e))

@@ -2,10 +2,11 @@
 //! nothing of CUDA is needed to build, and a machine without it runs on the CPU as before.
 //!
 //! One device has one stream, on which everything happens in order. Memory is taken at the start ([`Buffer`]);
-//! kernels are sources beside their operation ([`Source`]), compiled for the card at hand and kept on disk
+//! kernels are sources beside their operation ([`Source`]), compiled side by side for the card at hand and kept on disk
 //! ([`Cuda::module`]); steps that repeat are captured once and replayed ([`Graph`]).
 
 mod buffer;
+mod code;
 mod compile;
 mod error;
 mod fill;
@@ -23,7 +24,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use cudarc::driver::{CudaContext, CudaStream, sys};
 
 pub use buffer::{Activations, Buffer, DeviceValue, Pinned};
-pub use compile::{Architecture, Define, Module, Source, compile};
+pub use code::Module;
+pub use compile::{Architecture, Define, Source, compile};
 pub use error::CudaError;
 pub use fill::Fill;
 pub use graph::{Graph, Timer};
@@ -39,6 +41,7 @@ pub struct Cuda {
     allocated: AtomicUsize,
     peak: AtomicUsize,
     profiler: profile::Profiler,
+    compiling: Arc<code::Compiling>,
 }
 
 /// What the device says of itself.
@@ -91,6 +94,7 @@ impl Cuda {
             allocated: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
             profiler: profile::Profiler::default(),
+            compiling: code::Compiling::new(),
         }))
     }
 

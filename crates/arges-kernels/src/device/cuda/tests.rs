@@ -39,7 +39,7 @@ fn a_source_that_does_not_compile_is_named_with_the_compilers_log() {
 #[test]
 fn kernels_run_in_order_and_again_from_a_graph() {
     let Some(cuda) = gpu() else { return };
-    let module = cuda.module(SOURCE, &[("SHIFT", 1)]).unwrap();
+    let module = cuda.module(SOURCE, &[("SHIFT", 1)]);
     let kernel = module.kernel("scale").unwrap();
     let buffer = Buffer::from_slice(&cuda, &[1.0f32, 2.0, 3.0, 4.0]).unwrap();
     let launch = |shape: LaunchShape| {
@@ -114,7 +114,7 @@ fn filled_values_are_normal_and_depend_on_seed_and_place() {
 #[test]
 fn rounding_on_the_device_is_that_of_the_host() {
     let Some(cuda) = gpu() else { return };
-    let kernel = cuda.module(SOURCE, &[("SHIFT", 0)]).unwrap().kernel("round_values").unwrap();
+    let kernel = cuda.module(SOURCE, &[("SHIFT", 0)]).kernel("round_values").unwrap();
     let values = Random::new(5).normal(4096);
     let from = Buffer::from_slice(&cuda, &values).unwrap();
     let to = Activations::zeroed(&cuda, crate::matmul::Element::Bf16, values.len()).unwrap();

@@ -96,10 +96,10 @@ impl LightningBackwardCuda {
         let d = shape.head_dim;
         let tensor_cores = on_tensor_cores(cuda, shape, element, wgmma)?;
         let defines = defines(d, element);
-        let portable = cuda.module(PORTABLE, &defines)?;
+        let portable = cuda.module(PORTABLE, &defines);
         let gradients = if tensor_cores {
             let attending = attending(d, wgmma);
-            let module = cuda.module(BACKWARD, &chunk_defines(d, wgmma, attending))?;
+            let module = cuda.module(BACKWARD, &chunk_defines(d, wgmma, attending));
             let kernel = module.kernel("lightning_backward")?;
             let shared = chunks_shared(d, wgmma, attending);
             Launch { kernel, columns: 64 * attending, shared, copy_engine: wgmma }

@@ -137,7 +137,7 @@ impl ProductGradients {
     /// # Errors
     /// When that fails.
     pub fn new(cuda: &Arc<Cuda>, experts: usize) -> Result<Self, CudaError> {
-        let module = cuda.module(GRADIENTS, &[])?;
+        let module = cuda.module(GRADIENTS, &[]);
         let wide = cuda.facts().architecture.has_wgmma();
         Ok(Self {
             cuda: Arc::clone(cuda),
@@ -192,7 +192,7 @@ impl ProductGradients {
     /// When the driver fails.
     ///
     /// # Panics
-    /// When shapes do not agree.
+    /// When shapes do not agree, or the output is neither f32 nor rounded.
     pub fn inputs(
         &self,
         products: &Products,

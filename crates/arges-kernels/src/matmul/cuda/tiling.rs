@@ -58,7 +58,12 @@ impl Tiling {
         self.stages * (self.outputs() + self.rows) * 128 + 1024 + pieces
     }
 
-    pub(super) fn defines(self) -> [(&'static str, i64); 7] {
+    /// Whether its results can only be rounded or gated: those of experts, as one matrix never takes it.
+    pub(super) const fn for_experts(self) -> bool {
+        self.partial && self.rows > MOST_OF_ONE
+    }
+
+    pub(super) fn defines(self) -> [(&'static str, i64); 8] {
         [
             ("ROWS", self.rows as i64),
             ("BLOCKS", self.blocks as i64),
@@ -67,6 +72,7 @@ impl Tiling {
             ("PARTIAL", self.partial as i64),
             ("IN_TURN", self.in_turn as i64),
             ("PARTS", PARTS as i64),
+            ("FOR_EXPERTS", self.for_experts() as i64),
         ]
     }
 }
@@ -91,6 +97,8 @@ pub(super) const LONG: usize = TILINGS.len() - 1;
 /// Values of a sum, and average rows of a matrix, from which on the last is taken.
 const LONG_SUM: usize = 4096;
 const LONG_ROWS: usize = 2048;
+/// Rows at most of a tile of one matrix where tiles are partial.
+pub(super) const MOST_OF_ONE: usize = 128;
 /// Average rows of an expert from which on it is taken.
 pub(super) const LARGE_ROWS: usize = 256;
 
@@ -140,7 +148,7 @@ pub(in crate::matmul) fn warp_tiling_defines() -> impl Iterator<Item = [(&'stati
 
 /// What `hopper.cu` is compiled for.
 #[cfg(test)]
-pub(in crate::matmul) fn tiling_defines() -> impl Iterator<Item = [(&'static str, i64); 7]> {
+pub(in crate::matmul) fn tiling_defines() -> impl Iterator<Item = [(&'static str, i64); 8]> {
     TILINGS.iter().map(|tiling| tiling.defines())
 }
 

@@ -131,7 +131,7 @@ impl MixtureGradients {
         experts: usize,
         choices: usize,
     ) -> Result<Self, CudaError> {
-        let module = cuda.module(GRADIENTS, &gradient_defines(activations))?;
+        let module = cuda.module(GRADIENTS, &gradient_defines(activations));
         Ok(Self {
             cuda: Arc::clone(cuda),
             activations,

@@ -198,7 +198,7 @@ impl StreamGradients {
     /// When that fails.
     pub fn new(cuda: &Arc<Cuda>, activations: Element, shape: StreamShape) -> Result<Self, CudaError> {
         Self::check_width(shape.width);
-        let module = cuda.module(GRADIENTS, &shape.defines(activations))?;
+        let module = cuda.module(GRADIENTS, &shape.defines(activations));
         let both = |rows, exact| Ok::<_, CudaError>([module.kernel(rows)?, module.kernel(exact)?]);
         Ok(Self {
             cuda: Arc::clone(cuda),

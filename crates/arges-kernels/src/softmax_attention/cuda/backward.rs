@@ -97,12 +97,12 @@ impl SoftmaxBackwardCuda {
                 "heads of {head_dim} channels, {rotary_dim} of them rotated"
             )));
         }
-        let plain = cuda.module(PLAIN_BACKWARD, &defines(shape, element))?;
+        let plain = cuda.module(PLAIN_BACKWARD, &defines(shape, element));
         let on_tensor_cores = on_tensor_cores(shape, element)
             && query_shared(head_dim).max(key_shared(head_dim)) <= cuda.facts().shared_memory;
         let gradients = if on_tensor_cores {
             let defines = [&defines(shape, element)[..], &[("WGMMA", i64::from(wgmma))]].concat();
-            &cuda.module(BACKWARD, &defines)?
+            &cuda.module(BACKWARD, &defines)
         } else {
             &plain
         };

@@ -97,12 +97,14 @@ impl CudaWorkspace {
     }
 
     /// Buffers for steps of `model` up to `plan`. With `exact`, a token's log-probability has the same bits alone or in
-    /// any batch, in prefill or in decode; decoding is slower then.
+    /// any batch, in prefill or in decode; decoding is slower then. Waits until all kernels are compiled.
     ///
     /// # Errors
-    /// When the memory of the device is too small.
+    /// When the memory of the device is too small, or a kernel does not compile.
     pub fn new(model: &CudaModel, plan: WorkspacePlan, exact: bool) -> Result<Self, CudaError> {
-        Self::with_host_rows(model, plan, exact, plan.max_logit_rows.max(1))
+        let workspace = Self::with_host_rows(model, plan, exact, plan.max_logit_rows.max(1))?;
+        model.cuda().ready()?;
+        Ok(workspace)
     }
 
     /// The same for a trainer: exact, and no logits go to the host.

@@ -129,6 +129,7 @@ impl CudaTrainer {
             buffers,
         };
         trainer.take_memory_for_layers()?;
+        cuda.ready()?;
         Ok(trainer)
     }
 

@@ -54,7 +54,13 @@ const CHOICES: [Tiling; 2] = [TILINGS[LONG], TILINGS[3]];
 impl Hopper {
     pub(super) fn new(cuda: &Arc<Cuda>) -> Result<Self, CudaError> {
         let compile = |layout, tiling: Tiling| {
-            let kernel = cuda.module(HOPPER_GRADIENT, &defines(tiling, layout))?.kernel("gradient")?;
+            let defines = defines(tiling, layout);
+            let module = match layout {
+                Layout::InPlace => cuda.module(HOPPER_GRADIENT, &defines),
+                // Of models whose widths are no multiples of 8.
+                Layout::Copied => cuda.seldom(HOPPER_GRADIENT, &defines),
+            };
+            let kernel = module.kernel("gradient")?;
             let name = format!("by weights, tiles of {} by {}", tiling.outputs(), tiling.rows);
             Ok::<_, CudaError>((tiling, kernel.called(&name)))
         };
