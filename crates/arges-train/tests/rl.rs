@@ -317,8 +317,7 @@ fn on_a_gpu_too_every_log_probability_has_the_bits_that_it_was_sampled_with() {
             // What it does by halves, with groups that are not all alike: there is a gradient in every step.
             changes.push(("learning_rate = 1e-2", "learning_rate = 1e-4"));
             changes.push(("dynamic_sampling = false", "dynamic_sampling = true"));
-            changes.push(("name = \"addition\"", "name = \"dyck_completion\""));
-            changes.push(("difficulty = [1, 2]", "difficulty = [8, 9]"));
+            changes.push(("name = \"addition\"", "name = \"game_of_24\""));
             changes.push(("[[window]]\ntokens = 20", "[[window]]\ntokens = 200"));
             changes.push(("repetition = { tokens = 5, probability = 0.0033 }", ""));
         } else {
