@@ -1,108 +1,19 @@
 //! Gradients of norms and of the residual stream on a GPU (`backward.cu`).
 
+mod shape;
+mod step;
+
 use std::sync::Arc;
 
 use super::Norm;
-use crate::device::cuda::{
-    Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source,
-};
+use crate::device::cuda::{Activations, Argument, Buffer, Cuda, CudaError, Kernel, LaunchShape, Source};
 use crate::matmul::Element;
+use shape::BLOCK;
+pub use shape::StreamShape;
+pub use step::{BranchGradient, NormBackward, NormedGradient, Past};
 
 /// The kernels.
 pub const GRADIENTS: Source = Source { name: "norm/backward.cu", text: include_str!("../backward.cu") };
-
-/// Rows of a block of the gated norm's, whose gradients by the weight are summed together.
-const BLOCK: usize = 16;
-/// The same of the stream's norm at least, and blocks at most.
-const LEAST_PART: usize = 16;
-const MOST_PARTS: usize = 256;
-
-/// Bytes of rows at most that a block of it copies ahead of their use; two blocks share a multiprocessor.
-const COPY_BYTES: usize = 100 << 10;
-/// Rows that it has room for then, and what it copies of each besides those that its token chose.
-const ROWS_AHEAD: usize = 4;
-const OPERANDS: usize = 2;
-
-/// Threads of a block of the stream's norm at most, and values of sums of a router's gradient that one has registers for.
-const MOST_THREADS: usize = 384;
-const MOST_SUMS: usize = 64;
-
-/// What the gradients of a stream's norms are compiled for.
-#[derive(Debug, Clone, Copy)]
-pub struct StreamShape {
-    /// Rows at most.
-    pub rows: usize,
-    /// Width of the stream.
-    pub width: usize,
-    /// Width of gated norms at most.
-    pub gated: usize,
-    /// Rows of each token that a mixture chooses, and experts it chooses from; 0 without one.
-    pub choices: usize,
-    /// See there.
-    pub experts: usize,
-}
-
-impl StreamShape {
-    /// How a block divides a row of the stream.
-    fn division(&self, activations: Element) -> Division {
-        let values = if activations == Element::Bf16 && self.width.is_multiple_of(8) { 8 } else { 4 };
-        let vectors = self.width / values;
-        let groups = vectors.div_ceil(MOST_THREADS).max(1);
-        let threads = vectors.div_ceil(groups).next_multiple_of(32).max(32);
-        Division { values, groups, threads }
-    }
-
-    /// Rows of the small matrix whose gradient is summed on the way through the norm before it, a router's: where a
-    /// thread has registers for the sums of all experts, and else none.
-    fn summed(&self, activations: Element) -> usize {
-        let Division { values, groups, .. } = self.division(activations);
-        if self.experts * values * groups <= MOST_SUMS { self.experts } else { 0 }
-    }
-
-    /// What the kernels are compiled for.
-    #[must_use]
-    pub fn defines(&self, activations: Element) -> [Define; 8] {
-        let Division { values, groups, threads } = self.division(activations);
-        [
-            ("ACTIVATIONS_BF16", i64::from(activations == Element::Bf16)),
-            ("ROWS", BLOCK as i64),
-            ("VALUES", values as i64),
-            ("GROUPS", groups as i64),
-            ("THREADS", threads as i64),
-            ("CHOICES", self.choices.max(1) as i64),
-            ("SMALL", self.summed(activations) as i64),
-            ("COPIES", i64::from(self.copies(activations, self.choices.max(1)) > 0)),
-        ]
-    }
-
-    /// Shared memory for rows that are copied ahead of their use, where each has so many of a branch; none where they do
-    /// not fit.
-    fn copies(&self, activations: Element, branches: usize) -> usize {
-        let Division { values, groups, threads } = self.division(activations);
-        let size = if activations == Element::Bf16 { 2 } else { 4 };
-        let of_branches = |branches| (OPERANDS + branches) * ROWS_AHEAD * groups * threads * values * size;
-        if of_branches(self.choices.max(1)) <= COPY_BYTES { of_branches(branches) } else { 0 }
-    }
-
-    /// Values of all parts of gradients by weights.
-    fn parts(&self, activations: Element) -> usize {
-        let (_, blocks) = parts_of(self.rows);
-        (blocks * (1 + self.summed(activations)) * self.width).max(self.rows.div_ceil(BLOCK) * self.gated)
-    }
-}
-
-/// How a block divides a row: vectors of `values`, of which each thread has as many as there are groups.
-struct Division {
-    values: usize,
-    groups: usize,
-    threads: usize,
-}
-
-/// Rows that one block of the stream's norm takes, and blocks.
-fn parts_of(rows: usize) -> (usize, usize) {
-    let part = rows.div_ceil(MOST_PARTS).next_multiple_of(2).max(LEAST_PART);
-    (part, rows.div_ceil(part))
-}
 
 /// The compiled kernels for activations of one format.
 pub struct StreamGradients {
@@ -124,72 +35,8 @@ pub struct StreamGradients {
     parts: Buffer<f32>,
 }
 
-/// What goes past a block of the model, times this factor.
-#[derive(Debug, Clone, Copy)]
-pub enum Past {
-    /// Its input.
-    Stream(f32),
-    /// Its normed input (`postnorm`).
-    Normed(f32),
-    /// Nothing: a norm alone.
-    Nothing,
-}
-
-/// Where most of the gradient by a normed value comes from.
-#[derive(Clone, Copy)]
-pub enum BranchGradient<'a> {
-    /// Rows `[rows, width]`.
-    Rows(&'a Activations),
-    /// Rows of each token's choices, and their places `[rows, choices]`; a place below 0 stands for none.
-    Choices(&'a Activations, &'a Buffer<i32>),
-}
-
-/// The gradient by a normed value: the sum of these.
-#[derive(Clone, Copy)]
-pub struct NormedGradient<'a> {
-    /// See there.
-    pub branch: BranchGradient<'a>,
-    /// More rows `[rows, width]`.
-    pub more: Option<&'a Activations>,
-    /// Rows in f32.
-    pub exact: Option<&'a Buffer<f32>>,
-    /// Through small matrices `[count, width]`: the gradients by their outputs, `[rows, count]`, and the matrices. The
-    /// second one has one row.
-    pub outer: [Option<(&'a Buffer<f32>, &'a Buffer<f32>)>; 2],
-}
-
-impl<'a> From<BranchGradient<'a>> for NormedGradient<'a> {
-    fn from(branch: BranchGradient<'a>) -> Self {
-        Self { branch, more: None, exact: None, outer: [None; 2] }
-    }
-}
-
 /// Where a gradient is added: from that value of a buffer on.
 pub type Place<'a> = (&'a mut Buffer<f32>, usize);
-
-/// The last step back through a block whose input went through a norm.
-pub struct NormBackward<'a> {
-    /// The block's input, `[rows, width]`: in f32 or as it was kept, which is rounded. The gradients are the same.
-    pub x: &'a Activations,
-    /// See there.
-    pub rows: usize,
-    /// The norm.
-    pub norm: Norm<'a>,
-    /// What goes past the block.
-    pub past: Past,
-    /// The gradient by the normed input.
-    pub gradient: NormedGradient<'a>,
-    /// The gradient by the block's output, which becomes that by its input, `[rows, width]`.
-    pub dx: &'a mut Activations,
-    /// Gets the latter times that factor too.
-    pub scaled: Option<(f32, &'a mut Activations)>,
-    /// Where gradients are added.
-    pub gradients: &'a mut Buffer<f32>,
-    /// The place of that by the norm's weight.
-    pub weight_at: usize,
-    /// The place of that by the first small matrix, if it is to be added: see [`StreamGradients::sums_router`].
-    pub outer_at: Option<usize>,
-}
 
 impl StreamGradients {
     /// Compiles them.
@@ -235,100 +82,6 @@ impl StreamGradients {
 
     fn check_width(width: usize) {
         assert!(width.is_multiple_of(4), "rows of {width} are no multiple of 4");
-    }
-
-    /// Takes a step back through a norm.
-    ///
-    /// # Errors
-    /// When the driver fails.
-    ///
-    /// # Panics
-    /// When shapes do not agree, or a small matrix's gradient is asked for that is not summed here.
-    pub fn norm_backward(&mut self, step: NormBackward<'_>) -> Result<(), CudaError> {
-        let NormBackward { x, rows, norm, past, gradient, dx, scaled, gradients, weight_at, outer_at } = step;
-        let width = norm.weight.len();
-        assert_eq!(width, self.shape.width, "width of the stream");
-        assert!(rows <= self.shape.rows, "{rows} rows");
-        let room = rows * width;
-        let (beta, scaled) = scaled.map_or((0.0, None), |(beta, scaled)| (beta, Some(&*scaled)));
-        for rows in [&*dx].into_iter().chain(gradient.more).chain(scaled) {
-            assert!(rows.len() >= room && rows.element() == self.activations, "rows of activations");
-        }
-        assert!(x.len() >= room && gradient.exact.is_none_or(|exact| exact.len() >= room), "{rows} rows");
-        assert!(x.element() == Element::F32 || x.element() == self.activations, "element of the stream");
-        let (branch, places, branches) = match gradient.branch {
-            BranchGradient::Rows(branch) => {
-                assert!(branch.len() >= room, "rows of the branch");
-                (branch, 0, 1)
-            }
-            BranchGradient::Choices(branch, places) => {
-                assert!(places.len() >= rows * self.shape.choices, "choices of {rows} rows");
-                (branch, places.address(0), self.shape.choices)
-            }
-        };
-        assert_eq!(branch.element(), self.activations, "element of the branch");
-        let counts = gradient.outer.map(|outer| outer.map_or(0, |(_, matrix)| matrix.len() / width));
-        for ((factors, matrix), count) in gradient.outer.iter().flatten().zip(counts) {
-            assert!(
-                matrix.len() == count * width && factors.len() >= rows * count,
-                "shapes of a small matrix"
-            );
-        }
-        assert!(counts[1] <= 1, "one row of the second small matrix");
-        let (past, alpha) = match past {
-            Past::Stream(alpha) => (0, alpha),
-            Past::Normed(alpha) => (1, alpha),
-            Past::Nothing => (2, 0.0),
-        };
-        let kernels = match (gradient.branch, outer_at) {
-            (BranchGradient::Rows(_), None) => &self.norm_backward,
-            (BranchGradient::Choices(..), None) => &self.norm_backward_choices,
-            (branch, Some(_)) => {
-                assert!(matches!(branch, BranchGradient::Choices(..)), "a router's gradient without choices");
-                assert_eq!(counts[0], self.shape.experts, "rows of the first small matrix");
-                self.norm_backward_outer.as_ref().expect("made for matrices that are summed here")
-            }
-        };
-        let kernel = &kernels[usize::from(x.element() != self.activations)];
-        let pointer = |buffer: Option<&Buffer<f32>>| Argument::Pointer(buffer.map_or(0, |b| b.address(0)));
-        let address = |rows: Option<&Activations>| Argument::Pointer(rows.map_or(0, |rows| rows.address(0)));
-        let (part, blocks) = parts_of(rows);
-        let arguments = [
-            Argument::Pointer(x.address(0)),
-            Argument::Pointer(norm.weight.address(0)),
-            Argument::F32(norm.epsilon),
-            Argument::I32(width as i32),
-            Argument::I32(rows as i32),
-            Argument::I32(part as i32),
-            Argument::Pointer(dx.address(0)),
-            Argument::F32(alpha),
-            Argument::I32(past),
-            Argument::Pointer(branch.address(0)),
-            Argument::Pointer(places),
-            address(gradient.more),
-            pointer(gradient.exact),
-            pointer(gradient.outer[0].map(|outer| outer.0)),
-            pointer(gradient.outer[0].map(|outer| outer.1)),
-            Argument::I32(counts[0] as i32),
-            pointer(gradient.outer[1].map(|outer| outer.0)),
-            pointer(gradient.outer[1].map(|outer| outer.1)),
-            Argument::Pointer(self.parts.address(0)),
-            address(scaled),
-            Argument::F32(beta),
-        ];
-        let threads = self.shape.division(self.activations).threads;
-        let copies = self.shape.copies(self.activations, branches);
-        let shape = LaunchShape::new(blocks, threads).shared(copies).overlap();
-        // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above, and there is room for a part
-        // of each block of as many rows as these kernels were made for. Places are rows of the choices or negative, as
-        // `group` of moe.cu writes them.
-        unsafe { self.cuda.launch(kernel, shape, &arguments)? };
-        let summed = outer_at.map_or(0, |_| self.shape.experts * width);
-        self.add_parts(blocks, width + summed, 0, width, (&mut *gradients, weight_at))?;
-        match outer_at {
-            Some(at) => self.add_parts(blocks, width + summed, width, summed, (gradients, at)),
-            None => Ok(()),
-        }
     }
 
     /// Through `gate * norm(x)` for rows `x[rows, width]`, where gates have been through the sigmoid: writes the
