@@ -325,7 +325,10 @@ fn on_a_gpu_too_every_log_probability_has_the_bits_that_it_was_sampled_with() {
         }
         let run = whole_on(place.config(name, &changes), gpu.clone());
         assert_eq!(metric(&run, "train_infer_logprob_maxdiff"), [0.0; 4], "{name}");
-        assert!(metric(&run, "train_infer_tokens").iter().sum::<f64>() > 100.0, "{name}");
+        // Of tokens that were sampled ahead, those of weights that have changed since are not compared.
+        let least = if name.ends_with("ahead") { 0.0 } else { 100.0 };
+        let compared = metric(&run, "train_infer_tokens").iter().sum::<f64>();
+        assert!(compared > least, "{name}: {compared} tokens");
         let norms = metric(&run, "train/gradient_norm");
         assert!(norms.iter().all(|norm| *norm > 0.0), "{name}: {norms:?}");
         let ratios = metric(&run, "train/log_ratio_max");
