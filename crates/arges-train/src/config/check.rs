@@ -5,7 +5,9 @@ use std::path::Path;
 
 use arges_model::Dialect;
 
-use super::{ConfigError, DataConfig, DataKind, NewModel, OptimizerConfig, ScheduleKind, TrainConfig};
+use super::{
+    ComputeType, ConfigError, DataConfig, DataKind, NewModel, OptimizerConfig, ScheduleKind, TrainConfig,
+};
 
 type Checked = Result<(), (String, String)>;
 
@@ -62,6 +64,11 @@ impl TrainConfig {
             }
             (Some(_), None) => {}
         }
+        require(
+            self.model.head == ComputeType::F32 || self.model.compute == ComputeType::Bf16,
+            "model.head",
+            "bf16 goes with `compute = \"bf16\"`",
+        )?;
         if let Some(lora) = &self.lora {
             require(lora.rank > 0, "lora.rank", "must be at least 1")?;
             require(lora.alpha.is_finite() && lora.alpha > 0.0, "lora.alpha", "must be a number above 0")?;

@@ -246,6 +246,7 @@ impl TrainConfig {
             if let Some(batch) = fields.get_mut("batch").and_then(serde_json::Value::as_object_mut) {
                 batch.shift_remove("recompute");
             }
+            self.model.forget_defaults(fields);
         }
         value
     }

@@ -23,11 +23,22 @@ pub struct ModelConfig {
     pub compute: ComputeType,
     /// Precision of the rows that the head multiplies, on a GPU beside `compute = "bf16"`: with `bf16` a step is some
     /// percent faster, and log-probabilities are no longer those of inference.
-    #[serde(default, skip_serializing_if = "ComputeType::is_f32")]
+    #[serde(default)]
     pub head: ComputeType,
     /// How weights are stored in checkpoints. The state of a run keeps f32 whatever stands here.
     #[serde(default)]
     pub save_dtype: SaveType,
+}
+
+impl ModelConfig {
+    /// Takes what was no field yet when a run began out of the configuration that tells whether it is the same run, where
+    /// it says what held then.
+    pub(crate) fn forget_defaults(&self, config: &mut serde_json::Map<String, serde_json::Value>) {
+        let model = config.get_mut("model").and_then(serde_json::Value::as_object_mut);
+        if let Some(model) = model.filter(|_| self.head == ComputeType::F32) {
+            model.shift_remove("head");
+        }
+    }
 }
 
 /// Precision of products.
@@ -39,12 +50,6 @@ pub enum ComputeType {
     F32,
     /// bfloat16 factors, sums in f32.
     Bf16,
-}
-
-impl ComputeType {
-    fn is_f32(&self) -> bool {
-        *self == Self::F32
-    }
 }
 
 impl From<ComputeType> for Compute {

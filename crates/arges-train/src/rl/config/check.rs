@@ -2,6 +2,7 @@
 
 use super::super::objective::Anchor;
 use super::RlConfig;
+use crate::config::ComputeType;
 
 type Checked = Result<(), (String, String)>;
 
@@ -36,6 +37,11 @@ impl RlConfig {
             "has nothing to learn from: rewards need a model that answers",
         )?;
         require(self.model.from.is_some(), "model.from", "is missing")?;
+        require(
+            self.model.head == ComputeType::F32,
+            "model.head",
+            "must be f32: log-probabilities are those of the sampler",
+        )?;
         if let Some(lora) = &self.lora {
             at_least_1("lora.rank", lora.rank as u64)?;
             require(!lora.targets.is_empty(), "lora.targets", "names no matrices")?;

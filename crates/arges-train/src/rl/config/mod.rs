@@ -420,6 +420,7 @@ impl RlConfig {
             {
                 fields.shift_remove(free);
             }
+            self.model.forget_defaults(fields);
         }
         value
     }

@@ -75,6 +75,7 @@ fn a_wrong_field_is_named() {
         ("is_max = 5.0\n#", "is_max = -1.0\n#", "field `objective.is_max`: must be above 0"),
         ("# mask_low = 0.2", "mask_low = 0.2", "field `objective.mask_high`: is missing"),
         ("# rollout_correction = 2.0", "rollout_correction = 2.0", "goes with anchor `old`"),
+        ("head = \"f32\"", "head = \"bf16\"", "field `model.head`: must be f32"),
         ("responses = 8", "responses = 1", "field `rollout.responses`: must be at least 2"),
         ("updates = 4", "updates = 129", "field `update.updates`: must be at most the 128 responses"),
         ("tokens = 200", "tokens = 2048", "field `window[0].tokens`: must be less than `update.max_tokens`"),
