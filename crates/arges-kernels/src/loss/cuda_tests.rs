@@ -10,7 +10,7 @@ fn scores_and_their_gradients_agree_with_the_reference() {
     let Some(cuda) = gpu() else { return };
     let mut random = Random::new(41);
     for (element, tolerance) in [(Element::F32, 1e-5), (Element::Bf16, 4e-3)] {
-        for (rows, vocab) in [(1, 1), (2, 7), (65, 513), (3, 40_000)] {
+        for (rows, vocab) in [(1, 1), (2, 7), (65, 513), (4, 32_768), (3, 32_769)] {
             let logits: Vec<f32> = random.normal(rows * vocab).iter().map(|x| 4.0 * x).collect();
             let targets: Vec<i32> = (0..rows).map(|_| (random.bits() % vocab as u64) as i32).collect();
             let weights = random.normal(rows);
@@ -42,7 +42,7 @@ fn a_token_is_scored_with_the_bits_with_which_it_was_sampled() {
     let Some(cuda) = gpu() else { return };
     let mut random = Random::new(43);
     for (rows, vocab, spread) in
-        [(1, 1, 1.0), (3, 31, 4.0), (130, 2048, 2.0), (9, 40_003, 6.0), (5, 200_064, 1.0)]
+        [(1, 1, 1.0), (3, 31, 4.0), (130, 2048, 2.0), (7, 32_768, 5.0), (9, 40_003, 6.0), (5, 200_064, 1.0)]
     {
         let mut logits: Vec<f32> = random.normal(rows * vocab).iter().map(|x| spread * x).collect();
         // Whole shares of impossible tokens, and single ones.

@@ -7,41 +7,118 @@ typedef float A;
 #endif
 
 constexpr int THREADS = PART_WARPS * 32;
+// Parts of a row whose shares are summed side by side, and logits of each that a thread holds where rows are short enough.
+constexpr int SIDE_BY_SIDE = 4, HELD = 4;
+
+// The same as `warp_max` of a value that is not NaN, in one step.
+__device__ __forceinline__ float largest_of_warp(float x) {
+    int bits = __float_as_int(x);
+    bits = __reduce_max_sync(~0u, bits >= 0 ? bits : bits ^ 0x7fffffff);
+    return __int_as_float(bits >= 0 ? bits : bits ^ 0x7fffffff);
+}
+
+__device__ __forceinline__ float add_rounded(float a, float b) { return __fadd_rn(a, b); }
+__device__ __forceinline__ double add_rounded(double a, double b) { return __dadd_rn(a, b); }
+
+// Sums of four values over a warp, in lane l that of value l / 8, with the bits of `warp_sum`: every step adds the same
+// pairs, but of two values that one lane need not keep, each goes to the lane that keeps it.
+template <typename T> __device__ __forceinline__ T warp_sums(const T (&x)[SIDE_BY_SIDE]) {
+    static_assert(SIDE_BY_SIDE == 4, "two steps part the values");
+    bool upper = threadIdx.x & 16, odd = threadIdx.x & 8;
+    T pair[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+        pair[i] = add_rounded(upper ? x[2 + i] : x[i], __shfl_xor_sync(~0u, upper ? x[i] : x[2 + i], 16));
+    T sum = add_rounded(odd ? pair[1] : pair[0], __shfl_xor_sync(~0u, odd ? pair[0] : pair[1], 8));
+#pragma unroll
+    for (int step = 4; step > 0; step >>= 1) sum = add_rounded(sum, __shfl_xor_sync(~0u, sum, step));
+    return sum;
+}
+
+// Writes the warp's shares of all parts, and of each the sum of x e^x, x being the distance from its largest logit.
+// Returns whether it has seen a logit that is not finite and not the least. With ROW_HELD all reads of some parts are
+// under way together, and logits are read once.
+template <bool ROW_HELD>
+__device__ __forceinline__ bool sum_shares(
+    const float* logits, int vocab, ScaledSum (&shares)[ROW_PARTS][PART_WARPS], float (&weighted)[ROW_PARTS][PART_WARPS]) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // A maximum takes no notice of NaN.
+    bool bad = false;
+    for (int first = 0; first < ROW_PARTS; first += SIDE_BY_SIDE) {
+        float held[SIDE_BY_SIDE][HELD], largest[SIDE_BY_SIDE], product[SIDE_BY_SIDE] = {};
+        double sum[SIDE_BY_SIDE] = {};
+        auto for_logits = [&](int p, auto body) {
+            int begin = part_begin(vocab, first + p) + threadIdx.x, end = part_begin(vocab, first + p + 1);
+            if constexpr (ROW_HELD) {
+#pragma unroll
+                for (int k = 0; k < HELD; ++k) body(held[p][k], begin + k * THREADS, end);
+            } else {
+#pragma unroll 4
+                for (int i = begin; i < end; i += THREADS) {
+                    float logit = logits[i];
+                    body(logit, i, end);
+                }
+            }
+        };
+        if constexpr (ROW_HELD) {
+#pragma unroll
+            for (int p = 0; p < SIDE_BY_SIDE; ++p)
+                for_logits(p, [&](float& x, int i, int end) { x = i < end ? logits[i] : MINUS_INFINITY; });
+        }
+#pragma unroll
+        for (int p = 0; p < SIDE_BY_SIDE; ++p) {
+            float most = MINUS_INFINITY;
+            for_logits(p, [&](float x, int, int) {
+                most = fmaxf(most, x);
+                bad |= !(x < -MINUS_INFINITY);
+            });
+            largest[p] = largest_of_warp(most);
+        }
+#pragma unroll
+        for (int p = 0; p < SIDE_BY_SIDE; ++p) {
+            // What is not there, and a token whose probability is 0, adds nothing, however far below it lies.
+            for_logits(p, [&](float x, int, int) {
+                float distance = __fsub_rn(x, largest[p]), e = expf(distance);
+                product[p] = fmaf(e, fmaxf(distance, -1e30f), product[p]);
+                sum[p] = __dadd_rn(sum[p], double(e));
+            });
+        }
+        double own = warp_sums(sum);
+        float own_product = warp_sums(product);
+#pragma unroll
+        for (int p = 0; p < SIDE_BY_SIDE; ++p) {
+            if (lane != 8 * p) continue;
+            shares[first + p][warp] = {largest[p], largest[p] > MINUS_INFINITY ? own : 0.0};
+            weighted[first + p][warp] = own_product;
+        }
+    }
+    return bad;
+}
 
 // The log-probability is that of sampling, to the bit. NaN where a logit is not finite.
-extern "C" __global__ void __launch_bounds__(THREADS) score(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) score(
     const float* logits, const int* targets, float* logprobs, float* entropies, float* log_sums, int vocab) {
     static_assert(ROW_PARTS == PART_WARPS, "each warp joins the shares of a part");
     __shared__ ScaledSum shares[ROW_PARTS][PART_WARPS], parts[ROW_PARTS];
-    // Of each share the sum of x e^x, x being the distance from its largest logit.
     __shared__ float weighted[ROW_PARTS][PART_WARPS];
-    __shared__ double terms[PART_WARPS];
+    __shared__ double terms[PART_WARPS], whole;
     wait_for_previous();
     let_next_start();
     i64 row = blockIdx.x;
     logits += row * vocab;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    // A maximum takes no notice of NaN.
-    bool bad = false;
-    for (int part = 0; part < ROW_PARTS; ++part) {
-        int begin = part_begin(vocab, part), end = part_begin(vocab, part + 1);
-        float largest = MINUS_INFINITY, sum = 0.0f;
-#pragma unroll 4
-        for (int i = begin + threadIdx.x; i < end; i += THREADS) {
-            largest = fmaxf(largest, logits[i]);
-            bad |= !(logits[i] < -MINUS_INFINITY);
-        }
-        // A token whose probability is 0 adds nothing, however far below it lies.
-        auto weigh = [&](float x, float p) { sum = fmaf(p, fmaxf(x, -1e30f), sum); };
-        ScaledSum share = share_sum(logits, begin, end, warp_max(largest), weigh);
-        sum = warp_sum(sum);
-        if (lane == 0) shares[part][warp] = share, weighted[part][warp] = sum;
-    }
+    bool bad = vocab <= ROW_PARTS * THREADS * HELD ? sum_shares<true>(logits, vocab, shares, weighted)
+                                                   : sum_shares<false>(logits, vocab, shares, weighted);
     bad = __syncthreads_or(bad);
     ScaledSum part = join_sums(shares[warp], PART_WARPS);
     if (lane == 0) parts[warp] = part;
     __syncthreads();
-    double log_sum = bad ? double(nanf("")) : log_of(join_sums(parts, ROW_PARTS));
+    if (warp == 0) {
+        double all = log_of(join_sums(parts, ROW_PARTS));
+        if (lane == 0) whole = bad ? double(nanf("")) : all;
+    }
+    __syncthreads();
+    double log_sum = whole;
     // The entropy: the sum of p (log_sum - logit).
     double term = 0.0;
     if (lane < PART_WARPS && shares[warp][lane].largest > MINUS_INFINITY) {

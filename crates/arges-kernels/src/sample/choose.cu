@@ -76,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(PART_WARPS * 32)
         largest = fmaxf(largest, logit);
         if (i < sampleable && allows(mask, i)) best = better(best, Best{logit, i});
     }
-    ScaledSum own = share_sum(row, begin, end, warp_max(largest), [](float, float) {});
+    ScaledSum own = share_sum(row, begin, end, warp_max(largest));
     best = warp_best(best);
     bad = __any_sync(~0u, bad);
     int warp = threadIdx.x / 32;

@@ -21,15 +21,11 @@ __device__ __forceinline__ double warp_sum(double x) {
 }
 
 // The sum of a warp's share of the part from `begin` to `end`, of which `largest` is the largest logit, in every lane.
-// `each(x, p)` is told of every element `x` below the largest and of its exponential.
-template <typename Each>
-__device__ __forceinline__ ScaledSum share_sum(const float* row, int begin, int end, float largest, Each each) {
+__device__ __forceinline__ ScaledSum share_sum(const float* row, int begin, int end, float largest) {
     double sum = 0.0;
 #pragma unroll 4
     for (int i = begin + threadIdx.x; i < end; i += PART_WARPS * 32) {
-        float x = __fsub_rn(row[i], largest), p = expf(x);
-        each(x, p);
-        sum = __dadd_rn(sum, double(p));
+        sum = __dadd_rn(sum, double(expf(__fsub_rn(row[i], largest))));
     }
     sum = warp_sum(sum);
     return {largest, largest > MINUS_INFINITY ? sum : 0.0};
