@@ -26,13 +26,35 @@ const NARROW: usize = 1536;
 
 /// What the kernels are compiled for.
 #[must_use]
-pub fn defines(activations: Element, table: Element) -> [Define; 4] {
+pub fn defines(width: usize, activations: Element, table: Element) -> [Define; 7] {
+    let Division { values, groups, .. } = Division::of(width, activations, MOST_THREADS);
     [
         ("ACTIVATIONS_BF16", i64::from(activations == Element::Bf16)),
         ("TABLE_BF16", i64::from(table == Element::Bf16)),
         ("PARTS", PARTS as i64),
         ("NARROW", NARROW as i64),
+        ("MOST_THREADS", MOST_THREADS as i64),
+        ("VALUES", values as i64),
+        ("GROUPS", groups as i64),
     ]
+}
+
+/// How a block divides a row: vectors of `values`, of which each thread has as many as there are groups.
+struct Division {
+    values: usize,
+    groups: usize,
+    threads: usize,
+}
+
+impl Division {
+    /// A row of `width`, by `most_threads` at most.
+    fn of(width: usize, activations: Element, most_threads: usize) -> Self {
+        let values = if activations == Element::Bf16 && width.is_multiple_of(8) { 8 } else { 4 };
+        let vectors = width / values;
+        let groups = vectors.div_ceil(most_threads).max(1);
+        let threads = vectors.div_ceil(groups).next_multiple_of(32).max(32);
+        Self { values, groups, threads }
+    }
 }
 
 /// The compiled kernels for one model's width.
@@ -137,7 +159,7 @@ impl Norms {
         if !width.is_multiple_of(4) {
             return Err(CudaError::Unsupported(format!("a hidden size of {width} is no multiple of 4")));
         }
-        let module = cuda.module(SOURCE, &defines(activations, table));
+        let module = cuda.module(SOURCE, &defines(width, activations, table));
         Ok(Self {
             cuda: Arc::clone(cuda),
             width,
@@ -155,6 +177,11 @@ impl Norms {
     /// A block a row; threads by the width alone, so that a sum's order does not depend on the number of rows.
     fn shape(&self, rows: usize, width: usize) -> LaunchShape {
         LaunchShape::new(rows, (width / 8).next_multiple_of(32).clamp(32, MOST_THREADS)).overlap()
+    }
+
+    /// The same for rows of the stream, as the kernels are compiled for.
+    fn row_shape(&self, rows: usize) -> LaunchShape {
+        LaunchShape::new(rows, Division::of(self.width, self.activations, MOST_THREADS).threads).overlap()
     }
 
     fn check(&self, stream: &Stream, rows: usize) {
@@ -212,10 +239,9 @@ impl Norms {
             kept,
             kept_exact,
         ];
-        let shape = self.shape(rows, self.width).shared(4 * self.width);
         // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above, and that tokens are within
         // the table is the caller's promise, which the model checks on the host.
-        unsafe { self.cuda.launch(&self.embed, shape, &arguments) }
+        unsafe { self.cuda.launch(&self.embed, self.row_shape(rows), &arguments) }
     }
 
     /// The norm of rows `x[rows, width]` in f32 as a stream of them has it, in f32 where there is room given for it, and
@@ -249,7 +275,7 @@ impl Norms {
             Argument::Pointer(rounded.data().address(0)),
         ];
         // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above.
-        unsafe { self.cuda.launch(&self.norm_rows, self.shape(rows, self.width), &arguments) }
+        unsafe { self.cuda.launch(&self.norm_rows, self.row_shape(rows), &arguments) }
     }
 
     /// Lets a branch join the stream, and norms it. Without a norm the stream alone is written; with one, it is
@@ -318,10 +344,9 @@ impl Norms {
             kept,
             kept_exact,
         ];
-        let shape = self.shape(rows, self.width).shared(4 * self.width);
         // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above. Places are below
         // `rows * choices` or negative, as `group` of moe.cu writes them.
-        unsafe { self.cuda.launch(&self.join, shape, &arguments) }
+        unsafe { self.cuda.launch(&self.join, self.row_shape(rows), &arguments) }
     }
 
     /// `out = gate * norm(attended)` for rows of any width that is a multiple of 4. Gates have been through the

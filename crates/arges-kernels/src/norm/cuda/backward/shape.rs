@@ -1,5 +1,6 @@
 //! How the blocks of the stream's norm divide rows, and what they are compiled for.
 
+use super::super::Division;
 use crate::device::cuda::Define;
 use crate::matmul::Element;
 
@@ -37,11 +38,7 @@ pub struct StreamShape {
 impl StreamShape {
     /// How a block divides a row of the stream.
     pub(super) fn division(&self, activations: Element) -> Division {
-        let values = if activations == Element::Bf16 && self.width.is_multiple_of(8) { 8 } else { 4 };
-        let vectors = self.width / values;
-        let groups = vectors.div_ceil(MOST_THREADS).max(1);
-        let threads = vectors.div_ceil(groups).next_multiple_of(32).max(32);
-        Division { values, groups, threads }
+        Division::of(self.width, activations, MOST_THREADS)
     }
 
     /// Rows of the small matrix whose gradient is summed on the way through the norm before it, a router's: where a
@@ -81,13 +78,6 @@ impl StreamShape {
         let (_, blocks) = parts_of(self.rows);
         (blocks * (1 + self.summed(activations)) * self.width).max(self.rows.div_ceil(BLOCK) * self.gated)
     }
-}
-
-/// How a block divides a row: vectors of `values`, of which each thread has as many as there are groups.
-pub(super) struct Division {
-    pub(super) values: usize,
-    pub(super) groups: usize,
-    pub(super) threads: usize,
 }
 
 /// Rows that one block of the stream's norm takes, and blocks.
