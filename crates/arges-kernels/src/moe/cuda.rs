@@ -10,7 +10,7 @@ use crate::device::cuda::{
 use crate::matmul::Element;
 use crate::matmul::cuda::DeviceRows;
 
-pub use backward::{DeviceBalance, GRADIENTS, MixtureGradients, RowWeights, Swiglu, gradient_defines};
+pub use backward::{DeviceBalance, GRADIENTS, MixtureGradients, SharedRows, Swiglu, gradient_defines};
 
 /// The kernels.
 pub const SOURCE: Source = Source { name: "moe/moe.cu", text: include_str!("moe.cu") };

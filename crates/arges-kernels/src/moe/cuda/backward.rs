@@ -7,6 +7,7 @@ use crate::device::cuda::{
     Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source,
 };
 use crate::matmul::Element;
+use crate::matmul::cuda::DeviceRows;
 
 /// The kernels.
 pub const GRADIENTS: Source = Source { name: "moe/backward.cu", text: include_str!("../backward.cu") };
@@ -26,7 +27,7 @@ pub struct MixtureGradients {
     activations: Element,
     experts: usize,
     choices: usize,
-    row_weights: Kernel,
+    weigh: Kernel,
     swiglu_backward: Kernel,
     shared_backward: Kernel,
     router_backward: Kernel,
@@ -87,37 +88,31 @@ impl DeviceBalance {
     }
 }
 
-/// What rows of an MLP are weighed with.
-#[derive(Clone, Copy)]
-pub enum RowWeights<'a> {
-    /// Each by its own.
-    Each(&'a Buffer<f32>),
-    /// Each by the sigmoid of its own.
-    Sigmoid(&'a Buffer<f32>),
-    /// None.
-    Equal,
-}
-
 /// Rows of gates and ups of an MLP, and what comes of them.
 pub struct Swiglu<'a> {
     /// Gates and ups in turn, in groups of [`GATE_GROUP`](crate::matmul::cuda::GATE_GROUP), `[rows, 2 width]`.
     pub pre: &'a Activations,
-    /// Gradient by the inner activations as if every weight were 1, `[rows, width]`.
+    /// Gradient by the inner activations, `[rows, width]`.
     pub dinner: &'a Activations,
-    /// Weights of the rows.
-    pub weights: RowWeights<'a>,
     /// Where the number of rows is on the device, if only there.
     pub end: Option<(&'a Buffer<i32>, usize)>,
     /// Rows at most.
     pub rows: usize,
     /// Inner width.
     pub width: usize,
-    /// Inner activations times the weights, `[rows, width]`.
-    pub inner: &'a mut Activations,
     /// Gradient by `pre`.
     pub dpre: &'a mut Activations,
-    /// Derivative by each row's weight, `[rows]`.
+    /// Of each row the product of the inner activations and their gradient, `[rows]`: where the gradient was weighed,
+    /// the derivative by the weight, times that.
     pub dots: &'a mut Buffer<f32>,
+}
+
+/// A shared MLP beside the experts, as gradients are weighed for it.
+pub struct SharedRows<'a> {
+    /// Its coefficients before the sigmoid, `[rows]`.
+    pub coefficients: &'a Buffer<f32>,
+    /// The gradient by the output times the sigmoid of a row's coefficient, `[rows, hidden]`.
+    pub dout: &'a mut DeviceRows,
 }
 
 impl MixtureGradients {
@@ -137,7 +132,7 @@ impl MixtureGradients {
             activations,
             experts,
             choices,
-            row_weights: module.kernel("row_weights")?,
+            weigh: module.kernel("weigh")?,
             swiglu_backward: module.kernel("swiglu_backward")?,
             shared_backward: module.kernel("shared_backward")?,
             router_backward: module.kernel("router_backward")?,
@@ -157,37 +152,55 @@ impl MixtureGradients {
         assert!(routing.logits.len() >= rows * self.experts, "logits of {rows} rows");
     }
 
-    /// The weight of each packed row; `shared`, coefficients of a shared MLP before the sigmoid, takes its part of them.
+    /// Weighs the gradient by the output, `dout[rows, hidden]`: the packed row of each choice gets it times the choice's
+    /// weight, and times what a shared MLP leaves of that. Packed rows of no choice are left alone.
     ///
     /// # Errors
     /// When the driver fails.
     ///
     /// # Panics
-    /// When shapes do not agree.
-    pub fn row_weights(
+    /// When shapes do not agree, or the width is no multiple of 8.
+    pub fn weigh(
         &self,
+        dout: &DeviceRows,
         routing: &DeviceRouting,
         rows: usize,
-        shared: Option<&Buffer<f32>>,
-        out: &mut Buffer<f32>,
+        shared: Option<SharedRows<'_>>,
+        out: &mut DeviceRows,
     ) -> Result<(), CudaError> {
         self.check(routing, rows);
-        let count = rows * self.choices;
-        assert!(out.len() >= count && shared.is_none_or(|shared| shared.len() >= rows), "room");
+        let width = dout.k();
+        assert!(width.is_multiple_of(8) && out.k() == width, "rows of {width} and {}", out.k());
+        assert!(dout.rows() >= rows && out.rows() >= rows * self.choices, "room for {rows} rows");
+        assert!(
+            shared.as_ref().is_none_or(|shared| {
+                shared.coefficients.len() >= rows && shared.dout.rows() >= rows && shared.dout.k() == width
+            }),
+            "shared rows"
+        );
+        for rows in
+            [Some(dout), Some(&*out), shared.as_ref().map(|shared| &*shared.dout)].into_iter().flatten()
+        {
+            assert_eq!(rows.data().element(), self.activations, "element of the gradients");
+        }
         let arguments = [
+            Argument::Pointer(dout.data().address(0)),
             Argument::Pointer(routing.places.address(0)),
             Argument::Pointer(routing.weights.address(0)),
-            Argument::Pointer(shared.map_or(0, |shared| shared.address(0))),
-            Argument::Pointer(out.address(0)),
-            Argument::I32(count as i32),
+            Argument::Pointer(shared.as_ref().map_or(0, |shared| shared.coefficients.address(0))),
+            Argument::Pointer(out.data().address(0)),
+            Argument::Pointer(shared.as_ref().map_or(0, |shared| shared.dout.data().address(0))),
+            Argument::I32(rows as i32),
+            Argument::I32(width as i32),
             Argument::I32(self.choices as i32),
         ];
-        let shape = LaunchShape::new(count.div_ceil(256), 256).overlap();
-        // SAFETY: the kernel's arguments, in order; places are below `count` or negative, as moe.cu writes them.
-        unsafe { self.cuda.launch(&self.row_weights, shape, &arguments) }
+        let shape = LaunchShape::new(rows.div_ceil(8), 256).overlap();
+        // SAFETY: the kernel's arguments, in order; sizes were checked, and places are below `rows * choices` or negative,
+        // as moe.cu writes them.
+        unsafe { self.cuda.launch(&self.weigh, shape, &arguments) }
     }
 
-    /// Through `weight * silu(gate) * up` of every row.
+    /// Through `silu(gate) * up` of every row.
     ///
     /// # Errors
     /// When the driver fails.
@@ -195,38 +208,29 @@ impl MixtureGradients {
     /// # Panics
     /// When shapes do not agree.
     pub fn swiglu_backward(&self, swiglu: Swiglu<'_>) -> Result<(), CudaError> {
-        let Swiglu { pre, dinner, weights, end, rows, width, inner, dpre, dots } = swiglu;
+        let Swiglu { pre, dinner, end, rows, width, dpre, dots } = swiglu;
         let room = rows * width;
         assert!(width.is_multiple_of(8), "an inner width of {width}");
         assert!(pre.len() >= 2 * room && dpre.len() >= 2 * room, "gates and ups of {rows} rows");
-        assert!(dinner.len() >= room && inner.len() >= room && dots.len() >= rows, "room for {rows} rows");
-        for element in [pre.element(), dinner.element(), inner.element(), dpre.element()] {
+        assert!(dinner.len() >= room && dots.len() >= rows, "room for {rows} rows");
+        for element in [pre.element(), dinner.element(), dpre.element()] {
             assert_eq!(element, self.activations, "element of the activations");
         }
-        let (weights, sigmoid) = match weights {
-            RowWeights::Each(weights) => (Some(weights), false),
-            RowWeights::Sigmoid(weights) => (Some(weights), true),
-            RowWeights::Equal => (None, false),
-        };
-        assert!(weights.is_none_or(|weights| weights.len() >= rows), "weights of {rows} rows");
         let arguments = [
             Argument::Pointer(pre.address(0)),
             Argument::Pointer(dinner.address(0)),
-            Argument::Pointer(weights.map_or(0, |weights| weights.address(0))),
-            Argument::I32(i32::from(sigmoid)),
             Argument::Pointer(end.map_or(0, |(end, at)| end.address(at))),
             Argument::I32(width as i32),
-            Argument::Pointer(inner.address(0)),
             Argument::Pointer(dpre.address(0)),
             Argument::Pointer(dots.address(0)),
         ];
-        let shape = LaunchShape::new(rows, (width / 4).next_multiple_of(32).clamp(32, 512)).overlap();
+        let shape = LaunchShape::new(rows, (width / 8).next_multiple_of(32).clamp(32, 512)).overlap();
         // SAFETY: the kernel's arguments, in order; `rows` rows of each were checked above.
         unsafe { self.cuda.launch(&self.swiglu_backward, shape, &arguments) }
     }
 
-    /// The derivative by a shared MLP's coefficients before the sigmoid, from those by the weights of the packed rows and
-    /// of the shared rows.
+    /// The derivative by a shared MLP's coefficients before the sigmoid, from the dots of the packed rows and of the shared
+    /// rows, whose gradients were weighed.
     ///
     /// # Errors
     /// When the driver fails.
@@ -249,7 +253,6 @@ impl MixtureGradients {
         }
         let arguments = [
             Argument::Pointer(routing.places.address(0)),
-            Argument::Pointer(routing.weights.address(0)),
             Argument::Pointer(dots.address(0)),
             Argument::Pointer(shared_dots.address(0)),
             Argument::Pointer(coefficients.address(0)),
@@ -258,12 +261,12 @@ impl MixtureGradients {
             Argument::I32(self.choices as i32),
         ];
         let shape = LaunchShape::new(rows.div_ceil(256), 256).overlap();
-        // SAFETY: the kernel's arguments, in order; sizes were checked, places are as in `row_weights`.
+        // SAFETY: the kernel's arguments, in order; sizes were checked, places are as in `weigh`.
         unsafe { self.cuda.launch(&self.shared_backward, shape, &arguments) }
     }
 
-    /// The gradient by the router's logits, `[rows, experts]`, from the derivatives by the weights of the packed rows;
-    /// with `balance`, that of the load-balancing loss too (see [`MixtureGradients::balance_slopes`]).
+    /// The gradient by the router's logits, `[rows, experts]`, from the dots of the packed rows, whose gradients were
+    /// weighed; with `balance`, that of the load-balancing loss too (see [`MixtureGradients::balance_slopes`]).
     ///
     /// # Errors
     /// When the driver fails.
@@ -275,13 +278,11 @@ impl MixtureGradients {
         routing: &DeviceRouting,
         rows: usize,
         dots: &Buffer<f32>,
-        shared: Option<&Buffer<f32>>,
         balance: Option<&DeviceBalance>,
         dlogits: &mut Activations,
     ) -> Result<(), CudaError> {
         self.check(routing, rows);
         assert!(dots.len() >= rows * self.choices && dlogits.len() >= rows * self.experts, "room");
-        assert!(shared.is_none_or(|shared| shared.len() >= rows), "coefficients of {rows} rows");
         assert_eq!(dlogits.element(), Element::F32, "element of the logits");
         let arguments = [
             Argument::Pointer(routing.logits.address(0)),
@@ -289,7 +290,6 @@ impl MixtureGradients {
             Argument::Pointer(routing.weights.address(0)),
             Argument::Pointer(routing.places.address(0)),
             Argument::Pointer(dots.address(0)),
-            Argument::Pointer(shared.map_or(0, |shared| shared.address(0))),
             Argument::Pointer(balance.map_or(0, |balance| balance.slopes.address(0))),
             Argument::Pointer(dlogits.address(0)),
             Argument::I32(rows as i32),
@@ -297,7 +297,7 @@ impl MixtureGradients {
             Argument::I32(self.choices as i32),
         ];
         let shape = LaunchShape::new(rows.div_ceil(8), 256).overlap();
-        // SAFETY: the kernel's arguments, in order; sizes were checked, places are as in `row_weights`.
+        // SAFETY: the kernel's arguments, in order; sizes were checked, places are as in `weigh`.
         unsafe { self.cuda.launch(&self.router_backward, shape, &arguments) }
     }
 

@@ -123,19 +123,18 @@ pub(super) struct MlpBuffers {
     pub(super) pre: Activations,
     pub(super) dpre: DeviceRows,
     /// `[rows, F]`.
-    pub(super) inner: Activations,
     pub(super) dinner: Activations,
-    /// Derivatives by the weights of the rows, `[rows]`.
+    /// Derivatives by the weights of the rows, times those, `[rows]`.
     pub(super) dots: Buffer<f32>,
     /// Gradient by the rows of inputs, `[rows, hidden]`.
     pub(super) dinputs: Activations,
 }
 
 pub(super) struct RouterBuffers {
-    /// Weight of each row of the experts, `[rows]`.
-    pub(super) weights: Buffer<f32>,
-    /// Gradients by the output for each row of the experts, `[rows, hidden]`.
+    /// Gradients by the output for each row of the experts, `[rows, hidden]`, and for a shared MLP, `[tokens, hidden]`, times
+    /// the row's weight.
     pub(super) dout: DeviceRows,
+    pub(super) shared_dout: Option<DeviceRows>,
     /// `[tokens, experts]`.
     pub(super) dlogits: DeviceRows,
     /// With more than [`FEW_EXPERTS`] the router's weights transposed, and the gradient by its input, `[tokens, hidden]`.
@@ -184,7 +183,6 @@ impl MlpBuffers {
         Ok(Self {
             pre: Activations::zeroed(cuda, element, rows * 2 * inner)?,
             dpre: DeviceRows::zeroed(cuda, rows, 2 * inner, element)?,
-            inner: Activations::zeroed(cuda, element, rows * inner)?,
             dinner: Activations::zeroed(cuda, element, rows * inner)?,
             dots: Buffer::zeroed(cuda, rows)?,
             dinputs: Activations::zeroed(cuda, element, rows * hidden)?,
@@ -194,7 +192,6 @@ impl MlpBuffers {
     fn bytes(&self) -> usize {
         self.pre.bytes()
             + self.dpre.data().bytes()
-            + self.inner.bytes()
             + [&self.dinner, &self.dinputs].map(Activations::bytes).iter().sum::<usize>()
             + self.dots.bytes()
     }
@@ -241,8 +238,8 @@ impl Buffers {
             routed: mlp(choices, config.intermediate_size)?,
             shared: shared.map(|inner| mlp(tokens, inner)).transpose()?,
             router: RouterBuffers {
-                weights: floats(choices)?,
                 dout: DeviceRows::zeroed(cuda, choices, hidden, element)?,
+                shared_dout: shared.map(|_| DeviceRows::zeroed(cuda, tokens, hidden, element)).transpose()?,
                 dlogits: DeviceRows::zeroed(cuda, tokens, config.num_experts, Element::F32)?,
                 dinput: (config.num_experts > FEW_EXPERTS)
                     .then(|| {
@@ -275,9 +272,14 @@ impl Buffers {
         let attention = &self.attention;
         let (router, head) = (&self.router, &self.head);
         let rows = [&self.dx, &router.dout, &router.dlogits, &head.dlogits, &head.normed];
-        let floats = [&attention.lse, &router.weights, &router.dcoefficients];
+        let floats = [&attention.lse, &router.dcoefficients];
         self.kept_bytes()
-            + rows.into_iter().chain(&self.dbranch).map(|rows| rows.data().bytes()).sum::<usize>()
+            + rows
+                .into_iter()
+                .chain(&self.dbranch)
+                .chain(&router.shared_dout)
+                .map(|rows| rows.data().bytes())
+                .sum::<usize>()
             + attention.dprojected.iter().flatten().map(|rows| rows.data().bytes()).sum::<usize>()
             + floats.map(Buffer::bytes).iter().sum::<usize>()
             + [&attention.raw, &attention.dgated, &attention.dattended]

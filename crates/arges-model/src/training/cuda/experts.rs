@@ -5,12 +5,13 @@ use arges_kernels::device::cuda::{Activations, Buffer, CudaError};
 use arges_kernels::matmul::cuda::{
     Columns, DeviceMatrix, DeviceRows, GradientPlace, Output, ProductGradients, Products, Rows,
 };
-use arges_kernels::moe::cuda::{MixtureGradients, RowWeights, Swiglu};
+use arges_kernels::moe::cuda::{MixtureGradients, SharedRows, Swiglu};
 use arges_kernels::norm::cuda::{BranchGradient, Norm, NormBackward, NormedGradient};
 
 use super::CudaTrainer;
 use super::backward::{past, residual};
 use super::buffers::{MlpBuffers, RouterBuffers};
+use crate::model::cuda::workspace::SharedBuffers;
 use crate::params::{LayerParam, Param};
 
 /// Matrices that rows go through, and where the gradients of the first one's are.
@@ -24,18 +25,18 @@ struct Mlps<'a> {
     /// From one expert's gradients to the next's.
     stride: usize,
     inputs: &'a DeviceRows,
-    /// Gradient by the outputs, a row for each of the inputs.
+    /// Gradient by the outputs, a row for each of the inputs, times what the row is weighed with.
     dout: &'a DeviceRows,
     rows: Rows<'a>,
-    weights: RowWeights<'a>,
-    /// Whether gates and ups were kept.
+    /// Whether gates and ups and inner activations were kept.
     kept: bool,
     /// Whether the gradients are zeros yet.
     fresh: bool,
 }
 
 impl Mlps<'_> {
-    /// Puts the derivative by each row's weight into `dots` and the gradient by each row's input into `dinputs`.
+    /// Puts the derivative by each row's weight, times that, into `dots` and the gradient by each row's input into
+    /// `dinputs`.
     fn backward(
         &self,
         products: &Products,
@@ -43,6 +44,7 @@ impl Mlps<'_> {
         gradient_products: &mut ProductGradients,
         transposed: &mut DeviceMatrix,
         gradients: &mut Buffer<f32>,
+        inner: &mut DeviceRows,
         buffers: &mut MlpBuffers,
     ) -> Result<(), CudaError> {
         let hidden = self.inputs.k();
@@ -51,18 +53,17 @@ impl Mlps<'_> {
             Rows::Grouped { offsets, most } => (Some((offsets, offsets.len() - 1)), most),
         };
         if !self.kept {
-            products.run(self.gate_up, self.inputs, self.rows, Output::Rounded(&mut buffers.pre))?;
+            let gated = Output::Gated { out: inner.data_mut(), before: Some(&mut buffers.pre) };
+            products.run(self.gate_up, self.inputs, self.rows, gated)?;
         }
         let output = Output::Rounded(&mut buffers.dinner);
         gradient_products.inputs(products, self.down, self.dout, self.rows, output, transposed)?;
         mixture.swiglu_backward(Swiglu {
             pre: &buffers.pre,
             dinner: &buffers.dinner,
-            weights: self.weights,
             end,
             rows: most,
             width: self.inner,
-            inner: &mut buffers.inner,
             dpre: buffers.dpre.data_mut(),
             dots: &mut buffers.dots,
         })?;
@@ -71,7 +72,7 @@ impl Mlps<'_> {
         let dout = Columns::all(self.dout.data(), hidden);
         let (stride, fresh) = (self.stride, self.fresh);
         let place = GradientPlace { at: self.down_at, stride, gradients: &mut *gradients, fresh };
-        gradient_products.weights(dout, Columns::all(&buffers.inner, self.inner), self.rows, false, place)?;
+        gradient_products.weights(dout, Columns::all(inner.data(), self.inner), self.rows, false, place)?;
         let dpre = Columns::all(buffers.dpre.data(), 2 * self.inner);
         let place = GradientPlace { at: self.gate_at, stride, gradients, fresh };
         // Gates and ups of an expert lie one behind the other.
@@ -100,17 +101,18 @@ impl CudaTrainer {
         let dbranch = buffers.dbranch.as_ref().unwrap_or(&buffers.dx);
 
         // The shared MLP's coefficients are needed for the experts' weights.
-        let coefficients = match (&layer.shared, &mut ws.experts.shared, &model.kernels.coefficient) {
+        let shared_inner = &mut ws.experts.shared;
+        let shared = match (&layer.shared, shared_inner, &model.kernels.coefficient) {
             (Some(mlp), Some(shared), Some(kernel)) => {
-                let out = &mut shared.coefficients;
+                let SharedBuffers { inner, coefficients, .. } = shared;
                 if !kept {
-                    kernel.logits(&ws.stream.normed, rows, &mlp.coefficient, out)?;
+                    kernel.logits(&ws.stream.normed, rows, &mlp.coefficient, coefficients)?;
                 }
-                Some((mlp, &shared.coefficients))
+                Some((mlp, &*coefficients, inner))
             }
             _ => None,
         };
-        let coefficient_rows = coefficients.map(|(_, coefficients)| coefficients);
+        let coefficients = shared.as_ref().map(|(_, coefficients, _)| *coefficients);
         let routing = match (&layer.experts.router, &model.kernels.router) {
             (Some(weights), Some(router)) => {
                 let (routing, active) = (&mut ws.experts.routing, &ws.inputs.active.device);
@@ -118,9 +120,11 @@ impl CudaTrainer {
                     router.route(&ws.stream.normed, rows, active, weights, routing)?;
                     router.gather(&ws.stream.normed, rows, routing, &mut ws.experts.inputs)?;
                 }
-                router.gather(dbranch, rows, routing, &mut buffers.router.dout)?;
-                let out = &mut buffers.router.weights;
-                kernels.mixture.row_weights(routing, rows, coefficient_rows, out)?;
+                let RouterBuffers { dout, shared_dout, .. } = &mut buffers.router;
+                let shared = coefficients
+                    .zip(shared_dout.as_mut())
+                    .map(|(coefficients, dout)| SharedRows { coefficients, dout });
+                kernels.mixture.weigh(dbranch, routing, rows, shared, dout)?;
                 Some((weights, &ws.experts.routing))
             }
             _ => None,
@@ -139,22 +143,21 @@ impl CudaTrainer {
             inputs: &ws.stream.normed,
             dout: dbranch,
             rows: all,
-            weights: RowWeights::Equal,
             kept,
             fresh,
         };
         if let Some((_, routing)) = routing {
             mlps.inputs = &ws.experts.inputs;
             mlps.dout = &buffers.router.dout;
-            mlps.weights = RowWeights::Each(&buffers.router.weights);
             mlps.rows = Rows::Grouped { offsets: &routing.offsets, most: rows * config.experts_per_token };
         }
         let transposed = &mut buffers.transposed;
         let of_experts = if routing.is_some() { &mut kernels.experts } else { &mut kernels.products };
-        let memory = &mut buffers.routed;
-        mlps.backward(products, &kernels.mixture, of_experts, transposed, gradients, memory)?;
+        let (inner, memory) = (&mut ws.experts.inner, &mut buffers.routed);
+        mlps.backward(products, &kernels.mixture, of_experts, transposed, gradients, inner, memory)?;
 
-        if let (Some((mlp, coefficients)), Some(shared)) = (coefficients, &mut buffers.shared) {
+        let coefficient_weight = shared.as_ref().map(|(mlp, ..)| &mlp.coefficient);
+        if let (Some((mlp, coefficients, inner)), Some(shared)) = (shared, &mut buffers.shared) {
             let mlps = Mlps {
                 gate_up: &mlp.gate_up,
                 down: &mlp.down,
@@ -163,14 +166,13 @@ impl CudaTrainer {
                 down_at: place(LayerParam::SharedDown),
                 stride: 0,
                 inputs: &ws.stream.normed,
-                dout: dbranch,
+                dout: buffers.router.shared_dout.as_ref().expect("made for models with a shared MLP"),
                 rows: all,
-                weights: RowWeights::Sigmoid(coefficients),
                 kept,
                 fresh,
             };
             let of_products = &mut kernels.products;
-            mlps.backward(products, &kernels.mixture, of_products, transposed, gradients, shared)?;
+            mlps.backward(products, &kernels.mixture, of_products, transposed, gradients, inner, shared)?;
             if let Some((_, routing)) = routing {
                 let (dots, shared_dots) = (&buffers.routed.dots, &shared.dots);
                 let out = &mut buffers.router.dcoefficients;
@@ -186,7 +188,7 @@ impl CudaTrainer {
             let RouterBuffers { dlogits, dinput, .. } = &mut buffers.router;
             let (dots, balance) = (&buffers.routed.dots, balanced.then_some(&buffers.balance));
             let out = dlogits.data_mut();
-            kernels.mixture.router_backward(routing, rows, dots, coefficient_rows, balance, out)?;
+            kernels.mixture.router_backward(routing, rows, dots, balance, out)?;
             if !kernels.stream.sums_router() {
                 let at = GradientPlace { at: place(LayerParam::Router), stride: 0, gradients, fresh };
                 let dy = Columns::all(dlogits.data(), config.num_experts);
@@ -206,8 +208,7 @@ impl CudaTrainer {
             _ => None,
         };
         let summed = kernels.stream.sums_router();
-        let coefficient =
-            coefficients.map(|(mlp, _)| (&buffers.router.dcoefficients, exact(&mlp.coefficient)));
+        let coefficient = coefficient_weight.map(|weight| (&buffers.router.dcoefficients, exact(weight)));
         let dinputs = &buffers.routed.dinputs;
         let gradient = NormedGradient {
             branch: choices.map_or(BranchGradient::Rows(dinputs), |at| BranchGradient::Choices(dinputs, at)),

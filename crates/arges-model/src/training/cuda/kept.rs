@@ -31,9 +31,17 @@ pub(super) struct Insides {
     pages: Option<DevicePages>,
     /// The experts' choices and their inputs, one row a choice.
     routed: Option<(DeviceRouting, DeviceRows)>,
-    /// Gates and ups in turn, of the experts and of a shared MLP, and the latter's coefficients.
+    /// Gates and ups in turn and inner activations, of the experts.
     gate_ups: Activations,
-    shared: Option<(Activations, Buffer<f32>)>,
+    inner: DeviceRows,
+    shared: Option<SharedInsides>,
+}
+
+/// The same of a shared MLP, and its coefficients.
+struct SharedInsides {
+    gate_ups: Activations,
+    inner: DeviceRows,
+    coefficients: Buffer<f32>,
 }
 
 impl Insides {
@@ -48,9 +56,11 @@ impl Insides {
             let routing = DeviceRouting::zeroed(cuda, tokens, config.num_experts, config.experts_per_token)?;
             Ok::<_, CudaError>((routing, DeviceRows::zeroed(cuda, choices, hidden, element)?))
         };
+        let inner = |rows, width| DeviceRows::zeroed(cuda, rows, width, element);
         let shared = || {
-            let gate_ups = zeroed(tokens * 2 * config.shared_intermediate_size)?;
-            Ok::<_, CudaError>((gate_ups, Buffer::zeroed(cuda, tokens)?))
+            let width = config.shared_intermediate_size;
+            let (gate_ups, inner) = (zeroed(tokens * 2 * width)?, inner(tokens, width)?);
+            Ok::<_, CudaError>(SharedInsides { gate_ups, inner, coefficients: Buffer::zeroed(cuda, tokens)? })
         };
         let of_pages = || DevicePages::new(cuda, softmax_shape(config), pages, element);
         Ok(Self {
@@ -63,6 +73,7 @@ impl Insides {
             pages: (!lightning).then(of_pages).transpose()?,
             routed: config.has_router().then(routed).transpose()?,
             gate_ups: zeroed(choices * 2 * config.intermediate_size)?,
+            inner: inner(choices, config.intermediate_size)?,
             shared: config.has_shared_mlp().then(shared).transpose()?,
         })
     }
@@ -72,12 +83,18 @@ impl Insides {
         self.projected.bytes()
             + optional(&self.raw)
             + optional(&self.attended)
-            + [&self.mixed, &self.input].map(|rows| rows.data().bytes()).iter().sum::<usize>()
+            + [&self.mixed, &self.input, &self.inner].map(|rows| rows.data().bytes()).iter().sum::<usize>()
             + self.lse.as_ref().map_or(0, Buffer::bytes)
             + self.pages.as_ref().map_or(0, DevicePages::bytes)
             + self.routed.as_ref().map_or(0, |(routing, rows)| routing.bytes() + rows.data().bytes())
             + self.gate_ups.bytes()
-            + self.shared.as_ref().map_or(0, |(gate_ups, factors)| gate_ups.bytes() + factors.bytes())
+            + self.shared.as_ref().map_or(0, SharedInsides::bytes)
+    }
+}
+
+impl SharedInsides {
+    fn bytes(&self) -> usize {
+        self.gate_ups.bytes() + self.inner.data().bytes() + self.coefficients.bytes()
     }
 }
 
@@ -89,6 +106,7 @@ impl Buffers {
         swap(&mut kept.projected, &mut ws.projected);
         swap(&mut kept.mixed, &mut ws.mixed);
         swap(&mut kept.gate_ups, &mut self.routed.pre);
+        swap(&mut kept.inner, &mut ws.experts.inner);
         if let Some(raw) = &mut kept.raw {
             swap(raw, &mut self.attention.raw);
         }
@@ -106,11 +124,12 @@ impl Buffers {
             swap(routing, &mut ws.experts.routing);
             swap(inputs, &mut ws.experts.inputs);
         }
-        if let (Some((gate_ups, coefficients)), Some(buffers), Some(shared)) =
+        if let (Some(kept), Some(buffers), Some(shared)) =
             (&mut kept.shared, &mut self.shared, &mut ws.experts.shared)
         {
-            swap(gate_ups, &mut buffers.pre);
-            swap(coefficients, &mut shared.coefficients);
+            swap(&mut kept.gate_ups, &mut buffers.pre);
+            swap(&mut kept.inner, &mut shared.inner);
+            swap(&mut kept.coefficients, &mut shared.coefficients);
         }
     }
 
