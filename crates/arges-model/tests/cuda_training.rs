@@ -12,8 +12,8 @@ use arges_kernels::matmul::Compute;
 use arges_model::synth::SynthShape;
 use arges_model::training::cuda::CudaTrainer;
 use arges_model::training::{
-    DeviceTrainer, LoraOptions, LoraTarget, Parameters, Recompute, Trainer, TrainingBatch, TrainingDevice,
-    TrainingPlan,
+    DeviceTrainer, LoraOptions, LoraTarget, Parameters, Recompute, TargetWeights, Trainer, TrainingBatch,
+    TrainingDevice, TrainingPlan,
 };
 use arges_model::{Checkpoint, Config};
 use support::{Golden, data};
@@ -224,6 +224,47 @@ fn gradients_have_the_same_bits_every_time_and_add_up() {
         trainer.accumulate(&batch, &weight(batch.targets.len()), 0.01).unwrap();
         let twice: Vec<f32> = once.iter().map(|x| 2.0 * x).collect();
         assert!(relative_distance(&trainer.gradients().unwrap(), &twice) < 1e-5, "{compute}");
+    }
+}
+
+#[test]
+fn equal_weights_of_targets_give_the_bits_of_weights_that_are_asked_for() {
+    let Some(cuda) = Cuda::for_test() else { return };
+    // Once with logits of all targets at a time, once of some after the others.
+    let many = Config { vocab_size: 300_000, ..odd_configs().remove(4).1 };
+    let tokens: Vec<u32> = (0..2_000).map(|i| i * 149 % 300_000).collect();
+    let mut long = TrainingBatch::default();
+    tokens.chunks(500).for_each(|tokens| long.push(tokens));
+    let halves = [0, 2].map(|first| {
+        let mut half = TrainingBatch::default();
+        tokens.chunks(500).skip(first).take(2).for_each(|tokens| half.push(tokens));
+        half
+    });
+    for (config, batch, halves) in
+        [(odd_configs().remove(4).1, odd_batch(), &[][..]), (many, long, &halves[..])]
+    {
+        let plan = TrainingPlan::new(2_000, 8);
+        for compute in [Compute::F32, Compute::Bf16] {
+            let parameters = Parameters::initialized(&config, 7);
+            let mut trainer = CudaTrainer::new(parameters, compute, &cuda, plan).unwrap();
+            let mut parts = Vec::new();
+            for half in halves {
+                parts.extend_from_slice(trainer.accumulate(half, -0.01, 0.0).unwrap().logprobs);
+            }
+            let apart = trainer.gradients().unwrap();
+            let mut of = |weights: TargetWeights<'_>| {
+                trainer.zero_gradients();
+                let output = trainer.accumulate(&batch, weights, 0.0).unwrap();
+                let scores = [output.logprobs, output.entropies].map(<[f32]>::to_vec);
+                (scores, trainer.gradients().unwrap())
+            };
+            let at_once = of((-0.01).into());
+            assert!(at_once == of((&|_, _| -0.01).into()), "{compute}: other bits");
+            if !halves.is_empty() {
+                assert!(at_once.0[0] == parts, "{compute}: other log-probabilities of a half alone");
+                assert!(relative_distance(&at_once.1, &apart) < 0.01, "{compute}");
+            }
+        }
     }
 }
 

@@ -27,6 +27,7 @@ pub struct LossCuda {
     vocab: usize,
     score: Kernel,
     score_backward: Kernel,
+    score_and_backward: Kernel,
 }
 
 /// What a block of rows gave, a value a row.
@@ -63,6 +64,7 @@ impl LossCuda {
             vocab,
             score: module.kernel("score")?,
             score_backward: module.kernel("score_backward")?,
+            score_and_backward: module.kernel("score_and_backward")?,
         })
     }
 
@@ -131,5 +133,41 @@ impl LossCuda {
         unsafe {
             self.cuda.launch(&self.score_backward, LaunchShape::new(rows, PART_THREADS).overlap(), &arguments)
         }
+    }
+
+    /// [`LossCuda::score`] and [`LossCuda::score_backward`] at once, to the same bits, where all rows have the same
+    /// `weight`: logits are read from memory once. The logarithms of `scores` are left alone.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When shapes do not agree.
+    pub fn score_and_backward(
+        &self,
+        logits: &Buffer<f32>,
+        rows: usize,
+        targets: &Buffer<i32>,
+        scores: &mut Scores,
+        weight: f32,
+        out: &mut Activations,
+    ) -> Result<(), CudaError> {
+        let room = rows * self.vocab;
+        assert!(logits.len() >= room && out.len() >= room, "{rows} rows of logits");
+        assert!(targets.len() >= rows, "targets of {rows} rows");
+        assert!(scores.logprobs.len() >= rows && scores.entropies.len() >= rows, "room for {rows} rows");
+        assert_eq!(out.element(), self.activations, "element of the gradients");
+        let arguments = [
+            Argument::Pointer(logits.address(0)),
+            Argument::Pointer(targets.address(0)),
+            Argument::Pointer(scores.logprobs.address(0)),
+            Argument::Pointer(scores.entropies.address(0)),
+            Argument::F32(weight),
+            Argument::Pointer(out.address(0)),
+            Argument::I32(self.vocab as i32),
+        ];
+        let shape = LaunchShape::new(rows, PART_THREADS).overlap();
+        // SAFETY: as for `score`.
+        unsafe { self.cuda.launch(&self.score_and_backward, shape, &arguments) }
     }
 }

@@ -38,6 +38,36 @@ fn scores_and_their_gradients_agree_with_the_reference() {
 }
 
 #[test]
+fn scores_and_gradients_made_at_once_have_the_same_bits() {
+    let Some(cuda) = gpu() else { return };
+    let mut random = Random::new(42);
+    for element in [Element::F32, Element::Bf16] {
+        for (rows, vocab) in [(2, 7), (65, 516), (4, 32_768), (3, 40_000)] {
+            let mut logits: Vec<f32> = random.normal(rows * vocab).iter().map(|x| 4.0 * x).collect();
+            logits[vocab] = f32::NAN;
+            let logits = Buffer::from_slice(&cuda, &logits).unwrap();
+            let targets: Vec<i32> = (0..rows).map(|_| (random.bits() % vocab as u64) as i32).collect();
+            let targets = Buffer::from_slice(&cuda, &targets).unwrap();
+            let loss = LossCuda::new(&cuda, element, vocab).unwrap();
+            let weights = Buffer::from_slice(&cuda, &vec![-0.3; rows]).unwrap();
+            let [mut apart, mut at_once] = [(), ()].map(|()| {
+                let gradients = Activations::zeroed(&cuda, element, rows * vocab).unwrap();
+                (Scores::zeroed(&cuda, rows).unwrap(), gradients)
+            });
+            loss.score(&logits, rows, &targets, &mut apart.0).unwrap();
+            loss.score_backward(&logits, rows, &targets, &apart.0, &weights, &mut apart.1).unwrap();
+            loss.score_and_backward(&logits, rows, &targets, &mut at_once.0, -0.3, &mut at_once.1).unwrap();
+            let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            let [apart, at_once] = [apart, at_once].map(|(scores, gradients)| {
+                let scores = [scores.logprobs, scores.entropies].map(|values| bits(values.to_vec().unwrap()));
+                (scores, bits(gradients.to_f32().unwrap()))
+            });
+            assert!(apart == at_once, "{rows} rows of {vocab}");
+        }
+    }
+}
+
+#[test]
 fn a_token_is_scored_with_the_bits_with_which_it_was_sampled() {
     let Some(cuda) = gpu() else { return };
     let mut random = Random::new(43);

@@ -95,17 +95,17 @@ __device__ __forceinline__ bool sum_shares(
     return bad;
 }
 
-// The log-probability is that of sampling, to the bit. NaN where a logit is not finite.
-extern "C" __global__ void __launch_bounds__(THREADS, 2) score(
-    const float* logits, const int* targets, float* logprobs, float* entropies, float* log_sums, int vocab) {
+// What a row gives, to the block's first thread; the logarithm of the sum to all. The log-probability is that of sampling,
+// to the bit. NaN where a logit is not finite.
+struct Score {
+    float logprob, entropy, log_sum;
+};
+
+__device__ __forceinline__ Score score_row(const float* logits, int target, int vocab) {
     static_assert(ROW_PARTS == PART_WARPS, "each warp joins the shares of a part");
     __shared__ ScaledSum shares[ROW_PARTS][PART_WARPS], parts[ROW_PARTS];
     __shared__ float weighted[ROW_PARTS][PART_WARPS];
     __shared__ double terms[PART_WARPS], whole;
-    wait_for_previous();
-    let_next_start();
-    i64 row = blockIdx.x;
-    logits += row * vocab;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     bool bad = vocab <= ROW_PARTS * THREADS * HELD ? sum_shares<true>(logits, vocab, shares, weighted)
                                                    : sum_shares<false>(logits, vocab, shares, weighted);
@@ -129,36 +129,78 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) score(
     term = warp_sum(term);
     if (lane == 0) terms[warp] = term;
     __syncthreads();
-    if (threadIdx.x > 0) return;
+    if (threadIdx.x > 0) return {0.0f, 0.0f, float(log_sum)};
     double entropy = 0.0;
     for (int i = 0; i < PART_WARPS; ++i) entropy += terms[i];
-    log_sums[row] = float(log_sum);
-    logprobs[row] = logprob_of(logits[targets[row]], log_sum);
-    entropies[row] = float(entropy);
+    return {logprob_of(logits[target], log_sum), float(entropy), float(log_sum)};
 }
 
-// out = weights[row] (1[i = target] - p_i); `out` may be `logits`.
-extern "C" __global__ void __launch_bounds__(THREADS) score_backward(
-    const float* logits, const int* targets, const float* log_sums, const float* weights, A* out, int vocab) {
-    wait_for_previous();
-    let_next_start();
-    i64 row = blockIdx.x;
-    float log_sum = log_sums[row], weight = weights[row];
-    int target = targets[row];
-    logits += row * vocab, out += row * vocab;
-    auto gradient = [&](float logit, int i) { return weight * ((i == target ? 1.0f : 0.0f) - expf(logit - log_sum)); };
+__device__ __forceinline__ void store_gradients(float* to, float4 x) {
+    asm volatile("st.global.cs.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(to), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w) : "memory");
+}
+__device__ __forceinline__ void store_gradients(bf16* to, float4 x) {
+    asm volatile("st.global.cs.v2.b32 [%0], {%1,%2};" ::"l"(to), "r"(pack_bf16(x.x, x.y)), "r"(pack_bf16(x.z, x.w)) : "memory");
+}
+
+// e^x for x up to 0, as exact as it is stored.
+__device__ __forceinline__ float power_of_e(float x) {
+#if ACTIVATIONS_BF16
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x * 1.4426950408889634f));
+    return x;
+#else
+    return expf(x);
+#endif
+}
+
+// out = weight (1[i = target] - p_i) for a row; `out` may be `logits`. Written past the cache, so that logits that were
+// just read are found there.
+__device__ __forceinline__ void row_gradients(
+    const float* logits, int target, float log_sum, float weight, A* out, int vocab) {
+    auto gradient = [&](float logit) { return -weight * power_of_e(logit - log_sum); };
     if (vocab % 4 != 0) {
-        for (int i = threadIdx.x; i < vocab; i += THREADS) out[i] = from_float<A>(gradient(logits[i], i));
+        for (int i = threadIdx.x; i < vocab; i += THREADS)
+            out[i] = from_float<A>(gradient(logits[i]) + (i == target ? weight : 0.0f));
         return;
     }
 #pragma unroll 4
     for (int i = 4 * threadIdx.x; i < vocab; i += 4 * THREADS) {
         float4 x = *reinterpret_cast<const float4*>(logits + i);
-        x = make_float4(gradient(x.x, i), gradient(x.y, i + 1), gradient(x.z, i + 2), gradient(x.w, i + 3));
-#if ACTIVATIONS_BF16
-        *reinterpret_cast<uint2*>(out + i) = make_uint2(pack_bf16(x.x, x.y), pack_bf16(x.z, x.w));
-#else
-        *reinterpret_cast<float4*>(out + i) = x;
-#endif
+        x = make_float4(gradient(x.x), gradient(x.y), gradient(x.z), gradient(x.w));
+        if (target / 4 == i / 4) {
+            x.x += target == i ? weight : 0.0f, x.y += target == i + 1 ? weight : 0.0f;
+            x.z += target == i + 2 ? weight : 0.0f, x.w += target == i + 3 ? weight : 0.0f;
+        }
+        store_gradients(out + i, x);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2) score(
+    const float* logits, const int* targets, float* logprobs, float* entropies, float* log_sums, int vocab) {
+    wait_for_previous();
+    let_next_start();
+    int row = blockIdx.x;
+    Score score = score_row(logits + i64(row) * vocab, targets[row], vocab);
+    if (threadIdx.x > 0) return;
+    logprobs[row] = score.logprob, entropies[row] = score.entropy, log_sums[row] = score.log_sum;
+}
+
+// Gradients by rows that were scored, a weight for each.
+extern "C" __global__ void __launch_bounds__(THREADS) score_backward(
+    const float* logits, const int* targets, const float* log_sums, const float* weights, A* out, int vocab) {
+    wait_for_previous();
+    let_next_start();
+    i64 row = blockIdx.x, at = row * vocab;
+    row_gradients(logits + at, targets[row], log_sums[row], weights[row], out + at, vocab);
+}
+
+// Both at once, for a weight that is known before: logits come from memory once.
+extern "C" __global__ void __launch_bounds__(THREADS, 2) score_and_backward(
+    const float* logits, const int* targets, float* logprobs, float* entropies, float weight, A* out, int vocab) {
+    wait_for_previous();
+    let_next_start();
+    i64 row = blockIdx.x, at = row * vocab;
+    int target = targets[row];
+    Score score = score_row(logits + at, target, vocab);
+    if (threadIdx.x == 0) logprobs[row] = score.logprob, entropies[row] = score.entropy;
+    row_gradients(logits + at, target, score.log_sum, weight, out + at, vocab);
 }

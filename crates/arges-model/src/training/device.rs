@@ -7,7 +7,7 @@ use arges_kernels::device::cuda::Cuda;
 use arges_kernels::matmul::Compute;
 
 use super::cuda::CudaTrainer;
-use super::{Parameters, StepOutput, Trainer, TrainingBatch, TrainingError, TrainingPlan};
+use super::{Parameters, StepOutput, TargetWeights, Trainer, TrainingBatch, TrainingError, TrainingPlan};
 use crate::config::Config;
 use crate::executor::DeviceModel;
 
@@ -59,16 +59,16 @@ impl DeviceTrainer {
     ///
     /// # Errors
     /// When the batch is malformed or over the plan, or the device fails.
-    pub fn accumulate(
+    pub fn accumulate<'w>(
         &mut self,
         batch: &TrainingBatch,
-        weight: &(dyn Fn(usize, f32) -> f32 + Sync),
+        weights: impl Into<TargetWeights<'w>>,
         balance: f32,
     ) -> Result<StepOutput<'_>, TrainingError> {
         match self {
-            Self::Cpu(trainer) => trainer.accumulate(batch, weight, balance),
+            Self::Cpu(trainer) => trainer.accumulate(batch, weights, balance),
             Self::Cuda(..) if !batch.experts.is_empty() => Err(TrainingError::ExpertsOnCuda),
-            Self::Cuda(trainer, _) => trainer.accumulate(batch, weight, balance),
+            Self::Cuda(trainer, _) => trainer.accumulate(batch, weights, balance),
         }
     }
 

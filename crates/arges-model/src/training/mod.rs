@@ -165,6 +165,38 @@ pub struct Trainer {
     buffers: Buffers,
 }
 
+/// Derivatives of the loss by the log-probabilities of a batch's targets.
+#[derive(Clone, Copy)]
+pub enum TargetWeights<'a> {
+    /// The same for all: `-1 / n` where the loss is the mean negative log-probability of `n` targets. A GPU need not wait
+    /// for log-probabilities then.
+    Equal(f32),
+    /// Of a target by its number and its log-probability.
+    Each(&'a (dyn Fn(usize, f32) -> f32 + Sync)),
+}
+
+impl TargetWeights<'_> {
+    /// That of one target.
+    fn of(&self, index: usize, logprob: f32) -> f32 {
+        match self {
+            Self::Equal(weight) => *weight,
+            Self::Each(weight) => weight(index, logprob),
+        }
+    }
+}
+
+impl From<f32> for TargetWeights<'_> {
+    fn from(weight: f32) -> Self {
+        Self::Equal(weight)
+    }
+}
+
+impl<'a, F: Fn(usize, f32) -> f32 + Sync> From<&'a F> for TargetWeights<'a> {
+    fn from(weight: &'a F) -> Self {
+        Self::Each(weight)
+    }
+}
+
 /// What a batch gave. Gradients are in [`Parameters::gradients`].
 #[derive(Debug, Clone, Copy)]
 pub struct StepOutput<'a> {
@@ -197,19 +229,20 @@ impl Trainer {
     }
 
     /// Adds the gradients of a batch: of a loss whose derivative by the log-probability of `targets[i]` is
-    /// `weight(i, logprob)`, and of `balance` times the load-balancing loss. The mean negative log-probability
+    /// `weights`, and of `balance` times the load-balancing loss. The mean negative log-probability
     /// of `n` targets has the weight `-1 / n`.
     ///
     /// # Errors
     /// When the batch is malformed or over the plan; then no gradient has changed.
-    pub fn accumulate(
+    pub fn accumulate<'w>(
         &mut self,
         batch: &TrainingBatch,
-        weight: &(dyn Fn(usize, f32) -> f32 + Sync),
+        weights: impl Into<TargetWeights<'w>>,
         balance: f32,
     ) -> Result<StepOutput<'_>, TrainingError> {
         self.forward(batch)?;
-        self.backward(batch, weight, balance);
+        let weights = weights.into();
+        self.backward(batch, &|target, logprob| weights.of(target, logprob), balance);
         Ok(self.buffers.output(batch.targets.len()))
     }
 

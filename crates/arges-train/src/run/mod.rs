@@ -207,7 +207,7 @@ impl Run {
         let (mut sums, mut entropy, mut balance_loss) = (SourceSums::new(&self.config), 0.0, 0.0);
         self.trainer.zero_gradients();
         for packed in &batches {
-            let output = self.trainer.accumulate(&packed.batch, &|_, _| weight, balance)?;
+            let output = self.trainer.accumulate(&packed.batch, weight, balance)?;
             sums.add(&packed.parts, output.logprobs);
             entropy += output.entropies.iter().map(|entropy| f64::from(*entropy)).sum::<f64>();
             balance_loss += output.balance_loss / batches.len() as f64;

@@ -171,7 +171,7 @@ impl Optimizer {
         self.step += 1;
         let targets = batch.targets.len() as f32;
         trainer.parameters_mut().zero_gradients();
-        let output = trainer.accumulate(batch, &|_, _| -1.0 / targets, 0.001)?;
+        let output = trainer.accumulate(batch, -1.0 / targets, 0.001)?;
         let loss = -output.logprobs.iter().map(|p| f64::from(*p)).sum::<f64>() / f64::from(targets);
         let cpu = trainer.shared_cpu();
         let norm = sum_of_squares(&cpu, trainer.parameters().gradients()).sqrt();

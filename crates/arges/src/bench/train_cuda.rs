@@ -112,7 +112,7 @@ impl Bench {
         self.step += 1;
         let targets = batch.targets.len() as f32;
         self.trainer.zero_gradients();
-        let output = self.trainer.accumulate(batch, &|_, _| -1.0 / targets, 0.001)?;
+        let output = self.trainer.accumulate(batch, -1.0 / targets, 0.001)?;
         let loss = -output.logprobs.iter().map(|p| f64::from(*p)).sum::<f64>() / f64::from(targets);
         let scale = (1.0 / self.trainer.gradient_norm()?).min(1.0) as f32;
         let settings =

@@ -140,22 +140,29 @@ impl<T: DeviceValue> Buffer<T> {
     /// # Panics
     /// When `count` is more than either holds.
     pub fn read_pinned(&self, to: &mut Pinned<T>, count: usize) -> Result<(), CudaError> {
-        self.read_pinned_at(to, 0, count)
+        self.read_pinned_at(0, to, 0, count)
     }
 
-    /// As [`Self::read_pinned`], from `at` to the same place.
+    /// As [`Self::read_pinned`], from value `at` on, to `to_at`.
     ///
     /// # Errors
     /// When the driver fails.
     ///
     /// # Panics
     /// When they reach beyond the end of either.
-    pub fn read_pinned_at(&self, to: &mut Pinned<T>, at: usize, count: usize) -> Result<(), CudaError> {
-        assert!(at + count <= self.len && at + count <= to.len, "{count} values at {at} of {}", self.len);
+    pub fn read_pinned_at(
+        &self,
+        at: usize,
+        to: &mut Pinned<T>,
+        to_at: usize,
+        count: usize,
+    ) -> Result<(), CudaError> {
+        assert!(at + count <= self.len, "{count} values at {at} of {}", self.len);
+        assert!(to_at + count <= to.len, "{count} values to {to_at} of {}", to.len);
         self.cuda.bind()?;
         // SAFETY: both ranges were checked; the memory lives until the stream has been waited for.
         unsafe {
-            let values = &mut to.as_mut_slice()[at..at + count];
+            let values = &mut to.as_mut_slice()[to_at..to_at + count];
             result::memcpy_dtoh_async(values, self.address(at), self.cuda.stream())
         }
         .map_err(|e| CudaError::driver("copying from the device", e))

@@ -117,7 +117,7 @@ impl CudaModel {
             ws.sampler.run(&ws.logits, sampleable)?;
             let unruled = |row: &usize| choices[*row].is_none();
             for row in (0..choices.len()).filter(unruled) {
-                ws.logits.read_pinned_at(&mut ws.host_logits, row * width, width)?;
+                ws.logits.read_pinned_at(row * width, &mut ws.host_logits, row * width, width)?;
             }
             self.cuda.synchronize()?;
             ws.chosen.clear();
@@ -126,7 +126,7 @@ impl CudaModel {
             // The host finds out what is wrong with a row.
             let mut fetched = false;
             for row in (0..choices.len()).filter(|row| choices[*row].is_some() && ws.chosen[*row].is_none()) {
-                ws.logits.read_pinned_at(&mut ws.host_logits, row * width, width)?;
+                ws.logits.read_pinned_at(row * width, &mut ws.host_logits, row * width, width)?;
                 fetched = true;
             }
             if fetched { self.cuda.synchronize() } else { Ok(()) }

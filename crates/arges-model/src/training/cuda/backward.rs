@@ -5,19 +5,18 @@ use arges_kernels::norm::cuda::Past;
 
 use super::CudaTrainer;
 use super::buffers::Buffers;
-use super::head::Weight;
 use crate::config::{Config, ResidualScale};
 use crate::model::cuda::Attention;
 use crate::model::cuda::forward::Shape;
 use crate::params::{LayerParam, Param};
-use crate::training::{TrainingBatch, TrainingError};
+use crate::training::{TargetWeights, TrainingBatch, TrainingError};
 
 impl CudaTrainer {
     pub(super) fn backward(
         &mut self,
         batch: &TrainingBatch,
         shape: &Shape,
-        weight: Weight<'_>,
+        weights: TargetWeights<'_>,
         balance: f32,
     ) -> Result<(), TrainingError> {
         if batch.tokens.is_empty() {
@@ -26,7 +25,7 @@ impl CudaTrainer {
         if self.fresh {
             self.clear_sums(!batch.targets.is_empty())?;
         }
-        self.head(&batch.targets, Some(weight))?;
+        self.head(&batch.targets, Some(weights))?;
         let balanced = balance != 0.0 && self.model.config.has_router();
         if balanced {
             self.buffers.kernels.mixture.balance_slopes(&mut self.buffers.balance, balance)?;

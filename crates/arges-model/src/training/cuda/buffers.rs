@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arges_kernels::device::cuda::{Activations, Buffer, Cuda, CudaError};
+use arges_kernels::device::cuda::{Activations, Buffer, Cuda, CudaError, Pinned};
 use arges_kernels::lightning::cuda::LightningBackwardCuda;
 use arges_kernels::loss::cuda::{LossCuda, Scores};
 use arges_kernels::matmul::Element;
@@ -145,10 +145,12 @@ pub(super) struct RouterBuffers {
 
 /// The targets' rows, a block at a time.
 pub(super) struct HeadBuffers {
-    /// Rows of the stream, their tokens, and the weights of their log-probabilities.
+    /// Rows of the stream and their tokens, of all targets and of a block; and the weights of a block's log-probabilities.
+    pub(super) all_rows: Both<i32>,
+    pub(super) all_tokens: Both<i32>,
     pub(super) rows: Buffer<i32>,
     pub(super) tokens: Buffer<i32>,
-    pub(super) weights: Buffer<f32>,
+    pub(super) weights: Both<f32>,
     pub(super) scores: Scores,
     pub(super) dlogits: DeviceRows,
     /// `[rows, hidden]`: the stream, normed and rounded, and gradients by the normed rows and by the stream's.
@@ -157,8 +159,8 @@ pub(super) struct HeadBuffers {
     pub(super) dnormed: Activations,
     pub(super) drows: Activations,
     /// Of all targets, on the host.
-    pub(super) logprobs: Vec<f32>,
-    pub(super) entropies: Vec<f32>,
+    pub(super) logprobs: Pinned<f32>,
+    pub(super) entropies: Pinned<f32>,
 }
 
 pub(super) struct Kernels {
@@ -251,17 +253,19 @@ impl Buffers {
                 dcoefficients: floats(tokens)?,
             },
             head: HeadBuffers {
+                all_rows: Both::zeroed(model, tokens)?,
+                all_tokens: Both::zeroed(model, tokens)?,
                 rows: Buffer::zeroed(cuda, head_rows)?,
                 tokens: Buffer::zeroed(cuda, head_rows)?,
-                weights: floats(head_rows)?,
+                weights: Both::zeroed(model, head_rows)?,
                 scores: Scores::zeroed(cuda, head_rows)?,
                 dlogits: DeviceRows::zeroed(cuda, head_rows, config.vocab_size, element)?,
                 x: Activations::zeroed(cuda, Element::F32, head_rows * hidden)?,
                 normed: DeviceRows::zeroed(cuda, head_rows, hidden, element)?,
                 dnormed: Activations::zeroed(cuda, element, head_rows * hidden)?,
                 drows: Activations::zeroed(cuda, element, head_rows * hidden)?,
-                logprobs: vec![0.0; tokens],
-                entropies: vec![0.0; tokens],
+                logprobs: Pinned::zeroed(cuda, tokens)?,
+                entropies: Pinned::zeroed(cuda, tokens)?,
             },
             transposed: DeviceMatrix::zeroed(cuda, 1, 1, largest_matrix(config), element)?,
             kernels,

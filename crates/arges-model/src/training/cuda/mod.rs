@@ -20,7 +20,7 @@ use arges_kernels::device::cuda::{Buffer, Cuda, CudaError, Fill};
 use arges_kernels::matmul::Compute;
 use arges_kernels::norm::cuda::{Kept, Norm};
 
-use super::{Parameters, Recompute, StepOutput, TrainingBatch, TrainingError, TrainingPlan};
+use super::{Parameters, Recompute, StepOutput, TargetWeights, TrainingBatch, TrainingError, TrainingPlan};
 use crate::batch::{Batch, LogitRows};
 use crate::cache::{CachePlan, PAGE_TOKENS};
 use crate::config::Config;
@@ -137,16 +137,16 @@ impl CudaTrainer {
     ///
     /// # Errors
     /// When the batch is malformed or over the plan; then no gradient has changed. When the device fails.
-    pub fn accumulate(
+    pub fn accumulate<'w>(
         &mut self,
         batch: &TrainingBatch,
-        weight: &(dyn Fn(usize, f32) -> f32 + Sync),
+        weights: impl Into<TargetWeights<'w>>,
         balance: f32,
     ) -> Result<StepOutput<'_>, TrainingError> {
         let shape = self.forward(batch, true)?;
         // While the device is at that.
         self.buffers.embedding.send(&batch.tokens)?;
-        self.backward(batch, &shape, weight, balance)?;
+        self.backward(batch, &shape, weights.into(), balance)?;
         self.output(batch.targets.len())
     }
 
@@ -160,15 +160,17 @@ impl CudaTrainer {
         self.output(batch.targets.len())
     }
 
+    /// What the batch gave. Waits for the device.
     fn output(&self, targets: usize) -> Result<StepOutput<'_>, TrainingError> {
+        self.model.cuda.synchronize()?;
         let balance_loss = match self.model.config.has_router() {
             true => self.buffers.balance.loss()?,
             false => 0.0,
         };
         let head = &self.buffers.head;
         Ok(StepOutput {
-            logprobs: &head.logprobs[..targets],
-            entropies: &head.entropies[..targets],
+            logprobs: &head.logprobs.as_slice()[..targets],
+            entropies: &head.entropies.as_slice()[..targets],
             balance_loss,
         })
     }
