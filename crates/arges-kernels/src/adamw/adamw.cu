@@ -1,11 +1,11 @@
 // AdamW, which writes a model's weights along with the values; values as weights without it; and the length of a gradient.
 
-// Values from `begin` on, `count` of them, and the weights that they become: value begin + i is weight i + i / run * gap
-// from `to` on, a bf16 one where it is rounded. Pieces of SPAN values are counted through all segments.
+// Values from `begin` on, `count` of them, and the weights that they become: value begin + i - skipped is weight
+// i + i / run * gap from `to` on, a bf16 one where it is rounded. Pieces of SPAN values are counted through all segments.
 struct Segment {
     i64 begin, count, first_piece;
     u64 to;
-    i64 run, gap, rounded;
+    i64 skipped, run, gap, rounded;
 };
 
 // The segment of a piece: the last one that begins with it or before.
@@ -27,7 +27,7 @@ __device__ __forceinline__ void write_four(bf16* to, float4 x) {
 // Values [begin, end) of a segment as weights: in fours where values and weights begin at multiples of 4.
 template <typename W, typename Values>
 __device__ __forceinline__ void write_weights(const Segment& segment, i64 begin, i64 end, Values values) {
-    i64 first = begin - segment.begin, runs = segment.gap ? first / segment.run : 0;
+    i64 first = begin - segment.begin + segment.skipped, runs = segment.gap ? first / segment.run : 0;
     W* weights = reinterpret_cast<W*>(segment.to) + first;
     u32 run = u32(segment.run), behind = u32(first - runs * segment.run);
     auto place = [&](i64 value) {
@@ -36,7 +36,7 @@ __device__ __forceinline__ void write_weights(const Segment& segment, i64 begin,
     };
     bool whole_runs = segment.gap == 0 || (segment.run % 4 == 0 && segment.gap % 4 == 0);
     i64 rest = begin;
-    if (begin % 4 == 0 && segment.begin % 4 == 0 && segment.to % (4 * sizeof(W)) == 0 && whole_runs) {
+    if (begin % 4 == 0 && first % 4 == 0 && segment.to % (4 * sizeof(W)) == 0 && whole_runs) {
         rest = end - end % 4;
 #pragma unroll 1
         for (i64 i = begin + 4 * threadIdx.x; i < rest; i += 4 * 256) write_four(place(i), values.four(i));
@@ -45,16 +45,13 @@ __device__ __forceinline__ void write_weights(const Segment& segment, i64 begin,
     for (i64 i = rest + threadIdx.x; i < end; i += 256) *place(i) = from_float<W>(values.one(i));
 }
 
-// A block takes one piece, from `first_piece` on, and of it the values [begin, end).
+// A block takes one piece, from that of the first segment on.
 template <typename Values>
-__device__ __forceinline__ void write_piece(
-    const Segment* segments, int count, i64 first_piece, i64 begin, i64 end, Values values) {
-    i64 piece = first_piece + blockIdx.x;
+__device__ __forceinline__ void write_piece(const Segment* segments, int count, Values values) {
+    i64 piece = segments->first_piece + blockIdx.x;
     Segment segment = segment_of(segments, count, piece);
     i64 from = segment.begin + (piece - segment.first_piece) * SPAN;
-    i64 to = min(min(from + SPAN, segment.begin + segment.count), end);
-    from = max(from, begin);
-    if (from >= to) return;
+    i64 to = min(from + SPAN, segment.begin + segment.count);
     if (segment.rounded) write_weights<bf16>(segment, from, to, values);
     else write_weights<float>(segment, from, to, values);
 }
@@ -100,11 +97,11 @@ struct Learned {
 };
 
 extern "C" __global__ void __launch_bounds__(256) adamw(
-    const Segment* segments, int count, i64 first_piece, i64 begin, i64 end, float* values, const float* gradients,
-    float* m, float* v, float gradient_scale, float beta1, float rest1, float beta2, float rest2, float rate,
-    float root, float eps, float decay, float widen) {
+    const Segment* segments, int count, float* values, const float* gradients, float* m, float* v,
+    float gradient_scale, float beta1, float rest1, float beta2, float rest2, float rate, float root, float eps,
+    float decay, float widen) {
     Step step = {gradient_scale, beta1, rest1, beta2, rest2, rate, root, eps, decay, widen};
-    write_piece(segments, count, first_piece, begin, end, Learned{values, gradients, m, v, step});
+    write_piece(segments, count, Learned{values, gradients, m, v, step});
 }
 
 struct Unchanged {
@@ -115,8 +112,8 @@ struct Unchanged {
 };
 
 extern "C" __global__ void __launch_bounds__(256) pack(
-    const Segment* segments, int count, i64 first_piece, i64 begin, i64 end, const float* values) {
-    write_piece(segments, count, first_piece, begin, end, Unchanged{values});
+    const Segment* segments, int count, const float* values) {
+    write_piece(segments, count, Unchanged{values});
 }
 
 __device__ __forceinline__ double block_sum(double x) {

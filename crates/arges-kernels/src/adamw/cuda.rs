@@ -85,12 +85,27 @@ impl AdamWCuda {
         let len = values.len();
         assert_eq!([gradients.len(), m.len(), v.len()], [len; 3]);
         let segments = weights.in_order(len);
-        self.table.send(&segments)?;
+        // One launch for all ranges with the same settings: those of norms alone are many.
+        let mut alike: Vec<(AdamW, Vec<Segment>)> = Vec::new();
         for (range, settings) in groups {
             assert!(range.start <= range.end && range.end <= len, "values {range:?} of {len}");
-            let covered: usize = segments.iter().map(|segment| segment.values_within(range)).sum();
-            assert_eq!(covered, range.len(), "values of {range:?} that become weights");
-            let f = Factors::new(*settings, gradient_scale);
+            let first = segments.partition_point(|segment| segment.end() <= range.start as i64);
+            let behind = segments.partition_point(|segment| segment.begin < range.end as i64);
+            let of_range = segments.get(first..behind).unwrap_or_default();
+            let of_range = of_range.iter().map(|segment| segment.within(range));
+            let covered: i64 = of_range.clone().map(|segment| segment.count).sum();
+            assert_eq!(covered, range.len() as i64, "values of {range:?} that become weights");
+            match alike.iter_mut().find(|(other, _)| other == settings) {
+                Some((_, segments)) => segments.extend(of_range),
+                None => alike.push((*settings, of_range.collect())),
+            }
+        }
+        let mut all: Vec<Segment> = alike.iter().flat_map(|(_, segments)| segments).copied().collect();
+        count_pieces(&mut all);
+        self.table.send(&all)?;
+        let mut first = 0;
+        for (settings, segments) in alike {
+            let f = Factors::new(settings, gradient_scale);
             let arguments = [
                 Argument::Pointer(values.address(0)),
                 Argument::Pointer(gradients.address(0)),
@@ -107,8 +122,10 @@ impl AdamWCuda {
                 Argument::F32(f.decay),
                 Argument::F32(V_SCALE.sqrt()),
             ];
-            // SAFETY: the kernel's arguments behind the range's; the range lies within all four.
-            unsafe { self.launch(&self.adamw, &segments, range.clone(), &arguments)? };
+            let of_settings = first..first + segments.len();
+            first = of_settings.end;
+            // SAFETY: the kernel's arguments behind the segments'; those lie within all four.
+            unsafe { self.launch(&self.adamw, &all, of_settings, &arguments)? };
         }
         Ok(())
     }
@@ -126,39 +143,33 @@ impl AdamWCuda {
             return Ok(());
         }
         self.table.send(&segments)?;
-        // SAFETY: the kernel's argument behind the range's, which is all values.
+        // SAFETY: the kernel's argument behind the segments'; they lie within the values.
         unsafe {
-            self.launch(&self.pack, &segments, 0..values.len(), &[Argument::Pointer(values.address(0))])
+            self.launch(&self.pack, &segments, 0..segments.len(), &[Argument::Pointer(values.address(0))])
         }
     }
 
-    /// Runs a kernel on the pieces in which a range lies, with arguments behind those that say so.
+    /// Runs a kernel on some of the table's segments, with arguments behind those that say so.
     ///
     /// # Safety
-    /// They are the kernel's, which may read and write the range; the segments are those of the table.
+    /// They are the kernel's, which may read and write the values of the segments; all segments are those of the table.
     unsafe fn launch(
         &self,
         kernel: &Kernel,
-        segments: &[Segment],
-        range: Range<usize>,
+        all: &[Segment],
+        some: Range<usize>,
         arguments: &[Argument<'_>],
     ) -> Result<(), CudaError> {
-        let (begin, end) = (range.start as i64, range.end as i64);
-        let first = segments.partition_point(|segment| segment.end() <= begin);
-        let behind = segments.partition_point(|segment| segment.begin < end);
-        let of_range = segments.get(first..behind).unwrap_or_default();
-        let (Some(head), Some(last)) = (of_range.first(), of_range.last()) else { return Ok(()) };
-        let mut all = vec![
-            Argument::Pointer(self.table.on_device.address(first)),
-            Argument::I32(of_range.len() as i32),
-            Argument::I64(head.first_piece),
-            Argument::I64(begin),
-            Argument::I64(end),
+        let segments = &all[some.clone()];
+        let (Some(head), Some(last)) = (segments.first(), segments.last()) else { return Ok(()) };
+        let mut with_segments = vec![
+            Argument::Pointer(self.table.on_device.address(some.start)),
+            Argument::I32(segments.len() as i32),
         ];
-        all.extend_from_slice(arguments);
+        with_segments.extend_from_slice(arguments);
         let shape = LaunchShape::new((last.last_piece() - head.first_piece) as usize, 256);
         // SAFETY: the arguments, in order. Weights are written that `Weights` has checked and still borrows.
-        unsafe { self.cuda.launch(kernel, shape, &all) }
+        unsafe { self.cuda.launch(kernel, shape, &with_segments) }
     }
 
     /// Sum of squares, in a fixed order: of the gradients that products have written as they say, and in f64 of the

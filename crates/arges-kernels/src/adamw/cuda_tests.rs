@@ -11,8 +11,9 @@ fn part(from: usize, shape: [usize; 2], to: usize, in_turn: bool) -> Part {
     Part { from, shape, to, in_turn }
 }
 
-/// The weights that values become, over what was there.
-fn become_weights(weights: &mut [f32], values: &[f32], parts: &[Part], element: Element) {
+/// The weights that values become, over what was there before.
+fn become_weights_of(before: &[f32], values: &[f32], parts: &[Part], element: Element) -> Vec<f32> {
+    let mut weights = before.to_vec();
     for Part { from, shape: [rows, columns], to, in_turn } in parts {
         for row in 0..*rows {
             let before = if *in_turn { row / GATE_GROUP * GATE_GROUP } else { 0 };
@@ -21,6 +22,7 @@ fn become_weights(weights: &mut [f32], values: &[f32], parts: &[Part], element: 
             weights[to + (row + before) * columns..][..*columns].copy_from_slice(&values);
         }
     }
+    weights
 }
 
 #[test]
@@ -70,17 +72,17 @@ fn new_values_are_written_as_weights_too() {
         let len = vector + columns + 4;
         for element in ELEMENTS {
             let mut random = Random::new(53);
-            let mut values = Buffer::from_slice(&cuda, &random.normal(len)).unwrap();
-            let mut whole = Buffer::from_slice(&cuda, &values.to_vec().unwrap()).unwrap();
+            let begin = random.normal(len);
+            let [mut values, mut whole] = [0; 2].map(|_| Buffer::from_slice(&cuda, &begin).unwrap());
             let gradients = Buffer::from_slice(&cuda, &random.normal(len)).unwrap();
             let [mut m, mut v, mut whole_m, mut whole_v] =
                 [0; 4].map(|_| Buffer::zeroed(&cuda, len).unwrap());
             let mut kernels = AdamWCuda::new(&cuda).unwrap();
             let before = vec![-1.0; room];
-            let [mut matrices, mut packed, mut of_whole] =
-                [0; 3].map(|_| Activations::from_f32(&cuda, element, &before).unwrap());
-            let [mut norm, mut packed_norm, mut whole_norm] =
-                [0; 3].map(|_| Buffer::from_slice(&cuda, &vec![-1.0; columns]).unwrap());
+            let [mut matrices, mut packed, mut of_whole, mut of_others] =
+                [0; 4].map(|_| Activations::from_f32(&cuda, element, &before).unwrap());
+            let [mut norm, mut packed_norm, mut whole_norm, mut norm_of_others] =
+                [0; 4].map(|_| Buffer::from_slice(&cuda, &vec![-1.0; columns]).unwrap());
             fn add<'a>(
                 to: &'a mut Activations,
                 norm: &'a mut Buffer<f32>,
@@ -96,7 +98,11 @@ fn new_values_are_written_as_weights_too() {
             let (middle, end) = (first + half + 7, vector + columns);
             let settings =
                 |decay| AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: decay, step: 1 };
-            let groups = [(first..middle, settings(0.1)), (middle..end, settings(0.1))];
+            let groups = [
+                (first..middle, settings(0.1)),
+                (middle..vector - 3, settings(0.3)),
+                (vector - 3..end, settings(0.1)),
+            ];
             let mut learned = Learned { values: &mut values, gradients: &gradients, m: &mut m, v: &mut v };
             let weights = add(&mut matrices, &mut norm, &parts, vector);
             kernels.step(0.5, &groups, &mut learned, &weights).unwrap();
@@ -104,19 +110,31 @@ fn new_values_are_written_as_weights_too() {
                 Learned { values: &mut whole, gradients: &gradients, m: &mut whole_m, v: &mut whole_v };
             let weights = add(&mut of_whole, &mut whole_norm, &parts, vector);
             kernels.step(0.5, &[(first..end, settings(0.1))], &mut learned, &weights).unwrap();
+            let [mut others, mut others_m, mut others_v] = {
+                let values = Buffer::from_slice(&cuda, &begin).unwrap();
+                [values, Buffer::zeroed(&cuda, len).unwrap(), Buffer::zeroed(&cuda, len).unwrap()]
+            };
+            let mut learned =
+                Learned { values: &mut others, gradients: &gradients, m: &mut others_m, v: &mut others_v };
+            let weights = add(&mut of_others, &mut norm_of_others, &parts, vector);
+            kernels.step(0.5, &[(first..end, settings(0.3))], &mut learned, &weights).unwrap();
             kernels.pack(&values, &add(&mut packed, &mut packed_norm, &parts, vector)).unwrap();
 
             let what = format!("{columns} columns from {first}, {element:?}");
             let values = values.to_vec().unwrap();
-            let mut expected = before.clone();
-            become_weights(&mut expected, &values, &parts, element);
+            let expected = become_weights_of(&before, &values, &parts, element);
             assert_eq!(matrices.to_f32().unwrap(), expected, "{what}");
             assert_eq!(packed.to_f32().unwrap(), expected, "{what}, without a step");
             assert_eq!(norm.to_vec().unwrap(), values[vector..end], "{what}");
             assert_eq!(packed_norm.to_vec().unwrap(), values[vector..end], "{what}, without a step");
-            assert_eq!(of_whole.to_f32().unwrap(), expected, "{what}, in one range");
-            assert_eq!(whole.to_vec().unwrap(), values, "{what}, in one range");
-            assert_eq!(whole_norm.to_vec().unwrap(), values[vector..end], "{what}, in one range");
+            assert_eq!(norm_of_others.to_vec().unwrap(), others.to_vec().unwrap()[vector..end], "{what}");
+            // Each value is that of a step of all with its settings.
+            let (mut mixed, others) = (whole.to_vec().unwrap(), others.to_vec().unwrap());
+            let one_range = become_weights_of(&before, &mixed, &parts, element);
+            assert_eq!(of_whole.to_f32().unwrap(), one_range, "{what}, in one range");
+            assert_eq!(whole_norm.to_vec().unwrap(), mixed[vector..end], "{what}, in one range");
+            mixed[middle..vector - 3].copy_from_slice(&others[middle..vector - 3]);
+            assert_eq!(mixed, values, "{what}, settings in turn");
         }
     }
 }

@@ -34,6 +34,8 @@ pub(super) struct Segment {
     pub(super) count: i64,
     pub(super) first_piece: i64,
     to: u64,
+    /// Values before the first one that became weights of the same part.
+    skipped: i64,
     run: i64,
     gap: i64,
     rounded: i64,
@@ -43,15 +45,20 @@ impl Segment {
     /// Values that become nothing.
     pub(super) fn of_values(values: Range<usize>) -> Self {
         let (begin, count) = (values.start as i64, values.len() as i64);
-        Self { begin, count, first_piece: 0, to: 0, run: 1, gap: 0, rounded: 0 }
+        Self { begin, count, first_piece: 0, to: 0, skipped: 0, run: 1, gap: 0, rounded: 0 }
     }
 
     pub(super) fn end(&self) -> i64 {
         self.begin + self.count
     }
 
-    pub(super) fn values_within(&self, range: &Range<usize>) -> usize {
-        (self.end() as usize).min(range.end).saturating_sub((self.begin as usize).max(range.start))
+    /// What of it lies within a range.
+    pub(super) fn within(mut self, range: &Range<usize>) -> Self {
+        let begin = self.begin.max(range.start as i64);
+        let end = self.end().min(range.end as i64);
+        self.skipped += begin - self.begin;
+        (self.begin, self.count) = (begin, (end - begin).max(0));
+        self
     }
 
     /// The piece after its last one.
@@ -87,6 +94,7 @@ impl<'a> Weights<'a> {
                 count: (rows * columns) as i64,
                 first_piece: 0,
                 to: to.address(at),
+                skipped: 0,
                 run: group,
                 gap: if in_turn { group } else { 0 },
                 rounded,
@@ -96,10 +104,9 @@ impl<'a> Weights<'a> {
 
     /// Adds a vector, which is not rounded.
     pub fn add_vector(&mut self, to: &'a mut Buffer<f32>, from: usize) {
-        let count = to.len() as i64;
-        let (begin, to) = (from as i64, to.address(0));
-        if count > 0 {
-            self.segments.push(Segment { begin, count, first_piece: 0, to, run: 1, gap: 0, rounded: 0 });
+        if !to.is_empty() {
+            let to_address = to.address(0);
+            self.segments.push(Segment { to: to_address, ..Segment::of_values(from..from + to.len()) });
         }
     }
 
