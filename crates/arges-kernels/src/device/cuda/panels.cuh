@@ -29,18 +29,20 @@ template <int PENDING> __device__ __forceinline__ void await_products() {
 }
 
 // Describes swizzled panels to the tensor cores: groups of 8 rows follow one another, and so do panels.
-// An address within a cluster says above its lowest 18 bits whose shared memory it is, which has no place here.
-__device__ __forceinline__ u64 matrix(u32 address) {
-    return u64((address & 0x3ffff) >> 4) | u64(PANEL >> 4) << 16 | u64(1024 >> 4) << 32 | u64(1) << 62;
+// An address within a cluster says above its lowest 18 bits whose shared memory it is, which has no place here. What is
+// the same for all of a product's steps is computed once, and for each step its offset added to the lower half.
+__device__ __forceinline__ u64 matrix(u32 panels, u32 offset) {
+    const u32 first = (panels & 0x3ffff) >> 4 | u32(PANEL >> 4) << 16;
+    return u64(first + offset / 16) | u64(1024 >> 4 | 1 << 30) << 32;
 }
 
 // Channels 16 k to 16 k + 15 of rows whose channels are summed over.
 __device__ __forceinline__ u64 channels(u32 panels, int k) {
-    return matrix(panels + (k / 4) * PANEL + (k % 4) * 32);
+    return matrix(panels, k / 4 * PANEL + k % 4 * 32);
 }
 
 // Rows 16 k to 16 k + 15, which are summed over.
-__device__ __forceinline__ u64 tokens(u32 panels, int k) { return matrix(panels + k * 16 * 128); }
+__device__ __forceinline__ u64 tokens(u32 panels, int k) { return matrix(panels, k * 16 * 128); }
 
 #define SUMS8(d, i)                                                                                           \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
