@@ -27,10 +27,10 @@ pub use backward::{BACKWARD, BackwardInputs, PLAIN_BACKWARD, SoftmaxBackwardCuda
 pub use pages::DevicePages;
 
 macro_rules! source {
-    ($file:literal) => {
+    ($file:literal $(, $header:literal)*) => {
         Source {
             name: concat!("softmax_attention/", $file),
-            text: concat!(include_str!("pages.cuh"), include_str!($file)),
+            text: concat!(include_str!("pages.cuh"), $(include_str!($header),)* include_str!($file)),
         }
     };
 }

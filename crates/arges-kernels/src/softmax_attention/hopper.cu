@@ -17,33 +17,6 @@ constexpr int QUERY_BYTES = TILE_ROWS * HEAD_DIM * 2;
 constexpr int CONSUMER_WARPS = 8, QUERY_THREADS = 64, TICKETS = 4;
 constexpr float NONE = -3.0e38f;
 
-__device__ __forceinline__ void barrier_init(u32 barrier, int count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(u32 barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void barrier_expect(u32 barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void barrier_wait(u32 barrier, int phase) {
-    asm volatile(
-        "{.reg .pred done;\n"
-        "wait: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra ready;\n"
-        "bra wait;\n"
-        "ready: }" ::"r"(barrier), "r"(phase) : "memory");
-}
-
-__device__ __forceinline__ void copy_bulk(u32 shared, const void* global, int bytes, u32 barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
-                 "l"(global), "r"(bytes), "r"(barrier)
-                 : "memory");
-}
-
 // Describes a matrix in shared memory whose rows of 128 bytes are swizzled; 8 rows are 1024 bytes, and strips of 64
 // columns `strip_bytes`, apart.
 __device__ __forceinline__ u64 describe(u32 address, int strip_bytes) {
