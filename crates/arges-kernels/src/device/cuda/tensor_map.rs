@@ -4,7 +4,7 @@ use cudarc::driver::sys;
 
 use super::{Buffer, CudaError};
 
-/// A bf16 matrix in device memory and the box that one copy takes out of it into shared memory, whose rows are
+/// A bf16 matrix, or more, in device memory and the box that one copy takes out of it into shared memory, whose rows are
 /// swizzled over 128 bytes. What lies outside the matrix is copied as zeros.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -51,7 +51,7 @@ impl TensorMap {
             "[{rows}, {columns}] at {at} in a buffer of {}",
             buffer.len()
         );
-        Self::encode(buffer, at, [rows, columns], columns, box_rows)
+        Self::encode(buffer, at, [columns, rows], [columns], [64, box_rows])
     }
 
     /// The first `columns` values of `rows` rows, which begin `stride` values apart.
@@ -73,31 +73,56 @@ impl TensorMap {
             "{columns} columns of [{rows}, {stride}] in a buffer of {}",
             buffer.len()
         );
-        Self::encode(buffer, 0, [rows, columns], stride, box_rows)
+        Self::encode(buffer, 0, [columns, rows], [stride], [64, box_rows])
     }
 
-    fn encode(
+    /// The heads at the front of `rows` rows, which begin `stride` values apart: `[rows, heads, head_dim]`, copied in
+    /// boxes of `box_rows` rows by `box_heads` heads by 64 channels.
+    ///
+    /// # Errors
+    /// As for [`TensorMap::bf16`].
+    ///
+    /// # Panics
+    /// When the rows reach beyond the buffer.
+    pub fn bf16_heads(
+        buffer: &Buffer<u16>,
+        [rows, heads, head_dim]: [usize; 3],
+        stride: usize,
+        [box_rows, box_heads]: [usize; 2],
+    ) -> Result<Self, CudaError> {
+        assert!(
+            heads * head_dim <= stride && rows * stride <= buffer.len(),
+            "{heads} heads of {head_dim} of [{rows}, {stride}] in a buffer of {}",
+            buffer.len()
+        );
+        Self::encode(buffer, 0, [head_dim, heads, rows], [head_dim, stride], [64, box_heads, box_rows])
+    }
+
+    /// An array of N dimensions, the innermost first, of whose outer ones the strides are.
+    fn encode<const N: usize, const OUTER: usize>(
         buffer: &Buffer<u16>,
         at: usize,
-        [rows, columns]: [usize; 2],
-        stride: usize,
-        box_rows: usize,
+        dimensions: [usize; N],
+        strides: [usize; OUTER],
+        box_shape: [usize; N],
     ) -> Result<Self, CudaError> {
-        if !stride.is_multiple_of(8) {
+        const { assert!(OUTER + 1 == N) };
+        if let Some(stride) = strides.iter().find(|stride| !stride.is_multiple_of(8)) {
             return Err(CudaError::Unsupported(format!("rows of {stride} bf16 values are no multiple of 8")));
         }
         buffer.cuda().bind()?;
         let mut map = Self(sys::CUtensorMap { opaque: [0; 16] });
-        let dimensions = [columns as u64, rows as u64];
-        let strides = [2 * stride as u64];
-        let box_shape = [64, box_rows as u32];
-        let steps = [1, 1];
-        // SAFETY: the arrays have an entry for each of the two dimensions, and the matrix lies within the buffer.
+        let dimensions = dimensions.map(|n| n as u64);
+        let strides = strides.map(|stride| 2 * stride as u64);
+        let box_shape = box_shape.map(|n| n as u32);
+        let steps = [1; N];
+        // SAFETY: the arrays have an entry for each dimension, that of strides for each but the innermost, and the
+        // array lies within the buffer.
         unsafe {
             sys::cuTensorMapEncodeTiled(
                 &raw mut map.0,
                 sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                2,
+                N as u32,
                 buffer.address(at) as *mut _,
                 dimensions.as_ptr(),
                 strides.as_ptr(),
