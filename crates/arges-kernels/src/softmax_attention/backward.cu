@@ -1,49 +1,13 @@
-// Gradients in bf16 on tensor cores. Compiled for HEAD_DIM 64 or 128, a ROTARY_DIM that is a multiple of 16, and WGMMA,
-// besides what pages.cuh needs.
+// Gradients in bf16 on tensor cores that have no products of whole warpgroups. Compiled for HEAD_DIM 64 or 128 and a
+// ROTARY_DIM that is a multiple of 16, besides what pages.cuh needs.
 
 constexpr int WARPGROUPS = 2, THREADS = 128 * WARPGROUPS, STAGES = 3;
-constexpr int STEPS = HEAD_DIM / 16;
-// 64 rows of a head in shared memory.
-constexpr int MATRIX = HEAD_DIM / 64 * PANEL;
 // Of the columns of a product, log-sum-exps and deltas.
 constexpr int STATISTICS = 2 * PAGE * 4;
-
-constexpr float LOG2_E = 1.4426950408889634f;
-
-__device__ __forceinline__ float power_of_two(float x) {
-    asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
-    return x;
-}
-
-// Keeps the compiler from moving uses of a product's registers across this place.
-template <int N> __device__ __forceinline__ void settle(float (&x)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; i++) asm volatile("" : "+f"(x[i])::"memory");
-}
 
 // Copies 4 bytes in the background; zeros where `present` is false.
 __device__ __forceinline__ void copy_value(u32 shared, const float* global, bool present) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global), "r"(present ? 4 : 0));
-}
-
-// Starts d = a b^T over the channels of 64 rows each.
-__device__ __forceinline__ void start_scores(float (&d)[32], u32 a, u32 b) {
-#pragma unroll
-    for (int step = 0; step < STEPS; step++) multiply(d, channels(a, step), channels(b, step), step > 0);
-    commit_products();
-}
-
-// The accumulators of 64 by 64 values as left operands.
-__device__ __forceinline__ void pack(u32 (&left)[4][4], const float (&x)[32]) {
-#pragma unroll
-    for (int i = 0; i < 16; i++) left[i / 4][i % 4] = pack_bf16(x[2 * i], x[2 * i + 1]);
-}
-
-// Starts d += left b, over 64 rows of b.
-__device__ __forceinline__ void start_sums(float (&d)[HEAD_DIM / 2], const u32 (&left)[4][4], u32 b) {
-#pragma unroll
-    for (int step = 0; step < 4; step++) multiply_rows(d, left[step], tokens(b, step));
-    commit_products();
 }
 
 // Fetches query rows of a key-value head from `first` on: their queries and the gradients of their outputs.
@@ -75,37 +39,7 @@ __device__ __forceinline__ void fetch_page(const Gradients& g, const Batch& batc
     }
 }
 
-// Stores a thread's part of gradients, of row `lane / 4` (h = 0) or 8 more (h = 1), at `to`; turned back by the angles of
-// that row of the batch where they are of queries or keys.
-template <bool TURNED>
-__device__ __forceinline__ void store_row(bf16* to, float (&x)[HEAD_DIM / 2], int h, float scale, const float* angles) {
-    const int column = threadIdx.x % 4 * 2;
-    if (TURNED) {
-#pragma unroll
-        for (int t = 0; t < PAIRS / 8; t++) {
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                float& low = x[4 * t + 2 * h + j];
-                float& high = x[4 * (t + PAIRS / 8) + 2 * h + j];
-                const float cosine = angles[t * 8 + column + j], sine = angles[PAIRS + t * 8 + column + j];
-                const float turned = low * cosine + high * sine;
-                high = high * cosine - low * sine;
-                low = turned;
-            }
-        }
-    }
-#pragma unroll
-    for (int t = 0; t < HEAD_DIM / 8; t++) {
-        *reinterpret_cast<u32*>(to + t * 8 + column) = pack_bf16(x[4 * t + 2 * h] * scale, x[4 * t + 2 * h + 1] * scale);
-    }
-}
-
-#define ARGUMENTS                                                                                                     \
-    const Span *spans, int span_count, int rows, const int *tables, int table_stride, int slots, int page_count,      \
-        int kv_heads, const bf16 *projected, i64 stride, const bf16 *pages, const bf16 *dout, const float *lse,       \
-        const float *delta, const float *angles, float scale, bf16 *dprojected
-
-// A block has 128 query rows, 64 of each warpgroup, and passes over the pages. `scale` is that of the scores.
+// A block has 128 query rows, 64 of each warpgroup, and passes over the pages.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) query_gradients(ARGUMENTS) {
     const Batch batch = {spans, span_count, rows, tables, table_stride, slots, page_count};
     const Gradients g = {kv_heads, projected, stride, pages, dout, lse, delta, angles, dprojected};
@@ -151,17 +85,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) query_gradients(ARGUMEN
 
     for (int page = 0; page <= last_page; page++) {
         await_copies<STAGES - 2>();
-        publish();
         __syncthreads();
         fetch(page + STAGES - 1);
         const u32 keys = stages + page % STAGES * (2 * MATRIX), values = keys + MATRIX;
         float weight[32], dscore[32];
-        settle(sums);
-        begin_products();
         start_scores(weight, queries, keys);
         start_scores(dscore, own_dout, values);
-        await_products<1>();
-        settle(weight);
         const bool masked = (page + 1) * PAGE - 1 > (first + group * 64) / GROUP;
 #pragma unroll
         for (int i = 0; i < 32; i++) {
@@ -169,16 +98,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) query_gradients(ARGUMEN
             const float x = power_of_two(fmaf(weight[i], scale2, -sum_log[h]));
             weight[i] = masked && key > token[h] ? 0.0f : x;
         }
-        await_products<0>();
-        settle(dscore);
 #pragma unroll
         for (int i = 0; i < 32; i++) dscore[i] = weight[i] * (dscore[i] - dot[i / 2 % 2]);
         u32 left[4][4];
         pack(left, dscore);
-        begin_products();
         start_sums(sums, left, keys);
-        await_products<0>();
-        settle(sums);
     }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -234,7 +158,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) key_gradients(ARGUMENTS
 
     for (int n = 0; n < count; n++) {
         await_copies<STAGES - 2>();
-        publish();
         __syncthreads();
         fetch(n + STAGES - 1);
         const int row = first + n * 64;
@@ -243,13 +166,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) key_gradients(ARGUMENTS
         const u32 queries = stages + n % STAGES * STAGE, own_dout = queries + MATRIX;
         const u32 statistics = all_statistics + n % STAGES * STATISTICS + lane % 4 * 8;
         float weight[32], dscore[32];
-        settle(dkeys);
-        settle(dvalues);
-        begin_products();
         start_scores(weight, keys, queries);
         start_scores(dscore, values, own_dout);
-        await_products<1>();
-        settle(weight);
         const bool masked = row / GROUP < first_key + PAGE - 1;
 #pragma unroll
         for (int t = 0; t < 8; t++) {
@@ -264,9 +182,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) key_gradients(ARGUMENTS
         }
         u32 left[4][4];
         pack(left, weight);
-        await_products<0>();
-        settle(dscore);
-        begin_products();
         start_sums(dvalues, left, own_dout);
 #pragma unroll
         for (int t = 0; t < 8; t++) {
@@ -277,11 +192,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) key_gradients(ARGUMENTS
         }
         u32 dleft[4][4];
         pack(dleft, dscore);
-        begin_products();
         start_sums(dkeys, dleft, queries);
-        await_products<0>();
-        settle(dkeys);
-        settle(dvalues);
     }
 #pragma unroll
     for (int h = 0; h < 2; h++) {

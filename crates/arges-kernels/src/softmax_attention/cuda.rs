@@ -23,7 +23,7 @@ use crate::rope::cuda::DeviceAngles;
 
 #[cfg(test)]
 pub(super) use backward::sources;
-pub use backward::{BACKWARD, BackwardInputs, PLAIN_BACKWARD, SoftmaxBackwardCuda};
+pub use backward::{BACKWARD, BackwardInputs, HOPPER_BACKWARD, PLAIN_BACKWARD, SoftmaxBackwardCuda};
 pub use pages::DevicePages;
 
 macro_rules! source {
@@ -40,7 +40,7 @@ pub const PLAIN: Source = source!("plain.cu");
 /// One row a span.
 pub const DECODE: Source = source!("decode.cu");
 /// Spans of any length on Hopper.
-pub const HOPPER: Source = source!("hopper.cu");
+pub const HOPPER: Source = source!("hopper.cu", "copies.cuh");
 /// Spans of any length on other tensor cores.
 pub const TILES: Source = source!("tiles.cu");
 

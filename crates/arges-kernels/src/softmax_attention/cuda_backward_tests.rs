@@ -38,6 +38,7 @@ fn kinds(cuda: &Cuda) -> Vec<Kind> {
         shape(4, 2, 64, 32),
         shape(2, 2, 128, 128),
         shape(6, 2, 64, 0),
+        shape(6, 1, 128, 32),
         shape(16, 1, 64, 16),
     ] {
         kinds.push(of(Element::Bf16, shape, false));
@@ -53,6 +54,8 @@ struct Case {
     cuda: Arc<Cuda>,
     kind: Kind,
     lengths: Vec<usize>,
+    /// How many blocks share the work at most, where it is shared.
+    blocks: usize,
     /// `[rows, stride]`.
     projected: Vec<f32>,
     /// `[rows, heads * head_dim]`.
@@ -75,6 +78,7 @@ impl Case {
             cuda: Arc::clone(cuda),
             kind,
             lengths: lengths.to_vec(),
+            blocks: usize::MAX,
             projected: values(rows * Self::stride(kind.shape)),
             dout: values(rows * kind.shape.heads * kind.shape.head_dim),
         }
@@ -136,6 +140,7 @@ impl Case {
         forward.prefill_for_training(&projected, stride, &inputs, &pages, &mut out, &mut lse).unwrap();
 
         let mut backward = SoftmaxBackwardCuda::with(cuda, shape, element, rows, wgmma).unwrap();
+        backward.limit_blocks(self.blocks);
         let mut dprojected = self.activations(&vec![UNTOUCHED; self.projected.len()]);
         let spans_of_backward = prepare(spans);
         let x = BackwardInputs {
@@ -264,6 +269,7 @@ fn sources_of_gradients_compile_for_every_architecture() {
         (shape(3, 1, 20, 8), Element::F32),
         (shape(16, 2, 128, 64), Element::Bf16),
         (shape(3, 1, 64, 0), Element::Bf16),
+        (shape(65, 1, 64, 16), Element::Bf16),
     ] {
         for (wgmma, cards) in [(false, &CARDS[..]), (true, &CARDS[1..2])] {
             for (source, defines) in cuda::sources(shape, element, wgmma) {
@@ -289,7 +295,7 @@ fn gradients_of_a_ragged_batch_agree_and_have_the_same_bits_again_and_alone() {
     let Some(cuda) = gpu() else { return };
     let mut random = Random::new(2);
     for kind in kinds(&cuda) {
-        let case = Case::new(&cuda, &mut random, kind, &[150, 1, 0, 64, 257, 2]);
+        let mut case = Case::new(&cuda, &mut random, kind, &[150, 1, 0, 64, 257, 2]);
         case.check();
         let stride = Case::stride(kind.shape);
         let packed = case.run(&case.spans()).gradients;
@@ -301,7 +307,35 @@ fn gradients_of_a_ragged_batch_agree_and_have_the_same_bits_again_and_alone() {
             let outside = alone[..rows.start].iter().chain(&alone[rows.end..]);
             assert!(outside.into_iter().all(|x| *x == UNTOUCHED), "{kind:?} {span:?} wrote beside it");
         }
+        for blocks in [1, 3] {
+            case.blocks = blocks;
+            assert!(bits(&packed) == bits(&case.run(&case.spans()).gradients), "{kind:?}: {blocks} blocks");
+        }
     }
+}
+
+#[test]
+fn gradients_of_more_spans_than_a_warp_looks_at_agree() {
+    let Some(cuda) = gpu() else { return };
+    let mut random = Random::new(5);
+    let lengths: Vec<usize> = (0..70).map(|i| i * 7 % 11).collect();
+    for kind in kinds(&cuda) {
+        let mut case = Case::new(&cuda, &mut random, kind, &lengths);
+        case.blocks = 8;
+        case.check();
+    }
+}
+
+#[test]
+fn heads_too_many_for_a_tile_have_gradients() {
+    let Some(cuda) = gpu() else { return };
+    let mut random = Random::new(6);
+    let kind = Kind {
+        shape: shape(65, 1, 64, 16),
+        element: Element::Bf16,
+        wgmma: cuda.facts().architecture.has_wgmma(),
+    };
+    Case::new(&cuda, &mut random, kind, &[20, 3]).check();
 }
 
 #[test]

@@ -1,14 +1,15 @@
-//! Gradients of softmax attention on a GPU: a kernel for those of queries and one for those of keys and values, each of
-//! which computes the weights again from the logarithms that the forward pass kept. No two blocks add to one sum, so that
-//! the same input gives the same bits.
+//! Gradients of softmax attention on a GPU: those of queries, and those of keys and values, each of which computes the
+//! weights again from the logarithms that the forward pass kept. No two blocks add to one sum, so that the same input
+//! gives the same bits.
 //!
-//! Heads of 64 or 128 channels in bf16 run on tensor cores (`backward.cu`), all others on `plain_backward.cu`.
+//! Heads of 64 or 128 channels in bf16 run on tensor cores: on Hopper's own way of using them (`hopper_backward.cu`), or
+//! on that of all cards since Ampere (`backward.cu`). All others run on `plain_backward.cu`.
 
 use std::sync::Arc;
 
 use super::{DevicePages, Inputs};
 use crate::device::cuda::{
-    Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source,
+    Activations, Argument, Buffer, Cuda, CudaError, Define, Kernel, LaunchShape, Source, TensorMap,
 };
 use crate::matmul::Element;
 use crate::rope::cuda::DeviceAngles;
@@ -19,25 +20,36 @@ macro_rules! source {
         Source {
             name: concat!("softmax_attention/", $file),
             text: concat!(
-                $(include_str!($header),)*
                 include_str!("../pages.cuh"),
                 include_str!("../backward.cuh"),
+                $(include_str!($header),)*
                 include_str!(concat!("../", $file))
             ),
         }
     };
 }
 
-/// Gradients on tensor cores.
-pub const BACKWARD: Source = source!("backward.cu", "../../device/cuda/panels.cuh");
-/// Gradients of any heads, and the dots that both need.
+/// Gradients on Hopper's tensor cores.
+pub const HOPPER_BACKWARD: Source = source!(
+    "hopper_backward.cu",
+    "../../device/cuda/panels.cuh",
+    "../copies.cuh",
+    "../backward_tiles.cuh",
+    "../backward_tasks.cuh"
+);
+/// Gradients on other tensor cores.
+pub const BACKWARD: Source = source!("backward.cu", "../../device/cuda/panels.cuh", "../backward_tiles.cuh");
+/// Gradients of any heads, and the dots that all need.
 pub const PLAIN_BACKWARD: Source = source!("plain_backward.cu");
 
-/// Query rows, and keys, of a block of `plain_backward.cu`; threads of all blocks.
+/// Query rows, and keys, of a block of `plain_backward.cu`; threads of all blocks but Hopper's.
 const PLAIN_TILE: usize = 32;
 /// The same of `backward.cu`.
 const TILE: usize = 128;
 const THREADS: usize = 256;
+/// Query rows of a tile of `hopper_backward.cu` at most, and threads of a block.
+const HOPPER_ROWS: usize = 64;
+const HOPPER_THREADS: usize = 384;
 
 /// What a backward pass reads.
 #[derive(Clone, Copy)]
@@ -66,12 +78,27 @@ pub struct SoftmaxBackwardCuda {
     cuda: Arc<Cuda>,
     shape: Shape,
     element: Element,
-    on_tensor_cores: bool,
     output_dots: Kernel,
-    query_gradients: Kernel,
-    key_gradients: Kernel,
+    gradients: Gradients,
     /// Products of outputs and their gradients, `[rows, heads]`.
     delta: Buffer<f32>,
+}
+
+enum Gradients {
+    Hopper(Hopper),
+    /// Those of queries, and those of keys and values, on tensor cores.
+    Tiles([Kernel; 2]),
+    /// The same of any heads.
+    Plain([Kernel; 2]),
+}
+
+/// All gradients by one kernel.
+struct Hopper {
+    kernel: Kernel,
+    /// At most so many blocks share the work.
+    blocks: usize,
+    /// How many parts of it they have drawn; 0 between launches.
+    drawn: Buffer<i32>,
 }
 
 impl SoftmaxBackwardCuda {
@@ -97,25 +124,42 @@ impl SoftmaxBackwardCuda {
                 "heads of {head_dim} channels, {rotary_dim} of them rotated"
             )));
         }
-        let plain = cuda.module(PLAIN_BACKWARD, &defines(shape, element));
-        let on_tensor_cores = on_tensor_cores(shape, element)
-            && query_shared(head_dim).max(key_shared(head_dim)) <= cuda.facts().shared_memory;
-        let gradients = if on_tensor_cores {
-            let defines = [&defines(shape, element)[..], &[("WGMMA", i64::from(wgmma))]].concat();
-            &cuda.module(BACKWARD, &defines)
-        } else {
-            &plain
+        let facts = cuda.facts();
+        let kernels = |(source, defines): (Source, Vec<Define>)| -> Result<[Kernel; 2], CudaError> {
+            let module = cuda.module(source, &defines);
+            Ok([module.kernel("query_gradients")?, module.kernel("key_gradients")?])
         };
+        let gradients = match on_tensor_cores(shape, element, wgmma) {
+            Some(TensorCores::Hopper) if hopper_shared(head_dim) <= facts.shared_memory => {
+                let (source, defines) = TensorCores::Hopper.source(shape, element);
+                Gradients::Hopper(Hopper {
+                    kernel: cuda.module(source, &defines).kernel("gradients")?,
+                    blocks: facts.multiprocessors,
+                    drawn: Buffer::zeroed(cuda, 1)?,
+                })
+            }
+            Some(_) if key_shared(head_dim) <= facts.shared_memory => {
+                Gradients::Tiles(kernels(TensorCores::Any.source(shape, element))?)
+            }
+            _ => Gradients::Plain(kernels(plain_source(shape, element))?),
+        };
+        let (source, defines) = plain_source(shape, element);
         Ok(Self {
             cuda: Arc::clone(cuda),
             shape,
             element,
-            on_tensor_cores,
-            output_dots: plain.kernel("output_dots")?,
-            query_gradients: gradients.kernel("query_gradients")?,
-            key_gradients: gradients.kernel("key_gradients")?,
+            output_dots: cuda.module(source, &defines).kernel("output_dots")?,
+            gradients,
             delta: Buffer::zeroed(cuda, max_rows * heads)?,
         })
+    }
+
+    /// Lets fewer blocks share the work, where they do.
+    #[cfg(test)]
+    pub(in crate::softmax_attention) fn limit_blocks(&mut self, most: usize) {
+        if let Gradients::Hopper(hopper) = &mut self.gradients {
+            hopper.blocks = most.min(hopper.blocks);
+        }
     }
 
     /// Bytes of scratch held.
@@ -156,7 +200,7 @@ impl SoftmaxBackwardCuda {
         assert!(rows <= x.angles.rows(), "{rows} rows of angles");
         assert!(x.inputs.first_span + x.inputs.span_count <= x.inputs.spans.len(), "spans beyond the end");
         assert!(x.inputs.table_stride > 0 && x.pages.pages > 0, "no pages");
-        if self.on_tensor_cores && !stride.is_multiple_of(8) {
+        if !matches!(self.gradients, Gradients::Plain(_)) && !stride.is_multiple_of(8) {
             return Err(CudaError::Unsupported(format!("rows of {stride} values are no multiple of 8")));
         }
         let dots = [
@@ -169,7 +213,7 @@ impl SoftmaxBackwardCuda {
         // `delta`, all of which have been checked to have as many.
         unsafe { self.cuda.launch(&self.output_dots, LaunchShape::new(rows, THREADS).overlap(), &dots) }?;
 
-        let arguments = [
+        let mut arguments = vec![
             Argument::Pointer(x.inputs.spans.address(x.inputs.first_span)),
             Argument::I32(x.inputs.span_count as i32),
             Argument::I32(rows as i32),
@@ -188,17 +232,28 @@ impl SoftmaxBackwardCuda {
             Argument::F32((head_dim as f64).powf(-0.5) as f32),
             Argument::Pointer(dprojected.address(0)),
         ];
-        let (tile, query_bytes, key_bytes) = if self.on_tensor_cores {
-            (TILE, query_shared(head_dim), key_shared(head_dim))
-        } else {
-            (PLAIN_TILE, plain_shared(head_dim), plain_shared(head_dim))
+        let group = heads / kv_heads;
+        let (kernels, tile, shared) = match (&self.gradients, x.projected, x.dout) {
+            (Gradients::Plain(kernels), ..) => (kernels, PLAIN_TILE, [plain_shared(head_dim); 2]),
+            (Gradients::Tiles(kernels), ..) => {
+                (kernels, TILE, [query_shared(head_dim), key_shared(head_dim)])
+            }
+            (Gradients::Hopper(hopper), Activations::Bf16(projected), Activations::Bf16(dout)) => {
+                let boxes = [HOPPER_ROWS / group, group];
+                let queries = TensorMap::bf16_heads(projected, [rows, heads, head_dim], stride, boxes)?;
+                let dout = TensorMap::bf16_heads(dout, [rows, heads, head_dim], width, boxes)?;
+                arguments.extend([&queries, &dout].map(Argument::Map));
+                arguments.push(Argument::Pointer(hopper.drawn.address(0)));
+                let shape = LaunchShape::new(hopper.blocks, HOPPER_THREADS).shared(hopper_shared(head_dim));
+                // SAFETY: the kernel's twenty arguments. The maps describe the rows of inputs, outside of which
+                // nothing is copied; `drawn` too is lent to one pass at a time; and the rest is as below.
+                return unsafe { self.cuda.launch(&hopper.kernel, shape.overlap(), &arguments) };
+            }
+            (Gradients::Hopper(_), ..) => unreachable!("number formats were checked"),
         };
         // Each span fills its last tile in part.
         let blocks = |rows: usize| (rows / tile + x.inputs.span_count) * kv_heads;
-        for (kernel, rows, bytes) in [
-            (&self.query_gradients, rows * (heads / kv_heads), query_bytes),
-            (&self.key_gradients, rows, key_bytes),
-        ] {
+        for ((kernel, rows), bytes) in kernels.iter().zip([rows * group, rows]).zip(shared) {
             let shape = LaunchShape::new(blocks(rows), THREADS).shared(bytes).overlap();
             // SAFETY: the seventeen arguments of either kernel. It reads rows of inputs and outputs and pages, and
             // writes rows of `dprojected`, all within the numbers given, whatever spans and tables name; their sizes
@@ -209,9 +264,37 @@ impl SoftmaxBackwardCuda {
     }
 }
 
-/// Whether tensor cores can take the heads. The halves of a rotated pair must be one thread's.
-fn on_tensor_cores(shape: Shape, element: Element) -> bool {
-    element == Element::Bf16 && matches!(shape.head_dim, 64 | 128) && shape.rotary_dim.is_multiple_of(16)
+/// Ways of using tensor cores.
+#[derive(Clone, Copy)]
+enum TensorCores {
+    Hopper,
+    Any,
+}
+
+impl TensorCores {
+    fn source(self, shape: Shape, element: Element) -> (Source, Vec<Define>) {
+        let (source, wgmma) = match self {
+            Self::Hopper => (HOPPER_BACKWARD, 1),
+            Self::Any => (BACKWARD, 0),
+        };
+        (source, [&defines(shape, element)[..], &[("WGMMA", wgmma)]].concat())
+    }
+}
+
+/// How tensor cores can take the heads, if they can. The halves of a rotated pair must be one thread's.
+fn on_tensor_cores(shape: Shape, element: Element, wgmma: bool) -> Option<TensorCores> {
+    let Shape { heads, kv_heads, head_dim, rotary_dim } = shape;
+    if element != Element::Bf16 || !matches!(head_dim, 64 | 128) || !rotary_dim.is_multiple_of(16) {
+        None
+    } else if wgmma && heads / kv_heads <= HOPPER_ROWS {
+        Some(TensorCores::Hopper)
+    } else {
+        Some(TensorCores::Any)
+    }
+}
+
+fn plain_source(shape: Shape, element: Element) -> (Source, Vec<Define>) {
+    (PLAIN_BACKWARD, defines(shape, element).to_vec())
 }
 
 fn defines(shape: Shape, element: Element) -> [Define; 4] {
@@ -232,12 +315,11 @@ pub(in crate::softmax_attention) fn sources(
     element: Element,
     wgmma: bool,
 ) -> Vec<(Source, Vec<Define>)> {
-    let defines = defines(shape, element);
-    let mut sources = vec![(PLAIN_BACKWARD, defines.to_vec())];
-    if on_tensor_cores(shape, element) {
-        sources.push((BACKWARD, [&defines[..], &[("WGMMA", i64::from(wgmma))]].concat()));
-    }
-    sources
+    let cores = on_tensor_cores(shape, element, wgmma);
+    [plain_source(shape, element)]
+        .into_iter()
+        .chain(cores.map(|cores| cores.source(shape, element)))
+        .collect()
 }
 
 /// Bytes of shared memory of a block of `plain_backward.cu`.
@@ -254,4 +336,10 @@ fn query_shared(head_dim: usize) -> usize {
 /// The same with keys and values, and stages of query rows with the gradients, logarithms and dots of their outputs.
 fn key_shared(head_dim: usize) -> usize {
     query_shared(head_dim) + 3 * 2 * PAGE * 4
+}
+
+/// Bytes of shared memory of a block of `hopper_backward.cu`, besides what it declares itself: two matrices of 64 rows
+/// for each of two warpgroups and four stages, and room to align them.
+fn hopper_shared(head_dim: usize) -> usize {
+    (2 + 4) * 2 * PAGE * head_dim * 2 + 1024
 }
