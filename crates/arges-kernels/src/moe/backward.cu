@@ -154,9 +154,9 @@ extern "C" __global__ void __launch_bounds__(256) router_backward(
     }
 }
 
-// Sums of the softmax of 64 rows of logits, [blocks, experts].
-extern "C" __global__ void __launch_bounds__(256) balance_parts(
-    const float* logits, double* parts, int rows, int experts) {
+// Adds a layer to the sums of probabilities, [blocks, experts] with 64 rows a block, and to the choices of each expert.
+extern "C" __global__ void __launch_bounds__(256) balance_add(
+    const float* logits, const int* offsets, double* parts, i64* counts, int rows, int experts) {
     extern __shared__ double sums[];
     wait_for_previous();
     let_next_start();
@@ -176,20 +176,8 @@ extern "C" __global__ void __launch_bounds__(256) balance_parts(
     for (int e = threadIdx.x; e < experts; e += 256) {
         double sum = 0.0;
         for (int w = 0; w < 8; ++w) sum += sums[w * experts + e];
-        parts[i64(blockIdx.x) * experts + e] = sum;
-    }
-}
-
-// Adds a layer to the sums of probabilities and choices of each expert.
-extern "C" __global__ void __launch_bounds__(256) balance_add(
-    const double* parts, const int* offsets, double* probabilities, i64* counts, int blocks, int experts) {
-    wait_for_previous();
-    let_next_start();
-    for (int e = threadIdx.x; e < experts; e += 256) {
-        double sum = 0.0;
-        for (int b = 0; b < blocks; ++b) sum += parts[i64(b) * experts + e];
-        probabilities[e] += sum;
-        counts[e] += offsets[e + 1] - offsets[e];
+        parts[i64(blockIdx.x) * experts + e] += sum;
+        if (blockIdx.x == 0) counts[e] += offsets[e + 1] - offsets[e];
     }
 }
 

@@ -25,6 +25,9 @@ pub fn defines(activations: Element, weights: Element, choices: usize) -> [Defin
     [("ACTIVATIONS_BF16", bf16(activations)), ("ROUTER_BF16", bf16(weights)), ("CHOICES", choices as i64)]
 }
 
+/// Choices of an expert that one block of those that group them may have to place.
+const SHARE_CHOICES: usize = 4096;
+
 /// The compiled kernels for one model.
 pub struct Router {
     cuda: Arc<Cuda>,
@@ -227,8 +230,11 @@ impl Router {
             Argument::Pointer(routing.used.address(0)),
         ];
         let threads = (rows * choices).next_multiple_of(32).min(1024);
+        // A block reads all choices, but writes the places of so many only, one by one.
+        let shares = (rows * choices).div_ceil(SHARE_CHOICES);
+        let shape = LaunchShape::grid(*experts, shares, 1, threads).overlap();
         // SAFETY: as above; places and sources have room for `rows * choices`, offsets for every expert and the end.
-        unsafe { cuda.launch(&self.group, LaunchShape::new(*experts, threads).overlap(), &arguments) }
+        unsafe { cuda.launch(&self.group, shape, &arguments) }
     }
 
     /// Puts the rows of `x` that experts were chosen for into the order of experts.

@@ -138,25 +138,37 @@ __device__ __forceinline__ void load_choices(const int* chosen, int i, int end, 
     for (int j = 0; j < 4; ++j) which[j] = i + j < end ? chosen[i + j] : experts + 1;
 }
 
-// Puts choices in the order of experts, and within one in that of tokens: block e writes where the rows of expert e
+// Puts choices in the order of experts, and within one in that of tokens: blocks (e, _) write where the rows of expert e
 // begin, the place of each of its choices, and the token of each of its rows. Choices of no expert get place -1.
-// Experts that serve a row are added to `used`. A thread takes choices that lie together: once to count those of its
-// expert and of those before it, and, when it knows how many other threads have, once to place them.
+// Experts that serve a row are added to `used`. A block counts all choices of its expert and of those before it, and
+// places a share of its own, of which a thread has some that lie together.
 extern "C" __global__ void __launch_bounds__(1024) group(
     const int* chosen, int* offsets, int* places, int* sources, int choices, int experts, int* used) {
-    __shared__ int2 counts[32];
+    // Of each warp: choices of experts before, of the own one in shares before this and in all, and in this share.
+    __shared__ int4 counts[32];
     wait_for_previous();
     let_next_start();
-    int expert = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int each = (choices + 4 * int(blockDim.x) - 1) / (4 * int(blockDim.x)) * 4;
-    int from = min(int(threadIdx.x) * each, choices), end = min(from + each, choices);
-    int less = 0, own = 0;
-#pragma unroll 4
+    int expert = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, threads = blockDim.x;
+    auto whole_fours = [](int count, int by) { return (count + 4 * by - 1) / (4 * by) * 4; };
+    int share = whole_fours(choices, gridDim.y), share_begin = min(int(blockIdx.y) * share, choices);
+    int share_end = min(share_begin + share, choices), each = whole_fours(share, threads);
+    int from = min(share_begin + int(threadIdx.x) * each, share_end), end = min(from + each, share_end);
+    int less = 0, earlier = 0, all = 0, own = 0;
+#pragma unroll 8
+    for (int i = 4 * threadIdx.x; i < choices; i += 4 * threads) {
+        int which[4];
+        load_choices(chosen, i, choices, experts, which);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            less += which[j] < expert, all += which[j] == expert;
+            earlier += i < share_begin && which[j] == expert;
+        }
+    }
     for (int i = from; i < end; i += 4) {
         int which[4];
         load_choices(chosen, i, end, experts, which);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) less += which[j] < expert, own += which[j] == expert;
+        for (int j = 0; j < 4; ++j) own += which[j] == expert;
     }
     int before = own;
 #pragma unroll
@@ -164,17 +176,16 @@ extern "C" __global__ void __launch_bounds__(1024) group(
         int other = __shfl_up_sync(~0u, before, step);
         if (lane >= step) before += other;
     }
-    less = __reduce_add_sync(~0u, less);
-    if (lane == 31) counts[warp] = make_int2(less, before);
+    less = __reduce_add_sync(~0u, less), earlier = __reduce_add_sync(~0u, earlier), all = __reduce_add_sync(~0u, all);
+    if (lane == 31) counts[warp] = make_int4(less, earlier, all, before);
     __syncthreads();
-    int begin = 0, next = before - own, all = 0;
-    for (int w = 0; w < int(blockDim.x) / 32; ++w) {
-        begin += counts[w].x;
-        if (w < warp) next += counts[w].y;
-        all += counts[w].y;
+    int begin = 0, next = before - own, rows = 0;
+    for (int w = 0; w < threads / 32; ++w) {
+        int4 of_warp = counts[w];
+        begin += of_warp.x, next += of_warp.y, rows += of_warp.z;
+        if (w < warp) next += of_warp.w;
     }
     next += begin;
-#pragma unroll 4
     for (int i = from; i < end; i += 4) {
         int which[4];
         load_choices(chosen, i, end, experts, which);
@@ -189,10 +200,10 @@ extern "C" __global__ void __launch_bounds__(1024) group(
             }
         }
     }
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 0 && blockIdx.y == 0) {
         offsets[expert] = begin;
-        if (all > 0) atomicAdd(used, 1);
-        if (expert == experts - 1) offsets[experts] = begin + all;
+        if (rows > 0) atomicAdd(used, 1);
+        if (expert == experts - 1) offsets[experts] = begin + rows;
     }
 }
 

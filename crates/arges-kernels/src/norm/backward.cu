@@ -384,22 +384,22 @@ extern "C" __global__ void gated_norm_backward(
         store_four(parts + i64(blockIdx.x) * width + i, load_four(dweight + i));
 }
 
-// out[i] += the sum of parts[p, i] over p, where parts are `stride` values apart. Blocks of 32 columns by 8 lines; line l
-// adds up parts l, l + 8, ...
+// out[i] += the sum of parts[p, i] over p, of `width` values each: the first `split` of them in one place, the others in
+// another. Blocks of 32 columns by 8 lines; line l adds up parts l, l + 8, ...
 extern "C" __global__ void __launch_bounds__(256) add_rows(
-    const float* parts, int stride, float* out, int count, int width) {
+    const float* parts, float* out, float* others, int split, int count, int width) {
     __shared__ float sums[8][32];
     wait_for_previous();
     let_next_start();
     int column = threadIdx.x % 32, line = threadIdx.x / 32, i = blockIdx.x * 32 + column;
     float sum = 0.0f;
     if (i < width)
-        for (int p = line; p < count; p += 8) sum += parts[i64(p) * stride + i];
+        for (int p = line; p < count; p += 8) sum += parts[i64(p) * width + i];
     sums[line][column] = sum;
     __syncthreads();
     if (line > 0 || i >= width) return;
     for (int l = 1; l < 8; ++l) sum += sums[l][column];
-    out[i] += sum;
+    (i < split ? out[i] : others[i - split]) += sum;
 }
 
 // out = factor * x, rounded, four values a thread.

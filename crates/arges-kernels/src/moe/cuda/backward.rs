@@ -31,7 +31,6 @@ pub struct MixtureGradients {
     swiglu_backward: Kernel,
     shared_backward: Kernel,
     router_backward: Kernel,
-    balance_parts: Kernel,
     balance_add: Kernel,
     balance_slopes: Kernel,
 }
@@ -39,8 +38,9 @@ pub struct MixtureGradients {
 /// The load-balancing loss (see [`BalanceLoss`](crate::moe::BalanceLoss)) as it adds up on the device.
 pub struct DeviceBalance {
     rows: usize,
+    experts: usize,
+    /// Sums of the probabilities in some rows, `[_, experts]`.
     parts: Buffer<f64>,
-    probabilities: Buffer<f64>,
     counts: Buffer<i64>,
     slopes: Buffer<f32>,
 }
@@ -53,8 +53,8 @@ impl DeviceBalance {
     pub fn new(cuda: &Arc<Cuda>, experts: usize, rows: usize) -> Result<Self, CudaError> {
         Ok(Self {
             rows: 0,
+            experts,
             parts: Buffer::zeroed(cuda, rows.div_ceil(BALANCE_ROWS) * experts)?,
-            probabilities: Buffer::zeroed(cuda, experts)?,
             counts: Buffer::zeroed(cuda, experts)?,
             slopes: Buffer::zeroed(cuda, experts)?,
         })
@@ -62,7 +62,7 @@ impl DeviceBalance {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.parts.bytes() + self.probabilities.bytes() + self.counts.bytes() + self.slopes.bytes()
+        self.parts.bytes() + self.counts.bytes() + self.slopes.bytes()
     }
 
     /// Forgets all layers.
@@ -71,7 +71,7 @@ impl DeviceBalance {
     /// When the driver fails.
     pub fn clear(&mut self) -> Result<(), CudaError> {
         self.rows = 0;
-        self.probabilities.clear()?;
+        self.parts.clear()?;
         self.counts.clear()
     }
 
@@ -81,7 +81,11 @@ impl DeviceBalance {
     /// When the driver fails, or a kernel before.
     pub fn loss(&self) -> Result<f64, CudaError> {
         let rows = self.rows.max(1) as f64;
-        let (counts, probabilities) = (self.counts.to_vec()?, self.probabilities.to_vec()?);
+        let (counts, parts) = (self.counts.to_vec()?, self.parts.to_vec()?);
+        let mut probabilities = vec![0.0; self.experts];
+        for part in parts.chunks_exact(self.experts) {
+            probabilities.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+        }
         let terms = counts.iter().zip(&probabilities);
         let sum: f64 = terms.map(|(count, p)| *count as f64 / rows * p / rows).sum();
         Ok(counts.len() as f64 * sum)
@@ -136,7 +140,6 @@ impl MixtureGradients {
             swiglu_backward: module.kernel("swiglu_backward")?,
             shared_backward: module.kernel("shared_backward")?,
             router_backward: module.kernel("router_backward")?,
-            balance_parts: module.kernel("balance_parts")?,
             balance_add: module.kernel("balance_add")?,
             balance_slopes: module.kernel("balance_slopes")?,
         })
@@ -320,23 +323,16 @@ impl MixtureGradients {
         assert_eq!(balance.counts.len(), self.experts, "experts of the loss");
         let arguments = [
             Argument::Pointer(routing.logits.address(0)),
+            Argument::Pointer(routing.offsets.address(0)),
             Argument::Pointer(balance.parts.address(0)),
+            Argument::Pointer(balance.counts.address(0)),
             Argument::I32(rows as i32),
             Argument::I32(self.experts as i32),
         ];
         let shape = LaunchShape::new(blocks, 256).shared(8 * 8 * self.experts).overlap();
-        // SAFETY: the kernel's arguments, in order; sizes were checked above.
-        unsafe { self.cuda.launch(&self.balance_parts, shape, &arguments)? };
-        let arguments = [
-            Argument::Pointer(balance.parts.address(0)),
-            Argument::Pointer(routing.offsets.address(0)),
-            Argument::Pointer(balance.probabilities.address(0)),
-            Argument::Pointer(balance.counts.address(0)),
-            Argument::I32(blocks as i32),
-            Argument::I32(self.experts as i32),
-        ];
-        // SAFETY: the kernel's arguments, in order; a sum, a count and an offset for every expert were checked above.
-        unsafe { self.cuda.launch(&self.balance_add, LaunchShape::new(1, 256).overlap(), &arguments)? };
+        // SAFETY: the kernel's arguments, in order; sizes were checked above, and there is an offset for every expert and
+        // the end.
+        unsafe { self.cuda.launch(&self.balance_add, shape, &arguments)? };
         balance.rows += rows;
         Ok(())
     }

@@ -133,28 +133,31 @@ impl StreamGradients {
         let shape = LaunchShape::new(blocks, Self::threads(width)).shared(4 * width).overlap();
         // SAFETY: the kernel's arguments, in order; `rows` rows of each and a part of each block were checked above.
         unsafe { self.cuda.launch(&self.gated_norm_backward, shape, &arguments)? };
-        self.add_parts(blocks, width, 0, width, dweight)
+        let (gradients, weight_at) = dweight;
+        self.add_parts(blocks, gradients, (weight_at, width), None)
     }
 
-    /// Adds `width` values from value `first` on of every part, which are `stride` values apart.
+    /// Adds up parts of `width` values and more: those by a weight, and by a small matrix behind it, if there is one.
     fn add_parts(
         &self,
         blocks: usize,
-        stride: usize,
-        first: usize,
-        width: usize,
-        (out, at): Place<'_>,
+        gradients: &mut Buffer<f32>,
+        (weight_at, width): (usize, usize),
+        matrix: Option<(usize, usize)>,
     ) -> Result<(), CudaError> {
-        assert!(at + width <= out.len(), "room for the gradient by the weight");
+        let (matrix_at, len) = matrix.unwrap_or((weight_at, 0));
+        assert!(weight_at + width <= gradients.len(), "room for the gradient by the weight");
+        assert!(matrix_at + len <= gradients.len(), "room for the gradient by the matrix");
         let arguments = [
-            Argument::Pointer(self.parts.address(first)),
-            Argument::I32(stride as i32),
-            Argument::Pointer(out.address(at)),
-            Argument::I32(blocks as i32),
+            Argument::Pointer(self.parts.address(0)),
+            Argument::Pointer(gradients.address(weight_at)),
+            Argument::Pointer(gradients.address(matrix_at)),
             Argument::I32(width as i32),
+            Argument::I32(blocks as i32),
+            Argument::I32((width + len) as i32),
         ];
-        let shape = LaunchShape::new(width.div_ceil(32), 256).overlap();
-        // SAFETY: the kernel's arguments; `blocks` parts were just written, and the place was checked.
+        let shape = LaunchShape::new((width + len).div_ceil(32), 256).overlap();
+        // SAFETY: the kernel's arguments; `blocks` parts were just written, and the places were checked.
         unsafe { self.cuda.launch(&self.add_rows, shape, &arguments) }
     }
 

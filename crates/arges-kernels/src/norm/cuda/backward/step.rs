@@ -157,11 +157,7 @@ impl StreamGradients {
         // of each block of as many rows as these kernels were made for. Places are rows of the choices or negative, as
         // `group` of moe.cu writes them.
         unsafe { self.cuda.launch(kernel, shape, &arguments)? };
-        let summed = outer_at.map_or(0, |_| self.shape.experts * width);
-        self.add_parts(blocks, width + summed, 0, width, (&mut *gradients, weight_at))?;
-        match outer_at {
-            Some(at) => self.add_parts(blocks, width + summed, width, summed, (gradients, at)),
-            None => Ok(()),
-        }
+        let outer = outer_at.map(|at| (at, self.shape.experts * width));
+        self.add_parts(blocks, gradients, (weight_at, width), outer)
     }
 }
