@@ -10,6 +10,7 @@
 //! mapping of checkpoints that contains `unsafe` code.
 
 pub mod adamw;
+pub mod adapter;
 pub mod device;
 pub mod embed;
 pub mod lightning;
