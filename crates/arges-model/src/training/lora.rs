@@ -188,6 +188,25 @@ impl Lora {
         self.base.weight_bytes()
     }
 
+    /// What is adapted.
+    pub(super) fn base(&self) -> &Checkpoint {
+        &self.base
+    }
+
+    pub(super) fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// `alpha / rank`.
+    pub(super) fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    /// Where `A` and `B` of a parameter lie among the values, if it has them.
+    pub(super) fn places(&self, param: Param) -> Option<[usize; 2]> {
+        self.adapters.get(&param).map(|adapter| [adapter.a.start, adapter.b.start])
+    }
+
     /// A merged matrix is f32, as its sum is.
     pub(super) fn dtype(&self, param: Param) -> Result<DType, CheckpointError> {
         if self.adapts(param) { Ok(DType::F32) } else { Ok(self.base.param(param)?.dtype) }

@@ -167,9 +167,12 @@ impl Parameters {
         }
     }
 
-    /// Whether only adapters learn.
-    pub fn is_lora(&self) -> bool {
-        matches!(self.kind, Kind::Lora(_))
+    /// The adapters, where only those learn.
+    pub(super) fn adapters(&self) -> Option<&Lora> {
+        match &self.kind {
+            Kind::Full(_) => None,
+            Kind::Lora(lora) => Some(lora),
+        }
     }
 
     /// Where a whole parameter lies among the values.

@@ -488,6 +488,22 @@ impl Activations {
         copy_rows(cuda, to, pitch, from.pointer, rows, width)
     }
 
+    /// Copies all values of others of the same element and number, in the order of the stream.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When element or number differ.
+    pub fn copy_from(&mut self, from: &Self) -> Result<(), CudaError> {
+        assert_eq!(self.len(), from.len(), "values");
+        match (self, from) {
+            (Self::F32(to), Self::F32(from)) => to.copy_from(0, from, 0, from.len()),
+            (Self::Bf16(to), Self::Bf16(from)) => to.copy_from(0, from, 0, from.len()),
+            _ => panic!("values of different elements"),
+        }
+    }
+
     /// Makes all values zero, in the order of the stream.
     ///
     /// # Errors

@@ -63,7 +63,8 @@ impl CudaModel {
         self.copy_from(source, &|param| source.differs(param), progress)
     }
 
-    fn copy_from(
+    /// Copies the `wanted` weights of `source` over those of the model.
+    pub(crate) fn copy_from(
         &mut self,
         source: &dyn WeightSource,
         wanted: &dyn Fn(Param) -> bool,

@@ -131,6 +131,14 @@ impl CudaModel {
         self.embedding.bytes() + self.head.bytes() + self.final_norm.bytes() + layers
     }
 
+    /// Copies all weights of another model of the same configuration and formats, on the device.
+    pub(crate) fn copy_weights(&mut self, from: &Self) -> Result<(), CudaError> {
+        self.embedding.copy_from(&from.embedding)?;
+        self.final_norm.copy_from(0, &from.final_norm, 0, from.final_norm.len())?;
+        self.head.data_mut().copy_from(from.head.data())?;
+        self.layers.iter_mut().zip(&from.layers).try_for_each(|(layer, from)| layer.copy_from(from))
+    }
+
     /// Bytes of one expert's weights.
     pub fn expert_bytes(&self) -> usize {
         self.layers.first().map_or(0, |layer| {
@@ -147,6 +155,43 @@ impl CudaModel {
 }
 
 impl Layer {
+    fn copy_from(&mut self, from: &Self) -> Result<(), CudaError> {
+        let vector = |to: &mut Buffer<f32>, from: &Buffer<f32>| to.copy_from(0, from, 0, from.len());
+        let matrix = |to: &mut DeviceMatrix, from: &DeviceMatrix| to.data_mut().copy_from(from.data());
+        vector(&mut self.input_norm, &from.input_norm)?;
+        vector(&mut self.post_attention_norm, &from.post_attention_norm)?;
+        match (&mut self.attention, &from.attention) {
+            (
+                Attention::Lightning { qkv_gate, norm, out, .. },
+                Attention::Lightning { qkv_gate: from_qkv_gate, norm: from_norm, out: from_out, .. },
+            ) => {
+                matrix(qkv_gate, from_qkv_gate)?;
+                vector(norm, from_norm)?;
+                matrix(out, from_out)?;
+            }
+            (
+                Attention::Softmax { qkv, out, .. },
+                Attention::Softmax { qkv: from_qkv, out: from_out, .. },
+            ) => {
+                matrix(qkv, from_qkv)?;
+                matrix(out, from_out)?;
+            }
+            _ => unreachable!("models of one configuration have the same kinds of layers"),
+        }
+        let (experts, from_experts) = (&mut self.experts, &from.experts);
+        if let (Some(router), Some(from)) = (&mut experts.router, &from_experts.router) {
+            router.copy_from(from)?;
+        }
+        matrix(&mut experts.gate_up, &from_experts.gate_up)?;
+        matrix(&mut experts.down, &from_experts.down)?;
+        if let (Some(shared), Some(from)) = (&mut self.shared, &from.shared) {
+            matrix(&mut shared.gate_up, &from.gate_up)?;
+            matrix(&mut shared.down, &from.down)?;
+            shared.coefficient.copy_from(&from.coefficient)?;
+        }
+        Ok(())
+    }
+
     fn bytes(&self) -> usize {
         let attention = match &self.attention {
             Attention::Lightning { qkv_gate, norm, out, .. } => qkv_gate.bytes() + norm.bytes() + out.bytes(),

@@ -2,12 +2,13 @@
 
 use arges_kernels::device::cuda::{Activations, CudaError};
 use arges_kernels::lightning;
-use arges_kernels::matmul::cuda::{Columns, Output, Rows, WeightGradient};
+use arges_kernels::matmul::cuda::{Output, Rows};
 use arges_kernels::norm::cuda::{BranchGradient, Kept, Norm, NormBackward};
 use arges_kernels::softmax_attention;
 
 use super::CudaTrainer;
 use super::backward::{past, residual};
+use super::sums::{Matrix, Operands, Sums};
 use crate::config::LIGHTNING_NORM_EPS;
 use crate::model::cuda::Attention;
 use crate::model::cuda::forward::{KeptAttention, Shape};
@@ -39,24 +40,21 @@ impl CudaTrainer {
     /// the branch of the experts before it, both in `dbranch`.
     pub(super) fn attention(&mut self, index: usize, shape: &Shape) -> Result<(), CudaError> {
         let fresh = self.fresh;
-        let Self { model, workspace: ws, buffers, parameters, gradients, cache, .. } = self;
+        let Self { model, workspace: ws, buffers, parameters, gradients, adapters, cache, .. } = self;
+        let mut sums = Sums { parameters, gradients, adapters: adapters.as_mut(), fresh };
         let (layer, config, rows) = (&model.layers[index], &model.config, shape.rows);
-        let (hidden, width) = (config.hidden_size, config.query_width());
+        let width = config.query_width();
         let (all, products) = (Rows::All(rows), &model.kernels.products);
         let kernels = &mut buffers.kernels;
         let transposed = &mut buffers.transposed;
-        let place = |param| parameters.place(Param::Layer(index, param));
-        let (out, out_param) = match &layer.attention {
-            Attention::Lightning { out, .. } => (out, LayerParam::LightningOut),
-            Attention::Softmax { out, .. } => (out, LayerParam::Output),
-        };
+        let (Attention::Lightning { out, .. } | Attention::Softmax { out, .. }) = &layer.attention;
         let scale = residual(config, &layer.attention);
 
         let attention = &mut buffers.attention;
         let dbranch = buffers.dbranch.as_ref().unwrap_or(&buffers.dx);
         let spans = &ws.inputs.spans.device;
         let span_count = shape.prefilling.len();
-        let (matrix, dprojected, first) = match &layer.attention {
+        let (matrix, dprojected) = match &layer.attention {
             Attention::Lightning { decays, qkv_gate, norm, .. } => {
                 let stride = qkv_gate.outputs();
                 let dprojected = attention.dprojected[0].as_mut().expect("made for every kind of layer");
@@ -71,7 +69,7 @@ impl CudaTrainer {
                     &attention.dgated,
                     &mut attention.dattended,
                     dprojected.data_mut(),
-                    (&mut *gradients, place(LayerParam::LightningNorm)),
+                    sums.norm(Param::Layer(index, LayerParam::LightningNorm)),
                 )?;
                 let inputs = lightning::cuda::BackwardInputs {
                     decays,
@@ -85,7 +83,7 @@ impl CudaTrainer {
                 };
                 let kernel = kernels.lightning.as_ref().expect("made for every kind of layer");
                 kernel.gradients(&inputs, dprojected.data_mut())?;
-                (qkv_gate, dprojected, LayerParam::LightningQkv)
+                (qkv_gate, dprojected)
             }
             Attention::Softmax { index, qkv, .. } => {
                 let dprojected = attention.dprojected[1].as_mut().expect("made for every kind of layer");
@@ -110,7 +108,7 @@ impl CudaTrainer {
                 };
                 let kernel = kernels.softmax.as_mut().expect("made for every kind of layer");
                 kernel.gradients(&inputs, dprojected.data_mut())?;
-                (qkv, dprojected, LayerParam::Query)
+                (qkv, dprojected)
             }
         };
         let input = &buffers.inputs[index];
@@ -123,21 +121,15 @@ impl CudaTrainer {
                 &ws.stream.normed
             }
         };
-        // The parameters of one product lie one behind the other.
-        let of_projections = WeightGradient {
-            dy: Columns::all(dprojected.data(), matrix.outputs()),
-            x: Columns::all(normed.data(), hidden),
-            at: place(first),
-        };
-        let of_out = WeightGradient {
-            dy: Columns::all(dbranch.data(), hidden),
-            x: Columns::all(ws.mixed.data(), width),
-            at: place(out_param),
-        };
-        kernels.products.weights_of_two([of_projections, of_out], rows, gradients, fresh)?;
+        let of_two = [
+            (Matrix::Projections, Operands { dy: dprojected, x: normed }),
+            (Matrix::Out, Operands { dy: dbranch, x: &ws.mixed }),
+        ];
+        sums.add_two(index, of_two, rows, products, &mut kernels.products)?;
         let output = Output::Rounded(&mut buffers.dproduct);
         kernels.products.inputs(products, matrix, dprojected, all, output, transposed)?;
         let scaled = buffers.dbranch.as_mut().filter(|_| index > 0);
+        let (gradients, weight_at) = sums.norm(Param::Layer(index, LayerParam::InputNorm));
         kernels.stream.norm_backward(NormBackward {
             x: input,
             rows,
@@ -147,7 +139,7 @@ impl CudaTrainer {
             dx: buffers.dx.data_mut(),
             scaled: scaled.map(|dbranch| (config.mlp.beta, dbranch.data_mut())),
             gradients,
-            weight_at: place(LayerParam::InputNorm),
+            weight_at,
             outer_at: None,
         })
     }

@@ -4,6 +4,7 @@ use arges_kernels::device::cuda::CudaError;
 use arges_kernels::norm::cuda::Past;
 
 use super::CudaTrainer;
+use super::adapters::Adapters;
 use super::buffers::Buffers;
 use crate::config::{Config, ResidualScale};
 use crate::model::cuda::Attention;
@@ -35,7 +36,9 @@ impl CudaTrainer {
         if let Some(dbranch) = dbranch {
             kernels.stream.scaled(dx.data(), count, beta, dbranch.data_mut())?;
         }
-        for index in (0..self.model.layers.len()).rev() {
+        // Below the first layer with adapters nothing learns.
+        let first = self.adapters.as_ref().map_or(0, Adapters::first_layer);
+        for index in (first..self.model.layers.len()).rev() {
             if self.buffers.insides.is_none() {
                 self.recompute_attention(index, shape)?;
             }
@@ -45,13 +48,19 @@ impl CudaTrainer {
             self.buffers.exchange(index, &mut self.cache, &mut self.workspace);
         }
         self.fresh = false;
-        Ok(self.embedding()?)
+        if self.adapters.is_none() {
+            self.embedding()?;
+        }
+        Ok(())
     }
 
     /// Clears the gradients that nothing of a batch overwrites: those that are added to, and those of a head without
     /// targets. The others are products, which overwrite fresh ones.
     fn clear_sums(&mut self, has_targets: bool) -> Result<(), CudaError> {
-        let Self { model, parameters, gradients, buffers, .. } = self;
+        let Self { model, parameters, gradients, buffers, adapters, .. } = self;
+        if adapters.is_some() {
+            return Ok(());
+        }
         let (config, kernels) = (&model.config, &mut buffers.kernels);
         kernels.products.squares_mut().clear();
         kernels.experts.squares_mut().clear();

@@ -2,36 +2,32 @@
 //! is an expert of every token, with its own weight.
 
 use arges_kernels::device::cuda::{Activations, Buffer, CudaError};
-use arges_kernels::matmul::cuda::{
-    Columns, DeviceMatrix, DeviceRows, GradientPlace, Output, ProductGradients, Products, Rows,
-};
+use arges_kernels::matmul::cuda::{Columns, DeviceMatrix, DeviceRows, Output, ProductGradients, Products, Rows};
 use arges_kernels::moe::cuda::{MixtureGradients, SharedRows, Swiglu};
 use arges_kernels::norm::cuda::{BranchGradient, Norm, NormBackward, NormedGradient};
 
 use super::CudaTrainer;
 use super::backward::{past, residual};
 use super::buffers::{MlpBuffers, RouterBuffers};
+use super::sums::{Matrix, Operands, Sums};
 use crate::model::cuda::workspace::SharedBuffers;
 use crate::params::{LayerParam, Param};
 
-/// Matrices that rows go through, and where the gradients of the first one's are.
+/// Matrices of a layer that rows go through.
 struct Mlps<'a> {
     gate_up: &'a DeviceMatrix,
     down: &'a DeviceMatrix,
     /// Inner width.
     inner: usize,
-    gate_at: usize,
-    down_at: usize,
-    /// From one expert's gradients to the next's.
-    stride: usize,
+    layer: usize,
+    /// Which these two are.
+    which: [Matrix; 2],
     inputs: &'a DeviceRows,
     /// Gradient by the outputs, a row for each of the inputs, times what the row is weighed with.
     dout: &'a DeviceRows,
     rows: Rows<'a>,
     /// Whether gates and ups and inner activations were kept.
     kept: bool,
-    /// Whether the gradients are zeros yet.
-    fresh: bool,
 }
 
 impl Mlps<'_> {
@@ -43,11 +39,10 @@ impl Mlps<'_> {
         mixture: &MixtureGradients,
         gradient_products: &mut ProductGradients,
         transposed: &mut DeviceMatrix,
-        gradients: &mut Buffer<f32>,
+        sums: &mut Sums<'_>,
         inner: &mut DeviceRows,
         buffers: &mut MlpBuffers,
     ) -> Result<(), CudaError> {
-        let hidden = self.inputs.k();
         let (end, most) = match self.rows {
             Rows::All(rows) => (None, rows),
             Rows::Grouped { offsets, most } => (Some((offsets, offsets.len() - 1)), most),
@@ -69,14 +64,11 @@ impl Mlps<'_> {
         })?;
         let output = Output::Rounded(&mut buffers.dinputs);
         gradient_products.inputs(products, self.gate_up, &buffers.dpre, self.rows, output, transposed)?;
-        let dout = Columns::all(self.dout.data(), hidden);
-        let (stride, fresh) = (self.stride, self.fresh);
-        let place = GradientPlace { at: self.down_at, stride, gradients: &mut *gradients, fresh };
-        gradient_products.weights(dout, Columns::all(inner.data(), self.inner), self.rows, false, place)?;
-        let dpre = Columns::all(buffers.dpre.data(), 2 * self.inner);
-        let place = GradientPlace { at: self.gate_at, stride, gradients, fresh };
-        // Gates and ups of an expert lie one behind the other.
-        gradient_products.weights(dpre, Columns::all(self.inputs.data(), hidden), self.rows, true, place)
+        let [gate_up, down] = self.which;
+        let of_down = Operands { dy: self.dout, x: inner };
+        sums.add(self.layer, down, of_down, self.rows, products, gradient_products)?;
+        let of_gate_up = Operands { dy: &buffers.dpre, x: self.inputs };
+        sums.add(self.layer, gate_up, of_gate_up, self.rows, products, gradient_products)
     }
 }
 
@@ -85,11 +77,12 @@ impl CudaTrainer {
     /// the attention's, both in `dbranch`.
     pub(super) fn experts(&mut self, index: usize, rows: usize, balanced: bool) -> Result<(), CudaError> {
         let fresh = self.fresh;
-        let Self { model, workspace: ws, buffers, parameters, gradients, .. } = self;
+        let Self { model, workspace: ws, buffers, parameters, gradients, adapters, .. } = self;
+        let mut sums = Sums { parameters, gradients, adapters: adapters.as_mut(), fresh };
         let (layer, config) = (&model.layers[index], &model.config);
         let (hidden, scale, all) = (config.hidden_size, config.mlp, Rows::All(rows));
         let kept = buffers.insides.is_some();
-        let place = |param| parameters.place(Param::Layer(index, param));
+        let param = |param| Param::Layer(index, param);
         let norm = Norm { weight: &layer.post_attention_norm, epsilon: config.rms_norm_eps as f32 };
         let middle = &buffers.middles[index % buffers.middles.len()];
         if buffers.norms_experts_again || buffers.keeps_middles() && !kept {
@@ -129,22 +122,16 @@ impl CudaTrainer {
             }
             _ => None,
         };
-        let stride = match config.num_experts {
-            1 => 0,
-            _ => place(LayerParam::ExpertGate(1)) - place(LayerParam::ExpertGate(0)),
-        };
         let mut mlps = Mlps {
             gate_up: &layer.experts.gate_up,
             down: &layer.experts.down,
             inner: config.intermediate_size,
-            gate_at: place(LayerParam::ExpertGate(0)),
-            down_at: place(LayerParam::ExpertDown(0)),
-            stride,
+            layer: index,
+            which: [Matrix::GateUp, Matrix::Down],
             inputs: &ws.stream.normed,
             dout: dbranch,
             rows: all,
             kept,
-            fresh,
         };
         if let Some((_, routing)) = routing {
             mlps.inputs = &ws.experts.inputs;
@@ -154,7 +141,7 @@ impl CudaTrainer {
         let transposed = &mut buffers.transposed;
         let of_experts = if routing.is_some() { &mut kernels.experts } else { &mut kernels.products };
         let (inner, memory) = (&mut ws.experts.inner, &mut buffers.routed);
-        mlps.backward(products, &kernels.mixture, of_experts, transposed, gradients, inner, memory)?;
+        mlps.backward(products, &kernels.mixture, of_experts, transposed, &mut sums, inner, memory)?;
 
         let coefficient_weight = shared.as_ref().map(|(mlp, ..)| &mlp.coefficient);
         if let (Some((mlp, coefficients, inner)), Some(shared)) = (shared, &mut buffers.shared) {
@@ -162,26 +149,25 @@ impl CudaTrainer {
                 gate_up: &mlp.gate_up,
                 down: &mlp.down,
                 inner: config.shared_intermediate_size,
-                gate_at: place(LayerParam::SharedGate),
-                down_at: place(LayerParam::SharedDown),
-                stride: 0,
+                layer: index,
+                which: [Matrix::SharedGateUp, Matrix::SharedDown],
                 inputs: &ws.stream.normed,
                 dout: buffers.router.shared_dout.as_ref().expect("made for models with a shared MLP"),
                 rows: all,
                 kept,
-                fresh,
             };
             let of_products = &mut kernels.products;
-            mlps.backward(products, &kernels.mixture, of_products, transposed, gradients, inner, shared)?;
+            mlps.backward(products, &kernels.mixture, of_products, transposed, &mut sums, inner, shared)?;
             if let Some((_, routing)) = routing {
                 let (dots, shared_dots) = (&buffers.routed.dots, &shared.dots);
                 let out = &mut buffers.router.dcoefficients;
                 kernels.mixture.shared_backward(routing, rows, dots, shared_dots, coefficients, out)?;
             }
             let dcoefficients = &buffers.router.dcoefficients;
-            let at = GradientPlace { at: place(LayerParam::SharedCoefficient), stride: 0, gradients, fresh };
-            let x = exact_normed.expect("made for models with a shared MLP");
-            kernels.products.weights(Columns::all(dcoefficients, 1), x, all, false, at)?;
+            if let Some(at) = sums.place(param(LayerParam::SharedCoefficient)) {
+                let x = exact_normed.expect("made for models with a shared MLP");
+                kernels.products.weights(Columns::all(dcoefficients, 1), x, all, false, at)?;
+            }
         }
         let mut choices = None;
         if let Some((weights, routing)) = routing {
@@ -189,8 +175,7 @@ impl CudaTrainer {
             let (dots, balance) = (&buffers.routed.dots, balanced.then_some(&buffers.balance));
             let out = dlogits.data_mut();
             kernels.mixture.router_backward(routing, rows, dots, balance, out)?;
-            if !kernels.stream.sums_router() {
-                let at = GradientPlace { at: place(LayerParam::Router), stride: 0, gradients, fresh };
+            if let Some(at) = sums.place(param(LayerParam::Router)).filter(|_| !kernels.stream.sums_router()) {
                 let dy = Columns::all(dlogits.data(), config.num_experts);
                 let x = exact_normed.expect("made for routers whose gradient is a product");
                 kernels.products.weights(dy, x, all, false, at)?;
@@ -217,6 +202,8 @@ impl CudaTrainer {
             outer: [router, coefficient],
         };
         let beta = residual(config, &layer.attention).beta;
+        let outer_at = sums.at(param(LayerParam::Router)).filter(|_| routing.is_some() && summed);
+        let (gradients, weight_at) = sums.norm(param(LayerParam::PostAttentionNorm));
         kernels.stream.norm_backward(NormBackward {
             x: middle,
             rows,
@@ -226,8 +213,8 @@ impl CudaTrainer {
             dx: buffers.dx.data_mut(),
             scaled: buffers.dbranch.as_mut().map(|dbranch| (beta, dbranch.data_mut())),
             gradients,
-            weight_at: place(LayerParam::PostAttentionNorm),
-            outer_at: (routing.is_some() && summed).then(|| place(LayerParam::Router)),
+            weight_at,
+            outer_at,
         })
     }
 }

@@ -1,10 +1,11 @@
 //! Final norm, head and loss, a block of targets at a time.
 
 use arges_kernels::device::cuda::CudaError;
-use arges_kernels::matmul::cuda::{Columns, GradientPlace, Output, Rows};
+use arges_kernels::matmul::cuda::{Columns, Output, Rows};
 use arges_kernels::norm::cuda::{BranchGradient, Norm, NormBackward, Past};
 
 use super::CudaTrainer;
+use super::sums::Sums;
 use crate::params::Param;
 use crate::training::{Target, TargetWeights};
 
@@ -98,7 +99,8 @@ impl CudaTrainer {
     /// From the gradients by a block's logits to those by the stream, the head and the final norm.
     fn logits_backward(&mut self, first: usize, count: usize) -> Result<(), CudaError> {
         let fresh = self.fresh && first == 0;
-        let Self { model, workspace: ws, buffers, parameters, gradients, .. } = self;
+        let Self { model, workspace: ws, buffers, parameters, gradients, adapters, .. } = self;
+        let mut sums = Sums { parameters, gradients, adapters: adapters.as_mut(), fresh };
         let (head, kernels) = (&mut buffers.head, &mut buffers.kernels);
         let (hidden, vocab) = (model.config.hidden_size, model.config.vocab_size);
         let norm = Norm { weight: &model.final_norm, epsilon: model.config.rms_norm_eps as f32 };
@@ -118,9 +120,11 @@ impl CudaTrainer {
             &mut buffers.transposed,
         )?;
         let (dlogits, normed) = (head.dlogits.data(), head.normed.data());
-        let place = GradientPlace { at: parameters.place(Param::Head), stride: 0, gradients, fresh };
-        let (dy, x) = (Columns::all(dlogits, vocab), Columns::all(normed, hidden));
-        kernels.products.weights(dy, x, rows, false, place)?;
+        if let Some(place) = sums.place(Param::Head) {
+            let (dy, x) = (Columns::all(dlogits, vocab), Columns::all(normed, hidden));
+            kernels.products.weights(dy, x, rows, false, place)?;
+        }
+        let (gradients, weight_at) = sums.norm(Param::FinalNorm);
         kernels.stream.norm_backward(NormBackward {
             x: &head.x,
             rows: count,
@@ -130,7 +134,7 @@ impl CudaTrainer {
             dx: &mut head.drows,
             scaled: None,
             gradients,
-            weight_at: parameters.place(Param::FinalNorm),
+            weight_at,
             outer_at: None,
         })?;
         kernels.stream.scatter_rows(&head.drows, &head.rows, count, hidden, buffers.dx.data_mut())

@@ -4,6 +4,7 @@
 //! Of each layer its input is kept, and as much of the rest as [`Recompute`](super::Recompute) says; the backward pass
 //! computes the others once more. A batch gives the same bits every time, whatever is kept.
 
+mod adapters;
 mod attention;
 mod backward;
 mod buffers;
@@ -11,6 +12,7 @@ mod experts;
 mod head;
 mod kept;
 mod publish;
+mod sums;
 mod update;
 
 use std::sync::Arc;
@@ -29,6 +31,7 @@ use crate::model::WorkspacePlan;
 use crate::model::cuda::forward::{KeptAttention, KeptExperts, Shape};
 use crate::model::cuda::{CudaCache, CudaModel, CudaWorkspace};
 use crate::model::step::check;
+use adapters::Adapters;
 use buffers::Buffers;
 pub use update::CudaMoments;
 
@@ -38,6 +41,8 @@ pub struct CudaTrainer {
     /// The model before it, which others may still hold. Once they hold it no more, it is written anew.
     before: Option<Arc<CudaModel>>,
     parameters: Parameters,
+    /// Where those are all that learns.
+    adapters: Option<Adapters>,
     values: Buffer<f32>,
     /// Whether the model computes with the values as they are.
     published: bool,
@@ -54,8 +59,8 @@ impl CudaTrainer {
     /// Copies the parameters to a model that computes in `compute`.
     ///
     /// # Errors
-    /// When the plan is empty, the parameters are adapters, the memory of the device is too small, or it has no kernel
-    /// for the model's shape.
+    /// When the plan is empty, the base of adapters cannot be read, the memory of the device is too small, or it has no
+    /// kernel for the model's shape.
     pub fn new(
         parameters: Parameters,
         compute: Compute,
@@ -96,9 +101,6 @@ impl CudaTrainer {
         plan: TrainingPlan,
         values: impl FnOnce(&Parameters) -> Result<Buffer<f32>, CudaError>,
     ) -> Result<Self, TrainingError> {
-        if parameters.is_lora() {
-            return Err(TrainingError::Lora { reason: "adapters are trained on the CPU only".to_owned() });
-        }
         let config = parameters.config();
         if config.has_shared_mlp() && !config.has_router() {
             let reason = "a shared MLP beside a single expert is trained on the CPU only".to_owned();
@@ -114,7 +116,12 @@ impl CudaTrainer {
         let workspace = CudaWorkspace::for_training(&model, workspace)?;
         let buffers = Buffers::new(&model, plan, max_logit_rows)?;
         let mut adamw = AdamWCuda::new(cuda)?;
-        publish::pack(&mut model, &parameters, &values, &mut adamw)?;
+        let with_adapters = |lora| Adapters::new(lora, &mut model, plan, values.len());
+        let mut adapters = parameters.adapters().map(with_adapters).transpose()?;
+        match &mut adapters {
+            None => publish::pack(&mut model, &parameters, &values, &mut adamw)?,
+            Some(adapters) => adapters.publish(&mut model, &values, &mut adamw)?,
+        }
         let mut trainer = Self {
             published: true,
             gradients: Buffer::zeroed(cuda, values.len())?,
@@ -123,6 +130,7 @@ impl CudaTrainer {
             model: Arc::new(model),
             before: None,
             parameters,
+            adapters,
             values,
             cache,
             workspace,
@@ -293,9 +301,10 @@ impl CudaTrainer {
         self.buffers.plan.recompute
     }
 
-    /// Bytes on the device: the model, the values with their gradients, caches and buffers.
+    /// Bytes on the device: the model, the values with their gradients and the base of adapters, caches and buffers.
     pub fn bytes(&self) -> usize {
         self.model.weight_bytes()
+            + self.adapters.as_ref().map_or(0, Adapters::bytes)
             + self.before.as_ref().map_or(0, |model| model.weight_bytes())
             + self.values.bytes()
             + self.gradients.bytes()

@@ -25,7 +25,10 @@ impl CudaTrainer {
         }
         self.own_model()?;
         let model = Arc::get_mut(&mut self.model).expect("nobody else holds it");
-        pack(model, &self.parameters, &self.values, &mut self.adamw)?;
+        match &mut self.adapters {
+            None => pack(model, &self.parameters, &self.values, &mut self.adamw)?,
+            Some(adapters) => adapters.publish(model, &self.values, &mut self.adamw)?,
+        }
         self.published = true;
         Ok(())
     }
@@ -40,7 +43,12 @@ impl CudaTrainer {
             Some(model) => model,
             None => {
                 let CudaModel { config, compute, cuda, .. } = &*self.model;
-                Arc::new(CudaModel::zeroed(config, *compute, &|_| Ok(DType::F32), cuda)?)
+                let mut model = CudaModel::zeroed(config, *compute, &|_| Ok(DType::F32), cuda)?;
+                if self.adapters.is_some() {
+                    // What is not adapted is the same in both.
+                    model.copy_weights(&self.model)?;
+                }
+                Arc::new(model)
             }
         };
         self.before = Some(std::mem::replace(&mut self.model, other));

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use arges_kernels::adamw::AdamW;
-use arges_kernels::adamw::cuda::Learned;
+use arges_kernels::adamw::cuda::{Learned, Weights};
 use arges_kernels::device::cuda::Buffer;
 
 use super::{CudaTrainer, publish};
@@ -82,13 +82,19 @@ impl CudaTrainer {
             m: &mut moments.m,
             v: &mut moments.v,
         };
-        let (weights, tied) = publish::weights(model, &self.parameters);
+        let (weights, tied) = match &mut self.adapters {
+            None => publish::weights(model, &self.parameters),
+            Some(adapters) => (adapters.weights(), Weights::default()),
+        };
         self.adamw.step(gradient_scale, groups, &mut learned, &weights)?;
         if groups.iter().map(|(range, _)| range.len()).sum::<usize>() < self.values.len() {
             // Another model than before lacks those outside of the ranges.
             self.adamw.pack(&self.values, &weights)?;
         }
         self.adamw.pack(&self.values, &tied)?;
+        if let Some(adapters) = &mut self.adapters {
+            adapters.merge(model)?;
+        }
         self.published = true;
         Ok(())
     }
