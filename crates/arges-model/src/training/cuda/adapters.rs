@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use arges_kernels::adapter::cuda::{AdaptedMatrix, Adapter, AdaptersCuda, Step};
 use arges_kernels::adamw::cuda::{AdamWCuda, Weights};
+use arges_kernels::adapter::cuda::{AdaptedMatrix, Adapter, AdaptersCuda, Step};
 use arges_kernels::device::cuda::{Buffer, CudaError};
 use arges_kernels::matmul::Element;
 use arges_kernels::matmul::cuda::{DeviceMatrix, ProductGradients, Products};
@@ -31,7 +31,12 @@ pub(super) struct Adapters {
 
 impl Adapters {
     /// Brings a base into a new model, and its adapted matrices to their place beside it.
-    pub(super) fn new(lora: &Lora, model: &mut CudaModel, plan: TrainingPlan, values: usize) -> Result<Self, TrainingError> {
+    pub(super) fn new(
+        lora: &Lora,
+        model: &mut CudaModel,
+        plan: TrainingPlan,
+        values: usize,
+    ) -> Result<Self, TrainingError> {
         model.copy_from(lora.base(), &|param| !lora.adapts(param), &mut |_| {})?;
         let (config, cuda) = (&model.config, &model.cuda);
         let (mut numbers, mut matrices, mut params) = (HashMap::new(), Vec::new(), Vec::new());
@@ -133,7 +138,9 @@ fn of_layer(layer: &mut Layer) -> impl Iterator<Item = (Matrix, &mut DeviceMatri
     };
     let (gate_up, down) = (&mut layer.experts.gate_up, &mut layer.experts.down);
     let shared = layer.shared.as_mut().map(|shared| [&mut shared.gate_up, &mut shared.down]);
-    Matrix::ALL.into_iter().zip([projections, out, gate_up, down].into_iter().chain(shared.into_iter().flatten()))
+    Matrix::ALL
+        .into_iter()
+        .zip([projections, out, gate_up, down].into_iter().chain(shared.into_iter().flatten()))
 }
 
 /// A matrix as its adapters need it, with the parameter of each; none without adapters.

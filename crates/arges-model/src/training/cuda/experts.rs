@@ -2,7 +2,9 @@
 //! is an expert of every token, with its own weight.
 
 use arges_kernels::device::cuda::{Activations, Buffer, CudaError};
-use arges_kernels::matmul::cuda::{Columns, DeviceMatrix, DeviceRows, Output, ProductGradients, Products, Rows};
+use arges_kernels::matmul::cuda::{
+    Columns, DeviceMatrix, DeviceRows, Output, ProductGradients, Products, Rows,
+};
 use arges_kernels::moe::cuda::{MixtureGradients, SharedRows, Swiglu};
 use arges_kernels::norm::cuda::{BranchGradient, Norm, NormBackward, NormedGradient};
 
@@ -175,7 +177,8 @@ impl CudaTrainer {
             let (dots, balance) = (&buffers.routed.dots, balanced.then_some(&buffers.balance));
             let out = dlogits.data_mut();
             kernels.mixture.router_backward(routing, rows, dots, balance, out)?;
-            if let Some(at) = sums.place(param(LayerParam::Router)).filter(|_| !kernels.stream.sums_router()) {
+            if let Some(at) = sums.place(param(LayerParam::Router)).filter(|_| !kernels.stream.sums_router())
+            {
                 let dy = Columns::all(dlogits.data(), config.num_experts);
                 let x = exact_normed.expect("made for routers whose gradient is a product");
                 kernels.products.weights(dy, x, all, false, at)?;
