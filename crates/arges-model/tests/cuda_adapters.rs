@@ -24,20 +24,7 @@ fn cpu() -> Arc<Cpu> {
 }
 
 fn all_targets() -> LoraOptions {
-    use LoraTarget::*;
-    let targets = vec![
-        LightningQkv,
-        LightningGate,
-        LightningOut,
-        Query,
-        Key,
-        Value,
-        Output,
-        ExpertGate,
-        ExpertUp,
-        ExpertDown,
-    ];
-    LoraOptions { rank: 4, alpha: 6.0, targets, layers: None, experts: None }
+    LoraOptions { rank: 4, alpha: 6.0, targets: LoraTarget::ALL.to_vec(), layers: None, experts: None }
 }
 
 /// A base of both kinds of attention and its adapters.

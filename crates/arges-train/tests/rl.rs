@@ -300,6 +300,10 @@ fn on_a_gpu_too_every_log_probability_has_the_bits_that_it_was_sampled_with() {
     let nano = format!("from = {nano:?}\ncompute = \"bf16\"");
     let start = place.text("from = \"DIR/start/checkpoints/step-000001\"", "");
     let bf16 = format!("{start}\ncompute = \"bf16\"");
+    let adapters = |model: &str| {
+        let targets = "[\"lightning_qkv\", \"query\", \"expert_gate\", \"expert_down\"]";
+        format!("{model}\n[lora]\nrank = 8\nalpha = 16.0\ntargets = {targets}")
+    };
     let ahead = "concurrency = 4\nmax_staleness = 2";
     for (name, model, concurrency) in [
         ("f32", &start, "concurrency = 4"),
@@ -307,6 +311,8 @@ fn on_a_gpu_too_every_log_probability_has_the_bits_that_it_was_sampled_with() {
         ("nano", &nano, "concurrency = 6"),
         ("ahead", &bf16, ahead),
         ("nano-ahead", &nano, ahead),
+        ("adapters", &adapters(&bf16), "concurrency = 3"),
+        ("nano-adapters-ahead", &adapters(&nano), ahead),
     ] {
         let mut changes = vec![
             (&*start, &**model),

@@ -287,13 +287,55 @@ fn a_run_moves_from_the_cpu_to_a_gpu_and_back() {
         });
         assert_eq!(run.step(), last);
     }
-    let (whole, parts) = (losses(&config), losses(&parts));
+    assert_told_alike(&losses(&config), &losses(&parts));
+}
+
+/// Asserts that what was told of two runs is nearly the same.
+fn assert_told_alike(whole: &[(u64, Vec<(String, f64)>)], parts: &[(u64, Vec<(String, f64)>)]) {
     assert_eq!(whole.len(), parts.len());
-    for ((step, whole), (_, parts)) in whole.iter().zip(&parts) {
+    for ((step, whole), (_, parts)) in whole.iter().zip(parts) {
         for ((name, on_cpu), (_, moved)) in whole.iter().zip(parts) {
             let far = (on_cpu - moved).abs() > 2e-3 * on_cpu.abs().max(1.0);
             assert!(!far, "step {step}: {name} is {on_cpu} on the CPU and {moved} on both");
         }
+    }
+}
+
+#[test]
+fn a_run_of_adapters_moves_from_the_cpu_to_a_gpu_and_back() {
+    let Some(gpu) = gpu() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    whole(description(directory.path(), "base", MODEL), 2);
+    let base = directory.path().join("base/checkpoints/step-000012");
+    let lora = format!(
+        "[model]\nfrom = {base:?}\n[lora]\nrank = 4\nalpha = 8.0\ntargets = [\"lightning_qkv\", \"value\", \"expert_up\", \"expert_down\"]\n"
+    );
+    let config = description(directory.path(), "whole", &lora);
+    whole(config.clone(), 2);
+    let parts = TrainConfig { run: directory.path().join("parts"), ..config.clone() };
+    for (last, device) in [(4, cpu(1).into()), (8, gpu.clone()), (10, gpu.clone()), (12, cpu(2).into())] {
+        let mut run = Run::open(parts.clone(), Learn::Answers, device, true).unwrap();
+        train(&mut run, &mut |event| match event {
+            Event::Step(report) if report.step == last => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        });
+        assert_eq!(run.step(), last);
+    }
+    assert_told_alike(&losses(&config), &losses(&parts));
+
+    // All of it on the GPU: what is saved computes what was trained.
+    let on_gpu = TrainConfig { run: directory.path().join("gpu"), ..config.clone() };
+    let (run, _) = whole_on(on_gpu.clone(), gpu);
+    assert_told_alike(&losses(&config), &losses(&on_gpu));
+    let mut batch = TrainingBatch::default();
+    batch.push(&(0..50).map(|i| (i * 37) % 256).collect::<Vec<u32>>());
+    let mut trained = run.into_trainer();
+    let trained = trained.evaluate(&batch).unwrap().logprobs;
+    let merged = Checkpoint::open(&on_gpu.run.join("checkpoints/step-000012")).unwrap();
+    let plan = TrainingPlan::new(64, 1);
+    let mut merged = Trainer::new(Parameters::full(&merged).unwrap(), Compute::F32, cpu(1), plan).unwrap();
+    for (merged, trained) in merged.evaluate(&batch).unwrap().logprobs.iter().zip(trained) {
+        assert!((merged - trained).abs() < 1e-4, "{merged} and {trained}");
     }
 }
 

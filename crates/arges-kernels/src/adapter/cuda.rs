@@ -11,6 +11,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::device::cuda::{Activations, Argument, Buffer, Cuda, CudaError, Kernel, LaunchShape, Source};
 use crate::matmul::cuda::{
     Columns, DeviceMatrix, DeviceRows, GATE_GROUP, GradientPlace, Output, ProductGradients, Products, Rows,
+    WeightGradient,
 };
 use crate::matmul::{Element, RowMajor, Stored};
 
@@ -117,9 +118,8 @@ pub struct AdaptersCuda {
     /// `[rows, width]`: inputs through `A`, and gradients through `B`.
     inner: Activations,
     dinner: Activations,
-    /// Gradients of a stack.
-    of_down: Buffer<f32>,
-    of_up: Buffer<f32>,
+    /// Gradients of a stack: by `up`, and behind them by `down`.
+    of_stack: Buffer<f32>,
     transposed: DeviceMatrix,
 }
 
@@ -142,7 +142,7 @@ impl AdaptersCuda {
         let module = cuda.module(SOURCE, &[]);
         let [mut exact, mut rounded] = [0; 2];
         let (mut stacks, mut entries, mut tiles) = (Vec::new(), Vec::<Entry>::new(), 0);
-        let (mut inner, mut of_down, mut of_up) = (0, 0, 0);
+        let (mut inner, mut of_stack, mut of_up) = (0, 0, 0);
         for matrix in matrices {
             let AdaptedMatrix { experts, outputs, k, gated, most_rows, ref adapters } = *matrix;
             let mut slots: Vec<usize> = adapters.iter().map(|adapter| adapter.rows.start).collect();
@@ -150,7 +150,7 @@ impl AdaptersCuda {
             slots.dedup();
             let width = (slots.len() * rank).next_multiple_of(ALIGNED);
             inner = inner.max(most_rows * width);
-            of_down = of_down.max(experts * width * k);
+            of_stack = of_stack.max(experts * (outputs + k) * width);
             of_up = of_up.max(experts * outputs * width);
             let down = DeviceMatrix::zeroed(cuda, experts, width, k, element)?;
             let up = DeviceMatrix::zeroed(cuda, experts, outputs, width, element)?;
@@ -204,8 +204,7 @@ impl AdaptersCuda {
             sent: Vec::new(),
             inner: Activations::zeroed(cuda, element, inner)?,
             dinner: Activations::zeroed(cuda, element, inner)?,
-            of_down: Buffer::zeroed(cuda, of_down)?,
-            of_up: Buffer::zeroed(cuda, of_up)?,
+            of_stack: Buffer::zeroed(cuda, of_stack)?,
             transposed: DeviceMatrix::zeroed(cuda, 1, 1, of_up, element)?,
         })
     }
@@ -224,9 +223,10 @@ impl AdaptersCuda {
         if entry.base_rounded != 0 {
             let at = (entry.base - self.rounded.address(0)) as usize / size_of::<u16>();
             assert_eq!(base.stored, Stored::Bf16, "a base that is kept in bf16");
-            let pairs = base.data[..2 * count].as_chunks::<2>().0;
-            let values: Vec<u16> = pairs.iter().map(|pair| u16::from_le_bytes(*pair)).collect();
-            return self.rounded.write(at, &values);
+            return match bytemuck::try_cast_slice(&base.data[..2 * count]) {
+                Ok(values) => self.rounded.write(at, values),
+                Err(_) => self.rounded.write(at, &bytemuck::pod_collect_to_vec(&base.data[..2 * count])),
+            };
         }
         let at = (entry.base - self.exact.address(0)) as usize / size_of::<f32>();
         let values: Vec<f32> = (0..count).map(|i| base.stored.read(base.data, i)).collect();
@@ -300,16 +300,31 @@ impl AdaptersCuda {
         products.run(down, x, rows, Output::Rounded(&mut self.inner))?;
         let output = Output::Rounded(&mut self.dinner);
         gradients.inputs(products, up, dy, rows, output, &mut self.transposed)?;
-        for (dy, x, gated, to) in [
-            (Columns::all(dy.data(), outputs), Columns::all(&self.inner, width), *gated, &mut self.of_up),
-            (Columns::all(&self.dinner, width), Columns::all(x.data(), k), false, &mut self.of_down),
-        ] {
-            let stride = dy.width * x.width;
-            let place = GradientPlace { gradients: to, at: 0, stride, fresh: true };
-            gradients.weights(dy, x, rows, gated, place)?;
-            // They are not those of the sums.
-            gradients.squares_mut().clear();
+        let down_at = up.experts() * outputs * width;
+        let of_up = WeightGradient {
+            dy: Columns::all(dy.data(), outputs),
+            x: Columns::all(&self.inner, width),
+            at: 0,
+        };
+        let of_down = WeightGradient {
+            dy: Columns::all(&self.dinner, width),
+            x: Columns::all(x.data(), k),
+            at: down_at,
+        };
+        match rows {
+            Rows::All(rows) if !gated => {
+                gradients.weights_of_two([of_up, of_down], rows, &mut self.of_stack, true)?;
+            }
+            _ => {
+                for (WeightGradient { dy, x, at }, gated) in [(of_up, *gated), (of_down, false)] {
+                    let stride = dy.width * x.width;
+                    let place = GradientPlace { gradients: &mut self.of_stack, at, stride, fresh: true };
+                    gradients.weights(dy, x, rows, gated, place)?;
+                }
+            }
         }
+        // They are not those of the sums.
+        gradients.squares_mut().clear();
         let of_matrix = &self.entries[entries.clone()];
         let values = |entry: &Entry| self.rank * (entry.rows + entry.cols) as usize;
         let most = of_matrix.iter().map(values).max().unwrap_or(0);
@@ -320,8 +335,8 @@ impl AdaptersCuda {
         assert!(of_matrix.iter().all(|entry| ends(entry) <= sums.len()), "room for the gradients");
         let arguments = [
             Argument::Pointer(self.table.address(entries.start)),
-            Argument::Pointer(self.of_down.address(0)),
-            Argument::Pointer(self.of_up.address(0)),
+            Argument::Pointer(self.of_stack.address(down_at)),
+            Argument::Pointer(self.of_stack.address(0)),
             Argument::Pointer(sums.address(0)),
             Argument::I32(self.rank as i32),
             Argument::F32(self.scale),
@@ -342,8 +357,7 @@ impl AdaptersCuda {
             + self.table.bytes()
             + self.inner.bytes()
             + self.dinner.bytes()
-            + self.of_down.bytes()
-            + self.of_up.bytes()
+            + self.of_stack.bytes()
             + self.transposed.bytes()
     }
 }

@@ -51,6 +51,20 @@ pub enum LoraTarget {
 }
 
 impl LoraTarget {
+    /// Every one.
+    pub const ALL: [Self; 10] = [
+        Self::LightningQkv,
+        Self::LightningGate,
+        Self::LightningOut,
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::Output,
+        Self::ExpertGate,
+        Self::ExpertUp,
+        Self::ExpertDown,
+    ];
+
     fn of(param: Param) -> Option<Self> {
         use LayerParam as P;
         let Param::Layer(_, param) = param else { return None };

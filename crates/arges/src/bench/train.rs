@@ -7,8 +7,10 @@ use anyhow::{Result, bail};
 use arges_kernels::adamw::{AdamW, adamw, sum_of_squares};
 use arges_kernels::device::cpu::{AlignedBuffer, Cpu, CpuOptions};
 use arges_kernels::matmul::Compute;
-use arges_model::training::{Parameters, Recompute, Trainer, TrainingBatch, TrainingPlan};
-use arges_model::{Accounting, Config, DType};
+use arges_model::training::{
+    LoraOptions, LoraTarget, Parameters, Recompute, Trainer, TrainingBatch, TrainingPlan,
+};
+use arges_model::{Accounting, Checkpoint, Config, DType};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
@@ -39,6 +41,9 @@ pub struct TrainBenchArgs {
     /// On a GPU, let the head multiply rows rounded to bf16, as most trainers do, not f32 ones
     #[arg(long)]
     pub(super) rounded_head: bool,
+    /// Train adapters of this rank on every matrix of attention and experts, in place of all weights
+    #[arg(long, value_name = "RANK", value_parser = at_least_1, conflicts_with = "dummy")]
+    pub(super) adapters: Option<usize>,
     /// On a GPU, random weights from this seed, made there: the model is then a directory or file with a configuration
     #[arg(long, value_name = "SEED")]
     pub(super) dummy: Option<u64>,
@@ -86,7 +91,8 @@ pub fn run(args: &TrainBenchArgs) -> Result<()> {
     let limits = Limits::measure(&args.model, compute)?;
     let cpu = Arc::new(Cpu::new(CpuOptions { threads: args.model.threads, isa: args.model.isa })?);
     let plan = args.plan();
-    let parameters = Parameters::full(&opened.checkpoint)?;
+    let name = opened.source.name().to_owned();
+    let parameters = args.parameters(opened.checkpoint)?;
     let mut trainer = Trainer::new(parameters, compute, cpu, plan)?;
     let mut optimizer = Optimizer::new(trainer.parameters().values().len());
     let mut random = RandomTokens::new(trainer.model().config().vocab_size);
@@ -106,13 +112,14 @@ pub fn run(args: &TrainBenchArgs) -> Result<()> {
         "version": env!("CARGO_PKG_VERSION"),
         "commit": env!("ARGES_COMMIT"),
         "device": device_report(trainer.cpu(), &limits),
-        "model": { "name": opened.source.name(), "compute": compute.to_string(),
+        "model": { "name": name, "compute": compute.to_string(),
             "parameters": trainer.parameters().values().len() },
         "memory": { "trainer_bytes": trainer.bytes() + optimizer.bytes(), "peak_resident_bytes": peak_resident() },
         "case": {
             "case": "train",
             "sequences": args.sequences,
             "tokens": args.tokens,
+            "adapters": args.adapters,
             "seconds": median,
             "runs": counted,
             "tokens_per_second": tokens as f64 / median,
@@ -133,6 +140,14 @@ impl TrainBenchArgs {
         }
     }
 
+    /// What learns of a checkpoint.
+    pub(super) fn parameters(&self, checkpoint: Checkpoint) -> Result<Parameters> {
+        let Some(rank) = self.adapters else { return Ok(Parameters::full(&checkpoint)?) };
+        let targets = LoraTarget::ALL.to_vec();
+        let options = LoraOptions { rank, alpha: rank as f32, targets, layers: None, experts: None };
+        Ok(Parameters::lora(Arc::new(checkpoint), &options, 1)?)
+    }
+
     pub(super) fn batch(&self, random: &mut RandomTokens) -> TrainingBatch {
         let mut batch = TrainingBatch::default();
         for _ in 0..self.sequences {
@@ -142,12 +157,14 @@ impl TrainBenchArgs {
     }
 }
 
-/// Operations of a step: three times those of the forward pass, that is without what is computed again.
+/// Operations of a step: three times those of the forward pass, that is without what is computed again. With adapters
+/// twice, as there are no gradients by most weights; products with adapters do not count.
 pub(super) fn step_flops(config: &Config, args: &TrainBenchArgs) -> f64 {
     let flops = Accounting::of(config, args.tokens as u64, 1, DType::F32, DType::F32).flops;
     let targets = (args.sequences * (args.tokens - 1)) as f64;
     let tokens = (args.sequences * args.tokens) as f64;
-    3.0 * (flops.prefill_token.total * tokens + flops.decode_token.head * targets)
+    let passes = if args.adapters.is_some() { 2.0 } else { 3.0 };
+    passes * (flops.prefill_token.total * tokens + flops.decode_token.head * targets)
 }
 
 /// AdamW with its state.

@@ -10,8 +10,8 @@ use arges_kernels::device::cuda::Cuda;
 use arges_kernels::device::cuda::limits::{copy_bandwidth, matrix_rate};
 use arges_kernels::matmul::Compute;
 use arges_model::Config;
+use arges_model::training::TrainingBatch;
 use arges_model::training::cuda::{CudaMoments, CudaTrainer};
-use arges_model::training::{Parameters, TrainingBatch};
 use serde_json::json;
 
 use super::cuda::{COPY_BYTES, PRODUCT};
@@ -36,8 +36,8 @@ pub fn run(args: &TrainBenchArgs, ordinal: usize) -> Result<()> {
         }
         None => {
             let opened = Opened::open(&args.model)?;
-            let parameters = Parameters::full(&opened.checkpoint)?;
-            (CudaTrainer::new(parameters, compute, &cuda, plan)?, opened.source.name().to_owned())
+            let name = opened.source.name().to_owned();
+            (CudaTrainer::new(args.parameters(opened.checkpoint)?, compute, &cuda, plan)?, name)
         }
     };
     let mut bench = Bench::new(trainer)?;
@@ -73,6 +73,7 @@ pub fn run(args: &TrainBenchArgs, ordinal: usize) -> Result<()> {
             "case": "train",
             "sequences": args.sequences,
             "tokens": args.tokens,
+            "adapters": args.adapters,
             "rounded_head": args.rounded_head,
             "recompute": format!("{:?}", bench.trainer.recompute()).to_lowercase(),
             "seconds": median,
