@@ -223,10 +223,13 @@ impl AdaptersCuda {
         if entry.base_rounded != 0 {
             let at = (entry.base - self.rounded.address(0)) as usize / size_of::<u16>();
             assert_eq!(base.stored, Stored::Bf16, "a base that is kept in bf16");
-            return match bytemuck::try_cast_slice(&base.data[..2 * count]) {
-                Ok(values) => self.rounded.write(at, values),
-                Err(_) => self.rounded.write(at, &bytemuck::pod_collect_to_vec(&base.data[..2 * count])),
-            };
+            let bytes = &base.data[..2 * count];
+            if let Ok(values) = bytemuck::try_cast_slice(bytes) {
+                return self.rounded.write(at, values);
+            }
+            let values: Vec<u16> =
+                bytes.as_chunks::<2>().0.iter().map(|pair| u16::from_le_bytes(*pair)).collect();
+            return self.rounded.write(at, &values);
         }
         let at = (entry.base - self.exact.address(0)) as usize / size_of::<f32>();
         let values: Vec<f32> = (0..count).map(|i| base.stored.read(base.data, i)).collect();
