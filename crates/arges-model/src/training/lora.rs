@@ -221,9 +221,9 @@ impl Lora {
         self.adapters.get(&param).map(|adapter| [adapter.a.start, adapter.b.start])
     }
 
-    /// A merged matrix is f32, as its sum is.
+    /// A merged matrix is f32, as its sum is; and so are the others, as the backward pass takes all alike.
     pub(super) fn dtype(&self, param: Param) -> Result<DType, CheckpointError> {
-        if self.adapts(param) { Ok(DType::F32) } else { Ok(self.base.param(param)?.dtype) }
+        self.base.param(param).map(|_| DType::F32)
     }
 
     /// Shows the base's parameter, or the merged one where it is adapted.

@@ -195,7 +195,6 @@ impl CudaTrainer {
             }
             _ => None,
         };
-        let summed = kernels.stream.sums_router();
         let coefficient = coefficient_weight.map(|weight| (&buffers.router.dcoefficients, exact(weight)));
         let dinputs = &buffers.routed.dinputs;
         let gradient = NormedGradient {
@@ -205,7 +204,8 @@ impl CudaTrainer {
             outer: [router, coefficient],
         };
         let beta = residual(config, &layer.attention).beta;
-        let outer_at = sums.at(param(LayerParam::Router)).filter(|_| routing.is_some() && summed);
+        let summed = kernels.stream.sums_router() && routing.is_some();
+        let outer_at = if summed { sums.at(param(LayerParam::Router)) } else { None };
         let (gradients, weight_at) = sums.norm(param(LayerParam::PostAttentionNorm));
         kernels.stream.norm_backward(NormBackward {
             x: middle,
