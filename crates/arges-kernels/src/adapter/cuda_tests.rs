@@ -72,7 +72,7 @@ impl Case {
         (places.collect(), end)
     }
 
-    fn new(&self, cuda: &Arc<Cuda>, element: Element, base: Element) -> AdaptersCuda {
+    fn adapters(&self, cuda: &Arc<Cuda>, element: Element, base: Element) -> AdaptersCuda {
         let adapter = |((expert, rows), [a, b]): (&(usize, Range<usize>), &[usize; 2])| Adapter {
             expert: *expert,
             rows: rows.clone(),
@@ -104,7 +104,7 @@ fn merged_rows_are_the_bases_with_their_adapters_and_others_stay() {
             let before = bf16_round(&random.normal(case.experts() * outputs * k));
             let mut matrix = DeviceMatrix::zeroed(&cuda, case.experts(), outputs, k, element).unwrap();
             write(matrix.data_mut(), &before);
-            let mut adapters = case.new(&cuda, element, base_element);
+            let mut adapters = case.adapters(&cuda, element, base_element);
             let (places, len) = case.places();
             let values = random.normal(len);
             let mut expected = widen(&before);
@@ -177,7 +177,7 @@ fn gradients_are_those_of_the_merged_weights_projected() {
                 expected[of_a].iter_mut().zip(da).for_each(|(sum, da)| *sum += da);
                 expected[of_b].iter_mut().zip(db).for_each(|(sum, db)| *sum += db);
             }
-            let mut adapters = case.new(&cuda, element, Element::F32);
+            let mut adapters = case.adapters(&cuda, element, Element::F32);
             let mut matrix = DeviceMatrix::zeroed(&cuda, case.experts(), outputs, k, element).unwrap();
             let values = Buffer::from_slice(&cuda, &values).unwrap();
             adapters.merge(&values, &mut [&mut matrix]).unwrap();
