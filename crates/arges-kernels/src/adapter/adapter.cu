@@ -1,7 +1,7 @@
 // Low-rank adapters: weights with them added, and their gradients on the way from a stack to the place of each.
 
-// Side of a tile of weights, and the values of the rank that it takes at a time.
-constexpr int TILE = 128, DEPTH = 16;
+// Rows and columns of a tile of weights, and the values of the rank that it takes at a time.
+constexpr int ROWS = 64, COLUMNS = 128, DEPTH = 16;
 // Gates and ups of a gated matrix stand in turn in groups of so many.
 constexpr int GROUP = 8;
 
@@ -57,22 +57,33 @@ __device__ __forceinline__ void add_base(const Base* base, W* merged, const floa
         if (column + i < cols) merged[column + i] = from_float<W>(to_float(base[column + i]) + sums[i]);
 }
 
+// Asks for a tile of the base while its sums are made.
+__device__ __forceinline__ void prefetch_base(const Adapter& it, int row0, int column0) {
+    int size = it.base_rounded ? 2 : 4, lines = COLUMNS * size / 128;
+    for (int i = threadIdx.x; i < ROWS * lines; i += 256) {
+        int row = row0 + i / lines, column = column0 + i % lines * (128 / size);
+        if (row < it.rows && column < it.cols)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(it.base + (u64(row) * it.cols + column) * size));
+    }
+}
+
 // A tile of base + (scale B) A, rounded to W: sums over ascending rank in f32. The first tiles write A and B too, rounded
 // to W, where products for gradients read them.
 template <typename W>
 __device__ __forceinline__ void merge(
     const Adapter* adapters, int count, const float* values, int rank, float scale) {
-    __shared__ __align__(16) float left[DEPTH][TILE + 4], right[DEPTH][TILE + 4];
+    __shared__ __align__(16) float left[DEPTH][ROWS + 4], right[DEPTH][COLUMNS + 4];
     Adapter it = adapter_of(adapters, count, blockIdx.x);
-    int across = (it.cols + TILE - 1) / TILE, tile = int(blockIdx.x - it.first_tile);
-    int row0 = tile / across * TILE, column0 = tile % across * TILE;
+    int across = (it.cols + COLUMNS - 1) / COLUMNS, tile = int(blockIdx.x - it.first_tile);
+    int row0 = tile / across * ROWS, column0 = tile % across * COLUMNS;
+    prefetch_base(it, row0, column0);
     const float *a = values + it.a, *b = values + it.b;
     W *down = reinterpret_cast<W*>(it.down), *up = reinterpret_cast<W*>(it.up);
     int line = threadIdx.x / 16, column = threadIdx.x % 16;
-    float sums[2][4][2][4] = {};
+    float sums[4][2][4] = {};
 #pragma unroll 1
     for (int begin = 0; begin < rank; begin += DEPTH) {
-        for (int i = threadIdx.x; i < TILE * DEPTH; i += 256) {
+        for (int i = threadIdx.x; i < ROWS * DEPTH; i += 256) {
             int row = row0 + i / DEPTH, k = begin + i % DEPTH;
             bool inside = row < it.rows && k < rank;
             float value = inside ? b[i64(row) * rank + k] : 0.0f;
@@ -80,61 +91,55 @@ __device__ __forceinline__ void merge(
             if (inside && column0 == 0)
                 up[i64(place_of(it.first + row, it.gates)) * it.stride + k] = from_float<W>(value);
         }
-        for (int i = threadIdx.x; i < TILE * DEPTH; i += 256) {
-            int k = begin + i / TILE, c = column0 + i % TILE;
+        for (int i = threadIdx.x; i < COLUMNS * DEPTH; i += 256) {
+            int k = begin + i / COLUMNS, c = column0 + i % COLUMNS;
             bool inside = k < rank && c < it.cols;
             float value = inside ? a[i64(k) * it.cols + c] : 0.0f;
-            right[i / TILE][i % TILE] = value;
+            right[i / COLUMNS][i % COLUMNS] = value;
             if (inside && row0 == 0) down[i64(k) * it.cols + c] = from_float<W>(value);
         }
         __syncthreads();
 #pragma unroll
         for (int k = 0; k < DEPTH; ++k) {
-            float4 l[2] = {four(&left[k][4 * line]), four(&left[k][TILE / 2 + 4 * line])};
-            float4 r[2] = {four(&right[k][4 * column]), four(&right[k][TILE / 2 + 4 * column])};
+            float4 l = four(&left[k][4 * line]);
+            float4 r[2] = {four(&right[k][4 * column]), four(&right[k][COLUMNS / 2 + 4 * column])};
+            float factors[4] = {l.x, l.y, l.z, l.w};
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                float factors[4] = {l[i].x, l[i].y, l[i].z, l[i].w};
+            for (int i = 0; i < 4; ++i) {
 #pragma unroll
-                for (int row = 0; row < 4; ++row) {
-#pragma unroll
-                    for (int j = 0; j < 2; ++j) {
-                        float(&sum)[4] = sums[i][row][j];
-                        sum[0] = fmaf(factors[row], r[j].x, sum[0]);
-                        sum[1] = fmaf(factors[row], r[j].y, sum[1]);
-                        sum[2] = fmaf(factors[row], r[j].z, sum[2]);
-                        sum[3] = fmaf(factors[row], r[j].w, sum[3]);
-                    }
+                for (int j = 0; j < 2; ++j) {
+                    float(&sum)[4] = sums[i][j];
+                    sum[0] = fmaf(factors[i], r[j].x, sum[0]);
+                    sum[1] = fmaf(factors[i], r[j].y, sum[1]);
+                    sum[2] = fmaf(factors[i], r[j].z, sum[2]);
+                    sum[3] = fmaf(factors[i], r[j].w, sum[3]);
                 }
             }
         }
         __syncthreads();
     }
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < 4; ++i) {
+        int row = row0 + 4 * line + i;
+        if (row >= it.rows) continue;
+        W* merged = reinterpret_cast<W*>(it.merged) + i64(place_of(it.first + row, it.gates)) * it.cols;
+        i64 before = i64(row) * it.cols;
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-            int row = row0 + i * TILE / 2 + 4 * line + r;
-            if (row >= it.rows) continue;
-            W* merged = reinterpret_cast<W*>(it.merged) + i64(place_of(it.first + row, it.gates)) * it.cols;
-            i64 before = i64(row) * it.cols;
-#pragma unroll
-            for (int j = 0; j < 2; ++j) {
-                int c = column0 + j * TILE / 2 + 4 * column;
-                if (it.base_rounded)
-                    add_base(reinterpret_cast<const bf16*>(it.base) + before, merged, sums[i][r][j], c, it.cols);
-                else add_base(reinterpret_cast<const float*>(it.base) + before, merged, sums[i][r][j], c, it.cols);
-            }
+        for (int j = 0; j < 2; ++j) {
+            int c = column0 + j * COLUMNS / 2 + 4 * column;
+            if (it.base_rounded)
+                add_base(reinterpret_cast<const bf16*>(it.base) + before, merged, sums[i][j], c, it.cols);
+            else add_base(reinterpret_cast<const float*>(it.base) + before, merged, sums[i][j], c, it.cols);
         }
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) merge_f32(
+extern "C" __global__ void __launch_bounds__(256, 3) merge_f32(
     const Adapter* adapters, int count, const float* values, int rank, float scale) {
     merge<float>(adapters, count, values, rank, scale);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) merge_bf16(
+extern "C" __global__ void __launch_bounds__(256, 3) merge_bf16(
     const Adapter* adapters, int count, const float* values, int rank, float scale) {
     merge<bf16>(adapters, count, values, rank, scale);
 }

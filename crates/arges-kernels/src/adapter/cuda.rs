@@ -18,8 +18,8 @@ use crate::matmul::{Element, RowMajor, Stored};
 /// The kernels.
 pub const SOURCE: Source = Source { name: "adapter/adapter.cu", text: include_str!("adapter.cu") };
 
-/// Side of a tile of merged weights.
-const TILE: usize = 128;
+/// Rows and columns of a tile of merged weights.
+const TILE: [usize; 2] = [64, 128];
 /// Columns of a stack are a multiple of so many, and so are the places of bases: what kernels read in place.
 const ALIGNED: usize = 8;
 /// Values that a block of `collect` adds.
@@ -178,7 +178,7 @@ impl AdaptersCuda {
                     base_rounded: i32::from(*base == Element::Bf16),
                 });
                 *place += (rows.len() * k).next_multiple_of(ALIGNED);
-                tiles += rows.len().div_ceil(TILE) * k.div_ceil(TILE);
+                tiles += rows.len().div_ceil(TILE[0]) * k.div_ceil(TILE[1]);
             }
             let experts = adapters.iter().map(|adapter| adapter.expert).collect();
             stacks.push(Stack { down, up, gated, entries: first..entries.len(), experts });
