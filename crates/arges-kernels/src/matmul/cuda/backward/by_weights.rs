@@ -226,7 +226,9 @@ impl ProductGradients {
         let tiles = |tiling: Tiling| {
             experts * tiling.tiles(dy.width, x.width) + tiling.tiles(other_rows, other_outputs)
         };
-        let (tiling, kernel) = if 2 * tiles(large.0) > processors { large } else { small };
+        // Of few rows a large tile would be mostly empty.
+        let fills = dy.width > small.0.rows || call.other.is_some();
+        let (tiling, kernel) = if fills && 2 * tiles(large.0) > processors { large } else { small };
         let [of_x, of_dy] = maps(&self.operands, *tiling)?;
         let blocks = tiles(*tiling).min(processors);
         let squares = self.squares.place(call.values(), blocks)?;
