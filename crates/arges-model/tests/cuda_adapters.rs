@@ -242,14 +242,14 @@ fn adapters_learn_as_on_the_cpu_and_merge_to_what_was_trained() {
         let mut losses = Vec::new();
         for step in 1..=12 {
             host.parameters_mut().zero_gradients();
-            let on_host = mean_loss(host.accumulate(&batch, &|_, _| uniform, 0.01).unwrap().logprobs);
+            let on_host = mean_loss(host.accumulate(&batch, uniform, 0.01).unwrap().logprobs);
             let cpu = host.shared_cpu();
             let (values, gradients) = host.parameters_mut().values_and_gradients_mut();
             adamw(&cpu, settings(step), 1.0, values, gradients, &mut m, &mut v);
             host.publish().unwrap();
             let [f32, bf16] = [(&mut exact, 0), (&mut rounded, 1)].map(|(trainer, which)| {
                 trainer.zero_gradients();
-                let loss = mean_loss(trainer.accumulate(&batch, &|_, _| uniform, 0.01).unwrap().logprobs);
+                let loss = mean_loss(trainer.accumulate(&batch, uniform, 0.01).unwrap().logprobs);
                 trainer.adamw(1.0, &[(0..len, settings(step))], &mut moments[which]).unwrap();
                 loss
             });
