@@ -131,15 +131,18 @@ __device__ __forceinline__ void add(Values& sum, float factor, const Values& x) 
     for (int i = 0; i < VALUES; ++i) sum.at[i] = fmaf(factor, x.at[i], sum.at[i]);
 }
 
-// Values of the stream as they were kept. Those in f32 are rounded as the others were, so that gradients do not depend
-// on what was kept.
-__device__ __forceinline__ Values load_stream(const float* x) {
+// Values as they are once they were stored.
+__device__ __forceinline__ Values rounded(const Values& x) {
 #if ACTIVATIONS_BF16
-    return widen_all(round_all(load_all(x)));
+    return widen_all(round_all(x));
 #else
-    return load_all(x);
+    return x;
 #endif
 }
+
+// Values of the stream as they were kept. Those in f32 are rounded as the others were, so that gradients do not depend
+// on what was kept.
+__device__ __forceinline__ Values load_stream(const float* x) { return rounded(load_all(x)); }
 
 // The rest of that sum, where there is more: rows of `more`; of `exact`; of `count` rows of `small`, each times one of
 // `factors`; of one more such row. Null pointers stand for none.
@@ -148,6 +151,14 @@ struct Rest {
     const float *exact, *factors, *small;
     int count;
     const float *coefficients, *coefficient_weight;
+};
+
+// The experts whose output was the block's input, as `weigh` of moe/backward.cu knows them: `out` gets rows of the gradient
+// by that, weighed for the token's choices, and `shared` that of a shared MLP. Null pointers stand for none.
+struct Weighed {
+    const int* places;
+    const float *weights, *coefficients;
+    A *out, *shared;
 };
 
 // Copies values to shared memory in the background: zeros where there are none, and nothing is read `anywhere`.
@@ -160,11 +171,11 @@ __device__ __forceinline__ void copy_values(Together* to, const A* from, const v
 // block's output and becomes that by its input; `scaled` gets `beta` times that, the gradient by the output of what comes
 // next. A block takes `part` rows, an even number, in twos; a thread has the same GROUPS groups of VALUES of each.
 // With OUTER the gradient by `small` is summed as well, of SMALL rows: that by the weight and those follow one another
-// in a part.
-template <typename X, int BRANCH, bool OUTER>
+// in a part. With WEIGHS the gradient by what was the block's input, `scaled` if that is written, is weighed for experts.
+template <typename X, int BRANCH, bool OUTER, bool WEIGHS>
 __device__ __forceinline__ void through_norm(
     const X* x, const float* weight, float eps, int width, int rows, int part, A* dx, float alpha, int past,
-    const A* branch, const int* places, const Rest& rest, float* parts, A* scaled, float beta) {
+    const A* branch, const int* places, const Rest& rest, float* parts, A* scaled, float beta, const Weighed& weighed) {
     constexpr int KEPT = OUTER ? SMALL : 1, BRANCHES = BRANCH == OF_CHOICES ? CHOICES : 1;
     constexpr bool EXACT = sizeof(X) != sizeof(A);
     enum Operand { KEPT_STREAM, PASSED, FIRST_BRANCH, OPERANDS = FIRST_BRANCH + BRANCHES };
@@ -230,6 +241,20 @@ __device__ __forceinline__ void through_norm(
 #pragma unroll
                 for (int which = 0; which < KEPT; ++which)
                     factors[r][which] = r == 0 || both ? rest.factors[(t + r) * KEPT + which] : 0.0f;
+        }
+        int chosen[2][CHOICES];
+        float weights[2][CHOICES], of_shared[2] = {};
+        if constexpr (WEIGHS) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                i64 row = min(t + r, end - 1);
+                if (weighed.coefficients) of_shared[r] = sigmoid(weighed.coefficients[row]);
+#pragma unroll
+                for (int choice = 0; choice < CHOICES; ++choice) {
+                    chosen[r][choice] = weighed.places[row * CHOICES + choice];
+                    weights[r][choice] = weighed.weights[row * CHOICES + choice] * (1.0f - of_shared[r]);
+                }
+            }
         }
         if (COPIES) await_copies<1>();
 #pragma unroll
@@ -310,6 +335,18 @@ __device__ __forceinline__ void through_norm(
                     for (int j = 0; j < VALUES; ++j) d.at[j] *= beta;
                     store_all(scaled + at, d);
                 }
+                if constexpr (WEIGHS) {
+                    d = rounded(d);
+                    auto weigh = [&](A* to, float weight) {
+                        Values x = {};
+                        add(x, weight, d);
+                        store_all(to + i, x);
+                    };
+#pragma unroll
+                    for (int choice = 0; choice < CHOICES; ++choice)
+                        if (chosen[r][choice] >= 0) weigh(weighed.out + i64(chosen[r][choice]) * width, weights[r][choice]);
+                    if (weighed.shared) weigh(weighed.shared + i64(t + r) * width, of_shared[r]);
+                }
                 if constexpr (OUTER) {
 #pragma unroll
                     for (int which = 0; which < KEPT; ++which) add(dsmall[which][group], factors[r][which], normed);
@@ -330,24 +367,27 @@ __device__ __forceinline__ void through_norm(
     }
 }
 
-#define THROUGH_NORM(NAME, X, BRANCH, OUTER)                                                                           \
+#define THROUGH_NORM(NAME, X, BRANCH, OUTER, WEIGHS)                                                                   \
     extern "C" __global__ void __launch_bounds__(THREADS, GROUPS == 1 ? 2 : 1) NAME(                                   \
         const X* x, const float* weight, float eps, int width, int rows, int part, A* dx, float alpha, int past,       \
         const A* branch, const int* places, const A* more, const float* exact, const float* factors,                   \
         const float* small, int count, const float* coefficients, const float* coefficient_weight, float* parts,       \
-        A* scaled, float beta) {                                                                                       \
+        A* scaled, float beta, const int* chosen, const float* weights, const float* shares, A* weighed,               \
+        A* weighed_shared) {                                                                                           \
         Rest rest = {more, exact, factors, small, count, coefficients, coefficient_weight};                            \
-        through_norm<X, BRANCH, OUTER>(                                                                                \
-            x, weight, eps, width, rows, part, dx, alpha, past, branch, places, rest, parts, scaled, beta);            \
+        Weighed out = {chosen, weights, shares, weighed, weighed_shared};                                              \
+        through_norm<X, BRANCH, OUTER, WEIGHS>(                                                                        \
+            x, weight, eps, width, rows, part, dx, alpha, past, branch, places, rest, parts, scaled, beta, out);       \
     }
 
-THROUGH_NORM(norm_backward, A, OF_PRODUCT, false)
-THROUGH_NORM(norm_backward_exact, float, OF_PRODUCT, false)
-THROUGH_NORM(norm_backward_choices, A, OF_CHOICES, false)
-THROUGH_NORM(norm_backward_choices_exact, float, OF_CHOICES, false)
+THROUGH_NORM(norm_backward, A, OF_PRODUCT, false, false)
+THROUGH_NORM(norm_backward_weighing, A, OF_PRODUCT, false, true)
+THROUGH_NORM(norm_backward_exact, float, OF_PRODUCT, false, false)
+THROUGH_NORM(norm_backward_choices, A, OF_CHOICES, false, false)
+THROUGH_NORM(norm_backward_choices_exact, float, OF_CHOICES, false, false)
 #if SMALL > 0
-THROUGH_NORM(norm_backward_outer, A, OF_CHOICES, true)
-THROUGH_NORM(norm_backward_outer_exact, float, OF_CHOICES, true)
+THROUGH_NORM(norm_backward_outer, A, OF_CHOICES, true, false)
+THROUGH_NORM(norm_backward_outer_exact, float, OF_CHOICES, true, false)
 #endif
 
 // Through out = gate * norm(x), where the gate has been through the sigmoid: writes the gradient by x and that by the
@@ -385,9 +425,9 @@ extern "C" __global__ void gated_norm_backward(
 }
 
 // out[i] += the sum of parts[p, i] over p, of `width` values each: the first `split` of them in one place, the others in
-// another. Blocks of 32 columns by 8 lines; line l adds up parts l, l + 8, ...
+// another; with `fresh`, over what was there. Blocks of 32 columns by 8 lines; line l adds up parts l, l + 8, ...
 extern "C" __global__ void __launch_bounds__(256) add_rows(
-    const float* parts, float* out, float* others, int split, int count, int width) {
+    const float* parts, float* out, float* others, int split, int count, int width, int fresh) {
     __shared__ float sums[8][32];
     wait_for_previous();
     let_next_start();
@@ -399,7 +439,8 @@ extern "C" __global__ void __launch_bounds__(256) add_rows(
     __syncthreads();
     if (line > 0 || i >= width) return;
     for (int l = 1; l < 8; ++l) sum += sums[l][column];
-    (i < split ? out[i] : others[i - split]) += sum;
+    float& to = i < split ? out[i] : others[i - split];
+    to = fresh ? sum : to + sum;
 }
 
 // out = factor * x, rounded, four values a thread.

@@ -12,7 +12,8 @@ use crate::matmul::Element;
 use crate::matmul::cuda::{DeviceRows, PARTS};
 
 pub use backward::{
-    BranchGradient, GRADIENTS, NormBackward, NormedGradient, Past, Place, StreamGradients, StreamShape,
+    BranchGradient, GRADIENTS, NormBackward, NormSums, NormedGradient, Past, StreamGradients, StreamShape,
+    Weighed,
 };
 
 /// The kernels.

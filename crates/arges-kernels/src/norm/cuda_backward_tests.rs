@@ -38,6 +38,8 @@ fn a_block_is_left_backwards_through_its_norm_and_past_it() {
         let (small, of_small) = (random.normal(experts * width), random.normal(experts * rows));
         let (d_small, d_of_small) = (device(&small), device(&of_small));
         let d_places = Buffer::from_slice(&cuda, &places).unwrap();
+        let choice_weights = random.normal(2 * rows);
+        let d_choice_weights = device(&choice_weights);
         let mut kernels = StreamGradients::new(&cuda, element, shape(rows, width, experts)).unwrap();
         assert_eq!(kernels.sums_router(), experts <= 8, "{width}");
         for past in [Past::Stream(0.7), Past::Normed(1.3), Past::Nothing] {
@@ -58,9 +60,8 @@ fn a_block_is_left_backwards_through_its_norm_and_past_it() {
                     gradient,
                     dx: &mut d_dx,
                     scaled: Some((0.5, &mut scaled)),
-                    gradients: &mut sums,
-                    weight_at: 4,
-                    outer_at,
+                    weighed: None,
+                    sums: NormSums { gradients: &mut sums, weight_at: 4, outer_at, fresh: false },
                 };
                 kernels.norm_backward(step).unwrap();
                 (d_dx.to_f32().unwrap(), scaled.to_f32().unwrap(), sums.to_vec().unwrap())
@@ -120,7 +121,57 @@ fn a_block_is_left_backwards_through_its_norm_and_past_it() {
             let whole = Activations::from_f32(&cuda, element, &vec![0.0; 2 * rows * width]).unwrap();
             let nothing = BranchGradient::Choices(&whole, &d_places);
             let more = NormedGradient { more: Some(&d_product), ..NormedGradient::from(nothing) };
-            assert!(run(&d_x, product, None) == run(&d_x, more, None), "{what}: a product");
+            let of_product = run(&d_x, product, None);
+            assert!(of_product == run(&d_x, more, None), "{what}: a product");
+            // The same once more over what was there, with the gradient weighed for the experts of the block before.
+            for with_shared in [false, true] {
+                let (mut d_dx, mut sums) = (rounded(&dx), device(&vec![f32::NAN; before.len()]));
+                let mut weighed = rounded(&vec![9.0; 2 * rows * width]);
+                let mut of_shared = rounded(&vec![9.0; rows * width]);
+                let step = NormBackward {
+                    x: &d_x,
+                    rows,
+                    norm: Norm { weight: &d_weight, epsilon: EPSILON },
+                    past,
+                    gradient: product,
+                    dx: &mut d_dx,
+                    scaled: with_shared.then_some((0.5, &mut scaled)),
+                    weighed: Some(Weighed {
+                        places: &d_places,
+                        weights: &d_choice_weights,
+                        out: &mut weighed,
+                        shared: with_shared.then_some((&d_factors, &mut of_shared)),
+                    }),
+                    sums: NormSums { gradients: &mut sums, weight_at: 4, outer_at: None, fresh: true },
+                };
+                kernels.norm_backward(step).unwrap();
+                assert!(d_dx.to_f32().unwrap() == of_product.0, "{what}: other bits beside weighed rows");
+                let sums = sums.to_vec().unwrap();
+                let expected = of_product.2[4..4 + width].iter().zip(&before[4..]).map(|(sum, x)| sum - x);
+                let expected: Vec<f64> = expected.map(f64::from).collect();
+                assert_close(&sums[4..4 + width], &expected, 1e-5, &what);
+                assert!(sums[..4].iter().chain(&sums[4 + width..]).all(|x| x.is_nan()), "{what}");
+                let out = if with_shared { &of_product.1 } else { &of_product.0 };
+                let mut expected = vec![9.0; 2 * rows * width];
+                let mut expected_shared = vec![9.0; rows * width];
+                for t in 0..rows {
+                    let c = if with_shared { 1.0 / (1.0 + f64::from(-factors[t]).exp()) } else { 0.0 };
+                    for i in 0..width {
+                        let x = f64::from(out[t * width + i]);
+                        for choice in 2 * t..2 * t + 2 {
+                            if let Ok(place) = usize::try_from(places[choice]) {
+                                expected[place * width + i] =
+                                    x * f64::from(choice_weights[choice]) * (1.0 - c);
+                            }
+                        }
+                        if with_shared {
+                            expected_shared[t * width + i] = x * c;
+                        }
+                    }
+                }
+                assert_close(&weighed.to_f32().unwrap(), &expected, tolerance, &what);
+                assert_close(&of_shared.to_f32().unwrap(), &expected_shared, tolerance, &what);
+            }
         }
     }
 }
@@ -146,8 +197,8 @@ fn gated_norms_give_the_gradients_of_the_reference() {
             let mut kernels = StreamGradients::new(&cuda, element, shape(rows, width, 0)).unwrap();
             let norm = Norm { weight: &d_weight, epsilon: EPSILON };
             let gate = (&d_gate, first, stride);
-            let place = (&mut dweight, 0);
-            kernels.gated_norm_backward(&d_x, rows, gate, norm, &d_dy, &mut dx, &mut dgate, place).unwrap();
+            let sums = NormSums { gradients: &mut dweight, weight_at: 0, outer_at: None, fresh: false };
+            kernels.gated_norm_backward(&d_x, rows, gate, norm, &d_dy, &mut dx, &mut dgate, sums).unwrap();
             let (mut e_dx, mut e_dgate, mut e_weight) = (Vec::new(), Vec::new(), vec![0.0; width]);
             for t in 0..rows {
                 let gates: Vec<f64> = (0..width)

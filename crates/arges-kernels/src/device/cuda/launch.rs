@@ -88,7 +88,7 @@ impl Argument<'_> {
 }
 
 /// The most arguments that a kernel here has.
-const MAX_ARGUMENTS: usize = 24;
+const MAX_ARGUMENTS: usize = 32;
 
 impl Cuda {
     /// Puts a kernel into the stream.
@@ -98,7 +98,7 @@ impl Cuda {
     /// stream is waited for.
     ///
     /// # Panics
-    /// With more than 24 arguments.
+    /// With more than 32 arguments.
     ///
     /// # Safety
     /// The arguments are those of the kernel, in order and type, and all that it reads or writes through them stays

@@ -10,7 +10,7 @@ use crate::device::cuda::{Activations, Argument, Buffer, Cuda, CudaError, Kernel
 use crate::matmul::Element;
 use shape::BLOCK;
 pub use shape::StreamShape;
-pub use step::{BranchGradient, NormBackward, NormedGradient, Past};
+pub use step::{BranchGradient, NormBackward, NormSums, NormedGradient, Past, Weighed};
 
 /// The kernels.
 pub const GRADIENTS: Source = Source { name: "norm/backward.cu", text: include_str!("../backward.cu") };
@@ -23,6 +23,7 @@ pub struct StreamGradients {
     /// For a product, for choices, and for those with sums of a router's gradient, where that is done; each of rows of
     /// activations and of rows in f32.
     norm_backward: [Kernel; 2],
+    norm_backward_weighing: Kernel,
     norm_backward_choices: [Kernel; 2],
     norm_backward_outer: Option<[Kernel; 2]>,
     gated_norm_backward: Kernel,
@@ -34,9 +35,6 @@ pub struct StreamGradients {
     /// Parts of gradients by weights.
     parts: Buffer<f32>,
 }
-
-/// Where a gradient is added: from that value of a buffer on.
-pub type Place<'a> = (&'a mut Buffer<f32>, usize);
 
 impl StreamGradients {
     /// Compiles them.
@@ -52,6 +50,7 @@ impl StreamGradients {
             activations,
             shape,
             norm_backward: both("norm_backward", "norm_backward_exact")?,
+            norm_backward_weighing: module.kernel("norm_backward_weighing")?,
             norm_backward_choices: both("norm_backward_choices", "norm_backward_choices_exact")?,
             norm_backward_outer: (shape.summed(activations) > 0)
                 .then(|| both("norm_backward_outer", "norm_backward_outer_exact"))
@@ -85,7 +84,7 @@ impl StreamGradients {
     }
 
     /// Through `gate * norm(x)` for rows `x[rows, width]`, where gates have been through the sigmoid: writes the
-    /// gradient by `x` and that by the gate before the sigmoid, and adds that by the norm's weight. Gates and their
+    /// gradient by `x` and that by the gate before the sigmoid, and sums that by the norm's weight. Gates and their
     /// gradients begin at value `first` of rows of `stride`.
     ///
     /// # Errors
@@ -103,7 +102,7 @@ impl StreamGradients {
         dy: &Activations,
         dx: &mut Activations,
         dgate: &mut Activations,
-        dweight: Place<'_>,
+        sums: NormSums<'_>,
     ) -> Result<(), CudaError> {
         let width = norm.weight.len();
         let (gate, first, stride) = gate;
@@ -133,30 +132,26 @@ impl StreamGradients {
         let shape = LaunchShape::new(blocks, Self::threads(width)).shared(4 * width).overlap();
         // SAFETY: the kernel's arguments, in order; `rows` rows of each and a part of each block were checked above.
         unsafe { self.cuda.launch(&self.gated_norm_backward, shape, &arguments)? };
-        let (gradients, weight_at) = dweight;
-        self.add_parts(blocks, gradients, (weight_at, width), None)
+        assert!(sums.outer_at.is_none(), "a small matrix behind a gated norm");
+        self.add_parts(blocks, width, sums)
     }
 
-    /// Adds up parts of `width` values and more: those by a weight, and by a small matrix behind it, if there is one.
-    fn add_parts(
-        &self,
-        blocks: usize,
-        gradients: &mut Buffer<f32>,
-        (weight_at, width): (usize, usize),
-        matrix: Option<(usize, usize)>,
-    ) -> Result<(), CudaError> {
-        let (matrix_at, len) = matrix.unwrap_or((weight_at, 0));
+    /// Adds up parts: of each the gradient by a weight of `width` values and, if it is summed, that by a small matrix.
+    fn add_parts(&self, blocks: usize, width: usize, sums: NormSums<'_>) -> Result<(), CudaError> {
+        let NormSums { gradients, weight_at, outer_at, fresh } = sums;
+        let (outer_at, behind) = outer_at.map_or((weight_at, 0), |at| (at, self.shape.experts * width));
         assert!(weight_at + width <= gradients.len(), "room for the gradient by the weight");
-        assert!(matrix_at + len <= gradients.len(), "room for the gradient by the matrix");
+        assert!(outer_at + behind <= gradients.len(), "room for the gradient by the matrix");
         let arguments = [
             Argument::Pointer(self.parts.address(0)),
             Argument::Pointer(gradients.address(weight_at)),
-            Argument::Pointer(gradients.address(matrix_at)),
+            Argument::Pointer(gradients.address(outer_at)),
             Argument::I32(width as i32),
             Argument::I32(blocks as i32),
-            Argument::I32((width + len) as i32),
+            Argument::I32((width + behind) as i32),
+            Argument::I32(i32::from(fresh)),
         ];
-        let shape = LaunchShape::new((width + len).div_ceil(32), 256).overlap();
+        let shape = LaunchShape::new((width + behind).div_ceil(32), 256).overlap();
         // SAFETY: the kernel's arguments; `blocks` parts were just written, and the places were checked.
         unsafe { self.cuda.launch(&self.add_rows, shape, &arguments) }
     }

@@ -2,12 +2,14 @@
 
 use arges_kernels::device::cuda::{Activations, CudaError};
 use arges_kernels::lightning;
-use arges_kernels::matmul::cuda::{Output, Rows};
-use arges_kernels::norm::cuda::{BranchGradient, Kept, Norm, NormBackward};
+use arges_kernels::matmul::cuda::{DeviceRows, Output, Rows};
+use arges_kernels::norm::cuda::{BranchGradient, Kept, Norm, NormBackward, Weighed};
 use arges_kernels::softmax_attention;
 
 use super::CudaTrainer;
 use super::backward::{past, residual};
+use super::buffers::RouterBuffers;
+use super::kept::Insides;
 use super::sums::{Matrix, Operands, Sums};
 use crate::config::LIGHTNING_NORM_EPS;
 use crate::model::cuda::Attention;
@@ -37,8 +39,14 @@ impl CudaTrainer {
     }
 
     /// From the gradient by the block's output to that by its input, both in `dx`; and from that by its branch to that by
-    /// the branch of the experts before it, both in `dbranch`.
-    pub(super) fn attention(&mut self, index: usize, shape: &Shape) -> Result<(), CudaError> {
+    /// the branch of the experts before it, both in `dbranch`. With `weighs_ahead` that is weighed for those too, if their
+    /// choices were kept.
+    pub(super) fn attention(
+        &mut self,
+        index: usize,
+        shape: &Shape,
+        weighs_ahead: bool,
+    ) -> Result<(), CudaError> {
         let fresh = self.fresh;
         let Self { model, workspace: ws, buffers, parameters, gradients, adapters, cache, .. } = self;
         let mut sums = Sums { parameters, gradients, adapters: adapters.as_mut(), fresh };
@@ -129,7 +137,14 @@ impl CudaTrainer {
         let output = Output::Rounded(&mut buffers.dproduct);
         kernels.products.inputs(products, matrix, dprojected, all, output, transposed)?;
         let scaled = buffers.dbranch.as_mut().filter(|_| index > 0);
-        let (gradients, weight_at) = sums.norm(Param::Layer(index, LayerParam::InputNorm));
+        let before = buffers.insides.as_ref().filter(|_| weighs_ahead).map(|insides| &insides[index - 1]);
+        let RouterBuffers { dout, shared_dout, .. } = &mut buffers.router;
+        let weighed = before.and_then(Insides::choices).map(|(routing, coefficients)| Weighed {
+            places: &routing.places,
+            weights: &routing.weights,
+            out: dout.data_mut(),
+            shared: coefficients.zip(shared_dout.as_mut().map(DeviceRows::data_mut)),
+        });
         kernels.stream.norm_backward(NormBackward {
             x: input,
             rows,
@@ -138,9 +153,8 @@ impl CudaTrainer {
             gradient: BranchGradient::Rows(&buffers.dproduct).into(),
             dx: buffers.dx.data_mut(),
             scaled: scaled.map(|dbranch| (config.mlp.beta, dbranch.data_mut())),
-            gradients,
-            weight_at,
-            outer_at: None,
+            weighed,
+            sums: sums.norm(Param::Layer(index, LayerParam::InputNorm)),
         })
     }
 }

@@ -9,7 +9,7 @@ use super::buffers::Buffers;
 use crate::config::{Config, ResidualScale};
 use crate::model::cuda::Attention;
 use crate::model::cuda::forward::Shape;
-use crate::params::{LayerParam, Param};
+use crate::params::Param;
 use crate::training::{TargetWeights, TrainingBatch, TrainingError};
 
 impl CudaTrainer {
@@ -38,13 +38,15 @@ impl CudaTrainer {
         }
         // Below the first layer with adapters nothing learns.
         let first = self.adapters.as_ref().map_or(0, Adapters::first_layer);
+        let mut weighed = false;
         for index in (first..self.model.layers.len()).rev() {
             if self.buffers.insides.is_none() {
                 self.recompute_attention(index, shape)?;
             }
             self.buffers.exchange(index, &mut self.cache, &mut self.workspace);
-            self.experts(index, shape.rows, balanced)?;
-            self.attention(index, shape)?;
+            self.experts(index, shape.rows, balanced, weighed)?;
+            weighed = index > first && self.buffers.keeps_choices();
+            self.attention(index, shape, weighed)?;
             self.buffers.exchange(index, &mut self.cache, &mut self.workspace);
         }
         self.fresh = false;
@@ -54,8 +56,8 @@ impl CudaTrainer {
         Ok(())
     }
 
-    /// Clears the gradients that nothing of a batch overwrites: those that are added to, and those of a head without
-    /// targets. The others are products, which overwrite fresh ones.
+    /// Clears the gradients that nothing of a batch overwrites: those of the embedding, which rows are added to, and those
+    /// of a head without targets. The others are products and sums of norms, which overwrite fresh ones.
     fn clear_sums(&mut self, has_targets: bool) -> Result<(), CudaError> {
         let Self { model, parameters, gradients, buffers, adapters, .. } = self;
         if adapters.is_some() {
@@ -65,11 +67,10 @@ impl CudaTrainer {
         kernels.products.squares_mut().clear();
         kernels.experts.squares_mut().clear();
         let is_cleared = |param: &Param| match param {
-            Param::Head => !has_targets,
+            Param::Head | Param::FinalNorm => !has_targets,
             // A tied head's product overwrites it first.
             Param::Embedding => !config.tie_word_embeddings || !has_targets,
-            Param::Layer(_, LayerParam::Router) => kernels.stream.sums_router(),
-            param => param.is_norm(),
+            Param::Layer(..) => false,
         };
         Param::all(config)
             .filter(is_cleared)

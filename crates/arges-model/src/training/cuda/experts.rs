@@ -6,7 +6,7 @@ use arges_kernels::matmul::cuda::{
     Columns, DeviceMatrix, DeviceRows, Output, ProductGradients, Products, Rows,
 };
 use arges_kernels::moe::cuda::{MixtureGradients, SharedRows, Swiglu};
-use arges_kernels::norm::cuda::{BranchGradient, Norm, NormBackward, NormedGradient};
+use arges_kernels::norm::cuda::{BranchGradient, Norm, NormBackward, NormSums, NormedGradient};
 
 use super::CudaTrainer;
 use super::backward::{past, residual};
@@ -76,8 +76,14 @@ impl Mlps<'_> {
 
 impl CudaTrainer {
     /// From the gradient by the block's output to that by its input, both in `dx`; and from that by its branch to that by
-    /// the attention's, both in `dbranch`.
-    pub(super) fn experts(&mut self, index: usize, rows: usize, balanced: bool) -> Result<(), CudaError> {
+    /// the attention's, both in `dbranch`. With `weighed` the former has been weighed for the choices.
+    pub(super) fn experts(
+        &mut self,
+        index: usize,
+        rows: usize,
+        balanced: bool,
+        weighed: bool,
+    ) -> Result<(), CudaError> {
         let fresh = self.fresh;
         let Self { model, workspace: ws, buffers, parameters, gradients, adapters, .. } = self;
         let mut sums = Sums { parameters, gradients, adapters: adapters.as_mut(), fresh };
@@ -119,7 +125,9 @@ impl CudaTrainer {
                 let shared = coefficients
                     .zip(shared_dout.as_mut())
                     .map(|(coefficients, dout)| SharedRows { coefficients, dout });
-                kernels.mixture.weigh(dbranch, routing, rows, shared, dout)?;
+                if !weighed {
+                    kernels.mixture.weigh(dbranch, routing, rows, shared, dout)?;
+                }
                 Some((weights, &ws.experts.routing))
             }
             _ => None,
@@ -206,7 +214,6 @@ impl CudaTrainer {
         let beta = residual(config, &layer.attention).beta;
         let summed = kernels.stream.sums_router() && routing.is_some();
         let outer_at = if summed { sums.at(param(LayerParam::Router)) } else { None };
-        let (gradients, weight_at) = sums.norm(param(LayerParam::PostAttentionNorm));
         kernels.stream.norm_backward(NormBackward {
             x: middle,
             rows,
@@ -215,9 +222,8 @@ impl CudaTrainer {
             gradient,
             dx: buffers.dx.data_mut(),
             scaled: buffers.dbranch.as_mut().map(|dbranch| (beta, dbranch.data_mut())),
-            gradients,
-            weight_at,
-            outer_at,
+            weighed: None,
+            sums: NormSums { outer_at, ..sums.norm(param(LayerParam::PostAttentionNorm)) },
         })
     }
 }

@@ -124,7 +124,6 @@ impl CudaTrainer {
             let (dy, x) = (Columns::all(dlogits, vocab), Columns::all(normed, hidden));
             kernels.products.weights(dy, x, rows, false, place)?;
         }
-        let (gradients, weight_at) = sums.norm(Param::FinalNorm);
         kernels.stream.norm_backward(NormBackward {
             x: &head.x,
             rows: count,
@@ -133,9 +132,8 @@ impl CudaTrainer {
             gradient: BranchGradient::Rows(&head.dnormed).into(),
             dx: &mut head.drows,
             scaled: None,
-            gradients,
-            weight_at,
-            outer_at: None,
+            weighed: None,
+            sums: sums.norm(Param::FinalNorm),
         })?;
         kernels.stream.scatter_rows(&head.drows, &head.rows, count, hidden, buffers.dx.data_mut())
     }

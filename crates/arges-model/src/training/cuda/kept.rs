@@ -78,6 +78,12 @@ impl Insides {
         })
     }
 
+    /// The experts' choices, and the coefficients of a shared MLP beside them.
+    pub(super) fn choices(&self) -> Option<(&DeviceRouting, Option<&Buffer<f32>>)> {
+        let (routing, _) = self.routed.as_ref()?;
+        Some((routing, self.shared.as_ref().map(|shared| &shared.coefficients)))
+    }
+
     fn bytes(&self) -> usize {
         let optional = |x: &Option<Activations>| x.as_ref().map_or(0, Activations::bytes);
         self.projected.bytes()
@@ -131,6 +137,11 @@ impl Buffers {
             swap(&mut kept.inner, &mut shared.inner);
             swap(&mut kept.coefficients, &mut shared.coefficients);
         }
+    }
+
+    /// Whether the experts' choices are kept of every layer.
+    pub(super) fn keeps_choices(&self) -> bool {
+        self.insides.iter().flatten().all(|kept| kept.routed.is_some()) && self.insides.is_some()
     }
 
     /// Whether the stream between attention and experts is kept of every layer.

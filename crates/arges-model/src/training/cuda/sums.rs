@@ -5,6 +5,7 @@ use arges_kernels::device::cuda::{Buffer, CudaError};
 use arges_kernels::matmul::cuda::{
     Columns, DeviceRows, GradientPlace, ProductGradients, Products, Rows, WeightGradient,
 };
+use arges_kernels::norm::cuda::NormSums;
 
 use super::adapters::Adapters;
 use crate::config::{AttentionKind, Config};
@@ -145,10 +146,11 @@ impl Sums<'_> {
 
     /// Where the sums of a norm's gradient go, which come with the gradient by its input. Nobody reads those of one that
     /// does not learn.
-    pub(super) fn norm(&mut self, param: Param) -> (&mut Buffer<f32>, usize) {
-        match &mut self.adapters {
-            None => (self.gradients, self.parameters.place(param)),
+    pub(super) fn norm(&mut self, param: Param) -> NormSums<'_> {
+        let (gradients, weight_at) = match &mut self.adapters {
+            None => (&mut *self.gradients, self.parameters.place(param)),
             Some(adapters) => (adapters.unread(), 0),
-        }
+        };
+        NormSums { gradients, weight_at, outer_at: None, fresh: self.fresh }
     }
 }

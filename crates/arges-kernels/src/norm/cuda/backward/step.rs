@@ -46,6 +46,32 @@ impl<'a> From<BranchGradient<'a>> for NormedGradient<'a> {
     }
 }
 
+/// Where the sums over rows go: the gradients by a norm's weight and by a small matrix behind it.
+pub struct NormSums<'a> {
+    /// All gradients.
+    pub gradients: &'a mut Buffer<f32>,
+    /// The place of that by the norm's weight.
+    pub weight_at: usize,
+    /// The place of that by the first small matrix, if it is to be summed: see [`StreamGradients::sums_router`].
+    pub outer_at: Option<usize>,
+    /// Whether they count as zeros, whatever lies there.
+    pub fresh: bool,
+}
+
+/// The choices of experts whose output was a block's input, of as many as the shape says: the gradient by that, or, where
+/// it is written, times a factor, is weighed for them, as
+/// [`MixtureGradients::weigh`](crate::moe::cuda::MixtureGradients::weigh) does it.
+pub struct Weighed<'a> {
+    /// Places and weights of the choices, `[rows, choices]`.
+    pub places: &'a Buffer<i32>,
+    /// See there.
+    pub weights: &'a Buffer<f32>,
+    /// Gets a row for each choice, `[rows * choices, width]`.
+    pub out: &'a mut Activations,
+    /// Coefficients of a shared MLP, `[rows]`, and what gets its rows, `[rows, width]`.
+    pub shared: Option<(&'a Buffer<f32>, &'a mut Activations)>,
+}
+
 /// The last step back through a block whose input went through a norm.
 pub struct NormBackward<'a> {
     /// The block's input, `[rows, width]`: in f32 or as it was kept, which is rounded. The gradients are the same.
@@ -62,12 +88,10 @@ pub struct NormBackward<'a> {
     pub dx: &'a mut Activations,
     /// Gets the latter times that factor too.
     pub scaled: Option<(f32, &'a mut Activations)>,
-    /// Where gradients are added.
-    pub gradients: &'a mut Buffer<f32>,
-    /// The place of that by the norm's weight.
-    pub weight_at: usize,
-    /// The place of that by the first small matrix, if it is to be added: see [`StreamGradients::sums_router`].
-    pub outer_at: Option<usize>,
+    /// Those of the block before, if that is done here: for rows that were kept and a branch that is a product's.
+    pub weighed: Option<Weighed<'a>>,
+    /// See there.
+    pub sums: NormSums<'a>,
 }
 
 impl StreamGradients {
@@ -79,7 +103,7 @@ impl StreamGradients {
     /// # Panics
     /// When shapes do not agree, or a small matrix's gradient is asked for that is not summed here.
     pub fn norm_backward(&mut self, step: NormBackward<'_>) -> Result<(), CudaError> {
-        let NormBackward { x, rows, norm, past, gradient, dx, scaled, gradients, weight_at, outer_at } = step;
+        let NormBackward { x, rows, norm, past, gradient, dx, scaled, weighed, sums } = step;
         let width = norm.weight.len();
         assert_eq!(width, self.shape.width, "width of the stream");
         assert!(rows <= self.shape.rows, "{rows} rows");
@@ -114,7 +138,7 @@ impl StreamGradients {
             Past::Normed(alpha) => (1, alpha),
             Past::Nothing => (2, 0.0),
         };
-        let kernels = match (gradient.branch, outer_at) {
+        let kernels = match (gradient.branch, sums.outer_at) {
             (BranchGradient::Rows(_), None) => &self.norm_backward,
             (BranchGradient::Choices(..), None) => &self.norm_backward_choices,
             (branch, Some(_)) => {
@@ -123,7 +147,26 @@ impl StreamGradients {
                 self.norm_backward_outer.as_ref().expect("made for matrices that are summed here")
             }
         };
-        let kernel = &kernels[usize::from(x.element() != self.activations)];
+        let mut kernel = &kernels[usize::from(x.element() != self.activations)];
+        let mut of_weighed = [Argument::Pointer(0); 5];
+        if let Some(Weighed { places, weights, out, shared }) = &weighed {
+            let choices = rows * self.shape.choices;
+            assert!(matches!(gradient.branch, BranchGradient::Rows(_)), "a branch that is a product's");
+            assert!(x.element() == self.activations && self.shape.choices > 0, "rows that were kept");
+            assert!(places.len() >= choices && weights.len() >= choices, "choices of {rows} rows");
+            assert!(out.len() >= choices * width && out.element() == self.activations, "weighed rows");
+            for (coefficients, out) in shared.iter() {
+                assert!(coefficients.len() >= rows && out.len() >= room, "rows of a shared MLP");
+                assert_eq!(out.element(), self.activations, "element of the weighed rows");
+            }
+            kernel = &self.norm_backward_weighing;
+            let (coefficients, of_shared) = match shared {
+                Some((coefficients, out)) => (coefficients.address(0), out.address(0)),
+                None => (0, 0),
+            };
+            of_weighed = [places.address(0), weights.address(0), coefficients, out.address(0), of_shared]
+                .map(Argument::Pointer);
+        }
         let pointer = |buffer: Option<&Buffer<f32>>| Argument::Pointer(buffer.map_or(0, |b| b.address(0)));
         let address = |rows: Option<&Activations>| Argument::Pointer(rows.map_or(0, |rows| rows.address(0)));
         let (part, blocks) = parts_of(rows);
@@ -149,6 +192,11 @@ impl StreamGradients {
             Argument::Pointer(self.parts.address(0)),
             address(scaled),
             Argument::F32(beta),
+            of_weighed[0],
+            of_weighed[1],
+            of_weighed[2],
+            of_weighed[3],
+            of_weighed[4],
         ];
         let threads = self.shape.division(self.activations).threads;
         let copies = self.shape.copies(self.activations, branches);
@@ -157,7 +205,6 @@ impl StreamGradients {
         // of each block of as many rows as these kernels were made for. Places are rows of the choices or negative, as
         // `group` of moe.cu writes them.
         unsafe { self.cuda.launch(kernel, shape, &arguments)? };
-        let outer = outer_at.map(|at| (at, self.shape.experts * width));
-        self.add_parts(blocks, gradients, (weight_at, width), outer)
+        self.add_parts(blocks, width, sums)
     }
 }
