@@ -10,10 +10,25 @@ use cudarc::driver::{CudaContext, CudaFunction, CudaModule};
 use cudarc::nvrtc::Ptx;
 
 use super::compile::{Define, Inputs, Source};
-use super::launch::Kernel;
 use super::{Cuda, CudaError};
 
 type Image = Result<Vec<u8>, CudaError>;
+
+/// A compiled kernel, or one on its way.
+#[derive(Clone)]
+pub struct Kernel {
+    /// Its source and its name there.
+    pub(super) name: Arc<str>,
+    pub(super) entry: Arc<Entry>,
+}
+
+impl Kernel {
+    /// The same kernel under a name that says more in profiles.
+    #[must_use]
+    pub fn called(&self, what: &str) -> Self {
+        Self { name: format!("{} {what}", self.name).into(), ..self.clone() }
+    }
+}
 
 /// Kernels of a source for a device. They may still be on their way.
 pub struct Module {

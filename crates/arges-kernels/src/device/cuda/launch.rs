@@ -1,27 +1,8 @@
 //! Starting kernels.
 
-use std::sync::Arc;
-
 use cudarc::driver::sys;
 
-use super::code::Entry;
-use super::{Cuda, CudaError, TensorMap};
-
-/// A compiled kernel, or one on its way.
-#[derive(Clone)]
-pub struct Kernel {
-    /// Its source and its name there.
-    pub(super) name: Arc<str>,
-    pub(super) entry: Arc<Entry>,
-}
-
-impl Kernel {
-    /// The same kernel under a name that says more in profiles.
-    #[must_use]
-    pub fn called(&self, what: &str) -> Self {
-        Self { name: format!("{} {what}", self.name).into(), ..self.clone() }
-    }
-}
+use super::{Cuda, CudaError, Kernel, TensorMap};
 
 /// How many threads run a kernel, and how.
 #[derive(Debug, Clone, Copy)]

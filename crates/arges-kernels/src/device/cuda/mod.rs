@@ -5,6 +5,7 @@
 //! kernels are sources beside their operation ([`Source`]), compiled side by side for the card at hand and kept on disk
 //! ([`Cuda::module`]); steps that repeat are captured once and replayed ([`Graph`]).
 
+mod activations;
 mod buffer;
 mod code;
 mod compile;
@@ -13,6 +14,7 @@ mod fill;
 mod graph;
 mod launch;
 pub mod limits;
+mod pinned;
 mod profile;
 mod tensor_map;
 #[cfg(test)]
@@ -23,13 +25,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cudarc::driver::{CudaContext, CudaStream, sys};
 
-pub use buffer::{Activations, Buffer, DeviceValue, Pinned};
-pub use code::Module;
+pub use activations::Activations;
+pub use buffer::{Buffer, DeviceValue};
+pub use code::{Kernel, Module};
 pub use compile::{Architecture, Define, Source, compile};
 pub use error::CudaError;
 pub use fill::Fill;
 pub use graph::{Graph, Timer};
-pub use launch::{Argument, Kernel, LaunchShape};
+pub use launch::{Argument, LaunchShape};
+pub use pinned::Pinned;
 pub use profile::KernelTime;
 pub use tensor_map::TensorMap;
 

@@ -13,7 +13,14 @@ pub use shape::StreamShape;
 pub use step::{BranchGradient, NormBackward, NormSums, NormedGradient, Past, Weighed};
 
 /// The kernels.
-pub const GRADIENTS: Source = Source { name: "norm/backward.cu", text: include_str!("../backward.cu") };
+pub const GRADIENTS: Source = Source {
+    name: "norm/backward.cu",
+    text: concat!(
+        include_str!("../backward.cuh"),
+        include_str!("../through_norm.cu"),
+        include_str!("../backward.cu")
+    ),
+};
 
 /// The compiled kernels for activations of one format.
 pub struct StreamGradients {

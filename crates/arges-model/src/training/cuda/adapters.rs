@@ -8,7 +8,7 @@ use arges_kernels::device::cuda::{Buffer, CudaError};
 use arges_kernels::matmul::Element;
 use arges_kernels::matmul::cuda::{DeviceMatrix, ProductGradients, Products};
 
-use super::sums::Matrix;
+use super::matrix::Matrix;
 use crate::config::Config;
 use crate::dtype::DType;
 use crate::model::cuda::{Attention, CudaModel, Layer};

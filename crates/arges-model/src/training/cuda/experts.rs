@@ -11,7 +11,8 @@ use arges_kernels::norm::cuda::{BranchGradient, Norm, NormBackward, NormSums, No
 use super::CudaTrainer;
 use super::backward::{past, residual};
 use super::buffers::{MlpBuffers, RouterBuffers};
-use super::sums::{Matrix, Operands, Sums};
+use super::matrix::Matrix;
+use super::sums::{Operands, Sums};
 use crate::model::cuda::workspace::SharedBuffers;
 use crate::params::{LayerParam, Param};
 

@@ -11,6 +11,7 @@ mod buffers;
 mod experts;
 mod head;
 mod kept;
+mod matrix;
 mod publish;
 mod sums;
 mod update;
