@@ -40,7 +40,7 @@ pub const PLAIN: Source = source!("plain.cu");
 /// One row a span.
 pub const DECODE: Source = source!("decode.cu");
 /// Spans of any length on Hopper.
-pub const HOPPER: Source = source!("hopper.cu", "copies.cuh");
+pub const HOPPER: Source = source!("hopper.cu", "hopper.cuh");
 /// Spans of any length on other tensor cores.
 pub const TILES: Source = source!("tiles.cu");
 

@@ -17,10 +17,12 @@ constexpr int QUERY_BYTES = TILE_ROWS * HEAD_DIM * 2;
 constexpr int CONSUMER_WARPS = 8, QUERY_THREADS = 64, TICKETS = 4;
 constexpr float NONE = -3.0e38f;
 
-// Describes a matrix in shared memory whose rows of 128 bytes are swizzled; 8 rows are 1024 bytes, and strips of 64
-// columns `strip_bytes`, apart.
-__device__ __forceinline__ u64 describe(u32 address, int strip_bytes) {
-    return u64(address >> 4 & 0x3fff) | u64(strip_bytes >> 4) << 16 | u64(1024 >> 4) << 32 | u64(1) << 62;
+// Describes the matrix `offset` bytes behind another in shared memory, whose rows of 128 bytes are swizzled; 8 rows are 1024
+// bytes, and strips of 64 columns `strip_bytes`, apart. What is the same for all of a product's steps is computed once, and
+// for each step its offset added to the lower half.
+__device__ __forceinline__ u64 describe(u32 address, u32 offset, u32 strip_bytes) {
+    const u32 first = (address >> 4 & 0x3fff) | strip_bytes >> 4 << 16;
+    return u64(first + offset / 16) | u64(1024 >> 4 | 1 << 30) << 32;
 }
 
 __device__ __forceinline__ void multiply_keys(float (&d)[64], u64 a, u64 b, int keep) {
@@ -89,12 +91,6 @@ template <int PENDING> __device__ __forceinline__ void await_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// Keeps the compiler from moving uses of a product's registers across this place.
-template <int N> __device__ __forceinline__ void settle(float (&x)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; i++) asm volatile("" : "+f"(x[i])::"memory");
-}
-
 // Never sleeps, as no total is negative; but the assembler does not move a wait for products in front of it, and so not
 // in front of the exponentials that are to run beside them.
 __device__ __forceinline__ void follow(float total) {
@@ -145,8 +141,8 @@ __device__ __forceinline__ void pack_weights(u32 (&weight)[8][4], const float (&
 __device__ __forceinline__ void start_scores(float (&score)[64], u32 queries, u32 keys) {
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
-        u64 a = describe(queries + step / 4 * (TILE_ROWS * 128) + step % 4 * 32, 16);
-        u64 b = describe(keys + step / 4 * (KEYS * 128) + step % 4 * 32, 16);
+        u64 a = describe(queries, step / 4 * (TILE_ROWS * 128) + step % 4 * 32, 16);
+        u64 b = describe(keys, step / 4 * (KEYS * 128) + step % 4 * 32, 16);
         multiply_keys(score, a, b, step > 0);
     }
     commit_products();
@@ -155,7 +151,7 @@ __device__ __forceinline__ void start_scores(float (&score)[64], u32 queries, u3
 __device__ __forceinline__ void start_sums(float (&sum)[HEAD_DIM / 2], const u32 (&weight)[8][4], u32 values, bool keep) {
 #pragma unroll
     for (int step = 0; step < KEYS / 16; step++) {
-        u64 b = describe(values + step / 4 * (STRIPS * STRIP_BYTES) + step % 4 * 2048, STRIP_BYTES);
+        u64 b = describe(values, step / 4 * (STRIPS * STRIP_BYTES) + step % 4 * 2048, STRIP_BYTES);
         multiply_values(sum, weight[step], b, step > 0 || keep);
     }
     commit_products();
@@ -284,9 +280,12 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         int group = warp / 4 - 1;
         int row = group * 64 + warp % 4 * 16 + lane / 4;
-        int used = 0;
+        u32 used = 0;
         bool arrives = lane == 0;
         float score[64], sum[HEAD_DIM / 2];
+        auto queries_of = [&](int turn) { return uniform(all_queries + turn % 2 * QUERY_BYTES + group * (64 * 128)); };
+        auto keys_of = [&](u32 use) { return uniform(all_keys + use % STAGES * BLOCK_BYTES); };
+        auto values_of = [&](u32 use) { return uniform(all_values + use % STAGES * BLOCK_BYTES); };
         // Scores with the first block of keys of a tile; of anything where there is none.
         auto start_tile = [&](int turn, bool present) {
             if (present) {
@@ -294,13 +293,12 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
                 barrier_wait(keys_full + 8 * (used % STAGES), used / STAGES % 2);
             }
             begin_products();
-            start_scores(score, all_queries + turn % 2 * QUERY_BYTES + group * (64 * 128),
-                         all_keys + used % STAGES * BLOCK_BYTES);
+            start_scores(score, queries_of(turn), keys_of(used));
         };
         Tile tile = take_tile(0);
         start_tile(0, tile.span.slot >= 0);
         for (int turn = 0; tile.span.slot >= 0; turn++) {
-            u32 queries = all_queries + turn % 2 * QUERY_BYTES + group * (64 * 128);
+            u32 queries = queries_of(turn);
             int blocks = tile.token / KEYS + 1;
             float most[2] = {NONE, NONE}, total[2] = {0.0f, 0.0f}, shrink[2];
             u32 weight[8][4];
@@ -320,16 +318,16 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
             soften(score, most, total, shrink, scale);
             pack_weights(weight, score);
             for (int block = 1; block < blocks; block++) {
-                int stage = used % STAGES, phase = used / STAGES % 2;
+                u32 values = values_of(used), stage = used % STAGES, phase = used / STAGES % 2;
                 used++;
-                int next = used % STAGES;
+                u32 keys = keys_of(used), next = used % STAGES;
                 barrier_wait(keys_full + 8 * next, used / STAGES % 2);
                 settle(score);
                 settle(sum);
                 begin_products();
-                start_scores(score, queries, all_keys + next * BLOCK_BYTES);
+                start_scores(score, queries, keys);
                 barrier_wait(values_full + 8 * stage, phase);
-                start_sums(sum, weight, all_values + stage * BLOCK_BYTES, block > 1);
+                start_sums(sum, weight, values, block > 1);
                 await_products<1>();
                 settle(score);
                 if (arrives) barrier_arrive(keys_free + 8 * next);
@@ -344,11 +342,11 @@ prefill(const Span* spans, int span_count, int rows, const int* tables, int tabl
                 pack_weights(weight, score);
             }
             if (arrives) barrier_arrive(queries_free + 8 * (turn % 2));
-            int stage = used % STAGES;
+            u32 values = values_of(used), stage = used % STAGES;
             barrier_wait(values_full + 8 * stage, used / STAGES % 2);
             settle(sum);
             begin_products();
-            start_sums(sum, weight, all_values + stage * BLOCK_BYTES, blocks > 1);
+            start_sums(sum, weight, values, blocks > 1);
             used++;
             Tile next = take_tile(turn + 1);
             start_tile(turn + 1, next.span.slot >= 0);

@@ -33,9 +33,10 @@ macro_rules! source {
 pub const HOPPER_BACKWARD: Source = source!(
     "hopper_backward.cu",
     "../../device/cuda/panels.cuh",
-    "../copies.cuh",
+    "../hopper.cuh",
     "../backward_tiles.cuh",
-    "../backward_tasks.cuh"
+    "../backward_tasks.cuh",
+    "../backward_stages.cuh"
 );
 /// Gradients on other tensor cores.
 pub const BACKWARD: Source = source!("backward.cu", "../../device/cuda/panels.cuh", "../backward_tiles.cuh");
