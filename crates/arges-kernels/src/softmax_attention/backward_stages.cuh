@@ -109,11 +109,12 @@ __device__ __forceinline__ void fill_matrices(const Block& block, const Gradient
     };
     // What earlier kernels stored is read by the copy engine.
     asm volatile("fence.proxy.async;" ::: "memory");
+    const Tasks tasks(batch, g.kv_heads);
     u32 use = 0, patches = 0;
     int number = blockIdx.x;
 #pragma unroll 1
     for (u32 turn = 0;; turn++) {
-        block.pass_task(turn, find_task(batch, g.kv_heads, number));
+        block.pass_task(turn, tasks.at(number));
         const Task task = block.task(turn);
         if (task.kind == NOTHING) {
             // Each block that had a task draws one number in vain; whose is the last leaves the counter at 0.

@@ -17,64 +17,86 @@ struct Task {
     int beyond;         // how far beyond the last it is, where it is nothing
 };
 
-// Looks for number `index` of tasks of one kind, the longest first: each span has tasks of lengths 1 to `count(span)`, one
-// of each for every key-value head. Gives its length, or 0 where the kind has fewer, by which `index` then is less. All
-// lanes of a warp call it.
-template <typename Count>
-__device__ __forceinline__ int find_longest(const Batch& batch, int kv_heads, int& index, Task& task, Count count) {
-    const int lane = threadIdx.x % 32;
-    const auto longest = [&](int i) {
-        const Span span = i < batch.span_count ? span_at(batch, i) : Span{0, 0, 0, -1};
-        return span.slot < 0 || span.position != 0 ? 0 : count(span);
-    };
-    const auto longer_than = [&](int length) {
-        int sum = 0;
-#pragma unroll 1
-        for (int i = lane; i < batch.span_count; i += 32) sum += max(0, longest(i) - length);
-        return int(__reduce_add_sync(~0u, u32(sum))) * kv_heads;
-    };
-    const int all = longer_than(0);
-    if (index >= all) {
-        index -= all;
-        return 0;
-    }
-    int length = 1, most = count(Span{0, batch.rows, 0, 0});
-#pragma unroll 1
-    while (length < most) {
-        const int middle = (length + most) / 2;
-        if (longer_than(middle) <= index) most = middle;
-        else length = middle + 1;
-    }
-    index -= longer_than(length);
-    task.kv_head = index % kv_heads;
-    int rank = index / kv_heads;
-#pragma unroll 1
-    for (int first = 0;; first += 32) {
-        const bool has = longest(first + lane) >= length;
-        const u32 owners = __ballot_sync(~0u, has);
-        const u32 owner = __ballot_sync(~0u, has && __popc(owners & ((1u << lane) - 1)) == rank);
-        if (owner != 0) {
-            task.span = span_at(batch, first + __ffs(owner) - 1);
-            return length;
-        }
-        rank -= __popc(owners);
-    }
+// Tokens of span `index` if it is a whole sequence, else 0.
+__device__ __forceinline__ int whole_rows(const Batch& batch, int index) {
+    const Span span = index < batch.span_count ? span_at(batch, index) : Span{0, 0, 0, -1};
+    return span.slot < 0 || span.position != 0 ? 0 : span.rows;
 }
 
-__device__ __forceinline__ Task find_task(const Batch& batch, int kv_heads, int index) {
-    const auto keys = [](Span span) { return (span.rows + KEYS - 1) / KEYS; };
-    const auto queries = [](Span span) { return (span.rows + QUERIES - 1) / QUERIES; };
-    Task task = {NOTHING};
-    if (const int length = find_longest(batch, kv_heads, index, task, keys)) {
-        task.kind = OF_KEYS;
-        task.place = keys(task.span) - length;
-    } else if (const int length = find_longest(batch, kv_heads, index, task, queries)) {
-        task.kind = OF_QUERIES;
-        task.place = length - 1;
+__device__ __forceinline__ int key_tasks(int rows) { return (rows + KEYS - 1) / KEYS; }
+__device__ __forceinline__ int query_tasks(int rows) { return (rows + QUERIES - 1) / QUERIES; }
+
+// The tasks of a launch. All lanes of a warp call its functions and get the same.
+struct Tasks {
+    const Batch& batch;
+    int kv_heads;
+    int of_keys, of_queries; // how many
+    int longest;             // tokens of the longest span
+
+    __device__ __forceinline__ Tasks(const Batch& batch, int kv_heads) : batch(batch), kv_heads(kv_heads) {
+        int keys = 0, queries = 0, most = 0;
+#pragma unroll 1
+        for (int i = threadIdx.x % 32; i < batch.span_count; i += 32) {
+            const int rows = whole_rows(batch, i);
+            keys += key_tasks(rows);
+            queries += query_tasks(rows);
+            most = max(most, rows);
+        }
+        of_keys = int(__reduce_add_sync(~0u, u32(keys))) * kv_heads;
+        of_queries = int(__reduce_add_sync(~0u, u32(queries))) * kv_heads;
+        longest = int(__reduce_max_sync(~0u, u32(most)));
     }
-    task.beyond = index;
-    return task;
-}
+
+    // Number `index` of the tasks of one kind, the longest first: each span has tasks of lengths 1 to `count(rows)`, one of
+    // each for every key-value head. Gives the length.
+    template <typename Count> __device__ __forceinline__ int find(int index, Task& task, Count count) const {
+        const int lane = threadIdx.x % 32;
+        // The tasks longer than `most` are `before`, and there are `index` or fewer.
+        int least = 1, most = count(longest), before = 0;
+#pragma unroll 1
+        while (least < most) {
+            const int middle = (least + most) / 2;
+            int longer = 0;
+#pragma unroll 1
+            for (int i = lane; i < batch.span_count; i += 32) longer += max(0, count(whole_rows(batch, i)) - middle);
+            longer = int(__reduce_add_sync(~0u, u32(longer))) * kv_heads;
+            if (longer <= index) {
+                most = middle;
+                before = longer;
+            } else {
+                least = middle + 1;
+            }
+        }
+        task.kv_head = (index - before) % kv_heads;
+        int rank = (index - before) / kv_heads;
+#pragma unroll 1
+        for (int first = 0;; first += 32) {
+            const bool has = count(whole_rows(batch, first + lane)) >= most;
+            const u32 owners = __ballot_sync(~0u, has);
+            const u32 owner = __ballot_sync(~0u, has && __popc(owners & ((1u << lane) - 1)) == rank);
+            if (owner != 0) {
+                task.span = span_at(batch, first + __ffs(owner) - 1);
+                return most;
+            }
+            rank -= __popc(owners);
+        }
+    }
+
+    __device__ __forceinline__ Task at(int index) const {
+        Task task = {NOTHING};
+        if (index < of_keys) {
+            const int length = find(index, task, key_tasks);
+            task.kind = OF_KEYS;
+            task.place = key_tasks(task.span.rows) - length;
+        } else if (index < of_keys + of_queries) {
+            task.place = find(index - of_keys, task, query_tasks) - 1;
+            task.kind = OF_QUERIES;
+        } else {
+            task.beyond = index - of_keys - of_queries;
+        }
+        return task;
+    }
+};
 
 // What passes by for a task: tiles from the span's last down to the first whose queries see any of the keys; or pages, from
 // the first to the last that any of the queries sees.
