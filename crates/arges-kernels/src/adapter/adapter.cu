@@ -1,7 +1,7 @@
 // Low-rank adapters: weights with them added, and their gradients on the way from a stack to the place of each.
 
 // Rows and columns of a tile of weights, and the values of the rank that it takes at a time.
-constexpr int ROWS = 64, COLUMNS = 128, DEPTH = 16;
+constexpr int ROWS = 64, COLUMNS = 128, DEPTH = 8;
 // Gates and ups of a gated matrix stand in turn in groups of so many.
 constexpr int GROUP = 8;
 
@@ -81,24 +81,42 @@ __device__ __forceinline__ void merge(
     W *down = reinterpret_cast<W*>(it.down), *up = reinterpret_cast<W*>(it.up);
     int line = threadIdx.x / 16, column = threadIdx.x % 16;
     float sums[4][2][4] = {};
+    // What a thread brings of B and of A: values of one k, of rows some apart; and of one column, of ks some apart.
+    constexpr int OF_B = ROWS * DEPTH / 256, OF_A = COLUMNS * DEPTH / 256;
+    int b_k = threadIdx.x % DEPTH, b_row = threadIdx.x / DEPTH;
+    int a_k = threadIdx.x / COLUMNS, a_column = threadIdx.x % COLUMNS;
+    float next_b[OF_B], next_a[OF_A];
+    auto fetch = [&](int begin) {
+#pragma unroll
+        for (int i = 0; i < OF_B; ++i) {
+            int row = row0 + b_row + i * (256 / DEPTH), k = begin + b_k;
+            next_b[i] = row < it.rows && k < rank ? b[i64(row) * rank + k] : 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < OF_A; ++i) {
+            int k = begin + a_k + i * (256 / COLUMNS), c = column0 + a_column;
+            next_a[i] = k < rank && c < it.cols ? a[i64(k) * it.cols + c] : 0.0f;
+        }
+    };
+    fetch(0);
 #pragma unroll 1
     for (int begin = 0; begin < rank; begin += DEPTH) {
-        for (int i = threadIdx.x; i < ROWS * DEPTH; i += 256) {
-            int row = row0 + i / DEPTH, k = begin + i % DEPTH;
-            bool inside = row < it.rows && k < rank;
-            float value = inside ? b[i64(row) * rank + k] : 0.0f;
-            left[i % DEPTH][i / DEPTH] = scale * value;
-            if (inside && column0 == 0)
-                up[i64(place_of(it.first + row, it.gates)) * it.stride + k] = from_float<W>(value);
+#pragma unroll
+        for (int i = 0; i < OF_B; ++i) {
+            int row = b_row + i * (256 / DEPTH), k = begin + b_k;
+            left[b_k][row] = scale * next_b[i];
+            if (column0 == 0 && row0 + row < it.rows && k < rank)
+                up[i64(place_of(it.first + row0 + row, it.gates)) * it.stride + k] = from_float<W>(next_b[i]);
         }
-        for (int i = threadIdx.x; i < COLUMNS * DEPTH; i += 256) {
-            int k = begin + i / COLUMNS, c = column0 + i % COLUMNS;
-            bool inside = k < rank && c < it.cols;
-            float value = inside ? a[i64(k) * it.cols + c] : 0.0f;
-            right[i / COLUMNS][i % COLUMNS] = value;
-            if (inside && row0 == 0) down[i64(k) * it.cols + c] = from_float<W>(value);
+#pragma unroll
+        for (int i = 0; i < OF_A; ++i) {
+            int in_tile = a_k + i * (256 / COLUMNS), k = begin + in_tile, c = column0 + a_column;
+            right[in_tile][a_column] = next_a[i];
+            if (row0 == 0 && k < rank && c < it.cols) down[i64(k) * it.cols + c] = from_float<W>(next_a[i]);
         }
         __syncthreads();
+        // The next ones come while these are multiplied.
+        if (begin + DEPTH < rank) fetch(begin + DEPTH);
 #pragma unroll
         for (int k = 0; k < DEPTH; ++k) {
             float4 l = four(&left[k][4 * line]);
