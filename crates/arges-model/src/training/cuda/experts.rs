@@ -18,6 +18,7 @@ use crate::params::{LayerParam, Param};
 
 /// Matrices of a layer that rows go through.
 struct Mlps<'a> {
+    products: &'a Products,
     gate_up: &'a DeviceMatrix,
     down: &'a DeviceMatrix,
     /// Inner width.
@@ -38,7 +39,6 @@ impl Mlps<'_> {
     /// `dinputs`.
     fn backward(
         &self,
-        products: &Products,
         mixture: &MixtureGradients,
         gradient_products: &mut ProductGradients,
         transposed: &mut DeviceMatrix,
@@ -52,10 +52,10 @@ impl Mlps<'_> {
         };
         if !self.kept {
             let gated = Output::Gated { out: inner.data_mut(), before: Some(&mut buffers.pre) };
-            products.run(self.gate_up, self.inputs, self.rows, gated)?;
+            self.products.run(self.gate_up, self.inputs, self.rows, gated)?;
         }
         let output = Output::Rounded(&mut buffers.dinner);
-        gradient_products.inputs(products, self.down, self.dout, self.rows, output, transposed)?;
+        gradient_products.inputs(self.products, self.down, self.dout, self.rows, output, transposed)?;
         mixture.swiglu_backward(Swiglu {
             pre: &buffers.pre,
             dinner: &buffers.dinner,
@@ -66,12 +66,19 @@ impl Mlps<'_> {
             dots: &mut buffers.dots,
         })?;
         let output = Output::Rounded(&mut buffers.dinputs);
-        gradient_products.inputs(products, self.gate_up, &buffers.dpre, self.rows, output, transposed)?;
+        gradient_products.inputs(
+            self.products,
+            self.gate_up,
+            &buffers.dpre,
+            self.rows,
+            output,
+            transposed,
+        )?;
         let [gate_up, down] = self.which;
         let of_down = Operands { dy: self.dout, x: inner };
-        sums.add(self.layer, down, of_down, self.rows, products, gradient_products)?;
+        sums.add(self.layer, down, of_down, self.rows, self.products, gradient_products)?;
         let of_gate_up = Operands { dy: &buffers.dpre, x: self.inputs };
-        sums.add(self.layer, gate_up, of_gate_up, self.rows, products, gradient_products)
+        sums.add(self.layer, gate_up, of_gate_up, self.rows, self.products, gradient_products)
     }
 }
 
@@ -134,6 +141,7 @@ impl CudaTrainer {
             _ => None,
         };
         let mut mlps = Mlps {
+            products,
             gate_up: &layer.experts.gate_up,
             down: &layer.experts.down,
             inner: config.intermediate_size,
@@ -152,11 +160,12 @@ impl CudaTrainer {
         let transposed = &mut buffers.transposed;
         let of_experts = if routing.is_some() { &mut kernels.experts } else { &mut kernels.products };
         let (inner, memory) = (&mut ws.experts.inner, &mut buffers.routed);
-        mlps.backward(products, &kernels.mixture, of_experts, transposed, &mut sums, inner, memory)?;
+        mlps.backward(&kernels.mixture, of_experts, transposed, &mut sums, inner, memory)?;
 
         let coefficient_weight = shared.as_ref().map(|(mlp, ..)| &mlp.coefficient);
         if let (Some((mlp, coefficients, inner)), Some(shared)) = (shared, &mut buffers.shared) {
             let mlps = Mlps {
+                products,
                 gate_up: &mlp.gate_up,
                 down: &mlp.down,
                 inner: config.shared_intermediate_size,
@@ -168,7 +177,7 @@ impl CudaTrainer {
                 kept,
             };
             let of_products = &mut kernels.products;
-            mlps.backward(products, &kernels.mixture, of_products, transposed, &mut sums, inner, shared)?;
+            mlps.backward(&kernels.mixture, of_products, transposed, &mut sums, inner, shared)?;
             if let Some((_, routing)) = routing {
                 let (dots, shared_dots) = (&buffers.routed.dots, &shared.dots);
                 let out = &mut buffers.router.dcoefficients;
