@@ -16,6 +16,7 @@ use arges_model::training::{
     LoraOptions, LoraTarget, Parameters, Recompute, Trainer, TrainingBatch, TrainingPlan,
 };
 use arges_model::{Checkpoint, Config, DType};
+use support::training::{cosine, mean_loss, relative_distance, weight};
 
 const PLAN: TrainingPlan = TrainingPlan::new(512, 8);
 
@@ -131,33 +132,10 @@ fn batch() -> TrainingBatch {
     batch
 }
 
-fn mean_loss(logprobs: &[f32]) -> f64 {
-    -logprobs.iter().map(|p| f64::from(*p)).sum::<f64>() / logprobs.len() as f64
-}
-
-/// Weights that differ from target to target, so that none can be mistaken for another.
-fn weight(targets: usize) -> impl Fn(usize, f32) -> f32 + Sync {
-    move |i, logprob| (-1.0 - 0.5 * (i % 3) as f32 + 0.1 * logprob) / targets as f32
-}
-
 fn gradients(trainer: &mut CudaTrainer, batch: &TrainingBatch) -> Vec<f32> {
     trainer.zero_gradients();
     trainer.accumulate(batch, &weight(batch.targets.len()), 0.02).unwrap();
     trainer.gradients().unwrap()
-}
-
-fn relative_distance(got: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    let square = |x: f64| x * x;
-    let distance: f64 = got.iter().zip(expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
-    let norm: f64 = expected.iter().map(|x| square(f64::from(*x))).sum();
-    // An expert that no token goes to has no gradient.
-    if distance == 0.0 { 0.0 } else { (distance / norm).sqrt() }
-}
-
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
 fn settings(step: u64) -> AdamW {

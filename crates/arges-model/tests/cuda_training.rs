@@ -15,6 +15,7 @@ use arges_model::training::{
     DeviceTrainer, Parameters, Recompute, TargetWeights, Trainer, TrainingBatch, TrainingDevice, TrainingPlan,
 };
 use arges_model::{Checkpoint, Config};
+use support::training::{cosine, mean_loss, relative_distance, weight};
 use support::{Golden, data};
 
 const MODELS: [&str; 3] = ["tiny-m1", "tiny-text01", "tiny-minimax-hf"];
@@ -40,33 +41,10 @@ fn golden_loss(name: &str, key: &str) -> f64 {
     serde_json::from_str::<serde_json::Value>(&text).unwrap()[key].as_f64().unwrap()
 }
 
-fn mean_loss(logprobs: &[f32]) -> f64 {
-    -logprobs.iter().map(|p| f64::from(*p)).sum::<f64>() / logprobs.len() as f64
-}
-
-/// Weights that differ from target to target, so that none can be mistaken for another.
-fn weight(targets: usize) -> impl Fn(usize, f32) -> f32 + Sync {
-    move |i, logprob| (-1.0 - 0.5 * (i % 3) as f32 + 0.1 * logprob) / targets as f32
-}
-
 fn gradients(trainer: &mut CudaTrainer, batch: &TrainingBatch, balance: f32) -> Vec<f32> {
     trainer.zero_gradients();
     trainer.accumulate(batch, &weight(batch.targets.len()), balance).unwrap();
     trainer.gradients().unwrap()
-}
-
-fn relative_distance(got: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    let square = |x: f64| x * x;
-    let distance: f64 = got.iter().zip(expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
-    let norm: f64 = expected.iter().map(|x| square(f64::from(*x))).sum();
-    // An expert that no token goes to has no gradient.
-    if distance == 0.0 { 0.0 } else { (distance / norm).sqrt() }
-}
-
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
 #[test]

@@ -14,6 +14,7 @@ use arges_model::training::{
     TrainingPlan,
 };
 use arges_model::{Batch, Cache, CachePlan, Checkpoint, Config, DType, LogitRows, Workspace, WorkspacePlan};
+use support::training::{cosine, mean_loss, relative_distance};
 use support::{Golden, Runner, data};
 
 const MODELS: [&str; 3] = ["tiny-m1", "tiny-text01", "tiny-minimax-hf"];
@@ -42,24 +43,12 @@ fn golden_loss(name: &str, key: &str) -> f64 {
     serde_json::from_str::<serde_json::Value>(&text).unwrap()[key].as_f64().unwrap()
 }
 
-fn mean_loss(logprobs: &[f32]) -> f64 {
-    -logprobs.iter().map(|p| f64::from(*p)).sum::<f64>() / logprobs.len() as f64
-}
-
 /// Gradients of the mean loss, plus `balance` times the load-balancing loss.
 fn gradients(trainer: &mut Trainer, batch: &TrainingBatch, balance: f32) -> Vec<f32> {
     trainer.parameters_mut().zero_gradients();
     let weight = -1.0 / batch.targets.len() as f32;
     trainer.accumulate(batch, &|_, _| weight, balance).unwrap();
     trainer.parameters().gradients().to_vec()
-}
-
-fn relative_distance(got: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    let square = |x: f64| x * x;
-    let distance: f64 = got.iter().zip(expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
-    let norm: f64 = expected.iter().map(|x| square(f64::from(*x))).sum();
-    (distance / norm).sqrt()
 }
 
 #[test]
@@ -208,9 +197,7 @@ fn bf16_gradients_point_where_the_f32_ones_do() {
             gradients(&mut trainer, &batch, 0.0)
         };
         let (exact, rounded) = (of(Compute::F32), of(Compute::Bf16));
-        let dot =
-            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-        let cosine = dot(&exact, &rounded) / (dot(&exact, &exact) * dot(&rounded, &rounded)).sqrt();
+        let cosine = cosine(&exact, &rounded);
         println!("{name}: cosine of bf16 gradients with the f32 ones {cosine:.5}");
         assert!(cosine > 0.995, "{name}: {cosine}");
     }

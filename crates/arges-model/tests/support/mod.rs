@@ -1,6 +1,8 @@
 //! Golden files and a small driver of the model.
 #![allow(dead_code)] // Each test file uses a part.
 
+pub mod training;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
