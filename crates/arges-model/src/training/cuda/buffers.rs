@@ -22,7 +22,7 @@ use crate::training::TrainingPlan;
 pub(super) const FEW_EXPERTS: usize = 16;
 
 /// Most bytes of the logits of one block of targets, and the most of a card's memory: one part in so many. The host waits
-/// for the scores of every block.
+/// for the scores of every block where weights of targets depend on them.
 const LOGIT_BYTES: usize = 2 << 30;
 const LOGIT_PART: usize = 32;
 

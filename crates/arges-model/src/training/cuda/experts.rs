@@ -110,8 +110,7 @@ impl CudaTrainer {
         let dbranch = buffers.dbranch.as_ref().unwrap_or(&buffers.dx);
 
         // The shared MLP's coefficients are needed for the experts' weights.
-        let shared_inner = &mut ws.experts.shared;
-        let shared = match (&layer.shared, shared_inner, &model.kernels.coefficient) {
+        let shared = match (&layer.shared, &mut ws.experts.shared, &model.kernels.coefficient) {
             (Some(mlp), Some(shared), Some(kernel)) => {
                 let SharedBuffers { inner, coefficients, .. } = shared;
                 if !kept {
